@@ -1,0 +1,26 @@
+"""revoke(2) for asyncio: take a port, a terminal or a connection away from code that is still awaiting it."""
+
+# The map of the floors; imports go down only, and what stands above floor 1 uses public names only.
+#
+#   4  cli.py           parses and prints
+#   2  testing.py       check_revokable(): the contract, to be run on anybody's resource
+#   2  adapters/        pty, tty: one noun per file
+#   1  _registry.py     names, keys, paths, generations
+#   1  _fdstream.py     a stream over a descriptor, kicked by waiter
+#   1  _stream.py       a stream over any AnyIO stream, kicked by cancel scope
+#   0  _revokable.py    THE protocol: start reading here
+#   0  _revocation.py   the awaitable view of one revocation
+#   0  _using.py        one operation
+#   0  _loop.py         the only file that tells asyncio from trio
+#   0  answers.py       the errors, and what dead files answer
+
+from . import answers as answers
+from ._revocation import Report as Report
+from ._revocation import Revocation as Revocation
+from ._revocation import User as User
+from ._revokable import Revokable as Revokable
+from ._revokable import revoke_all as revoke_all
+from ._revokable import revoke_threadsafe as revoke_threadsafe
+from ._using import Use as Use
+from .answers import RevokeDeadlock as RevokeDeadlock
+from .answers import RevokedError as RevokedError

@@ -1,0 +1,159 @@
+"""The loop a tree lives in: the only file that tells asyncio from trio.
+
+Everything else asks a `Home` for the current task, for a background task, or to be called from another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import pathlib
+import sys
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+if TYPE_CHECKING:
+    from ._using import Inside
+
+Task = Any  # asyncio.Task or trio.lowlevel.Task: both are only compared, named and looked into
+Done = Callable[[BaseException | None], None]
+
+
+class Home(Protocol):
+    """One running loop, in one thread."""
+
+    thread: int
+    #: The innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards by `outer`.
+    inside: dict[Task, Inside]
+
+    @property
+    def over(self) -> bool:
+        """Whether the loop can never run again."""
+
+    @property
+    def task(self) -> Callable[[], Task | None]:
+        """What tells the current task, or None in a callback."""
+
+    def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
+        """Run `run` in a task of nobody's. `done` is called once, with what it raised, even if it never got to start."""
+
+    def call_threadsafe(self, call: Callable[[], None]) -> None: ...
+
+
+class _AsyncioHome:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.thread = threading.get_ident()
+        self.inside: dict[Task, Inside] = {}
+        self.task: Callable[[], Task | None] = functools.partial(asyncio.current_task, loop)
+
+    @property
+    def over(self) -> bool:
+        return self.loop.is_closed()
+
+    def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
+        async def main() -> BaseException | None:
+            try:
+                await run()
+            except BaseException as exc:  # noqa: BLE001  # handed to done(), which reports it
+                return exc
+            return None
+
+        # A closing loop may cancel a task before its first step: only a callback is sure to run.
+        self.loop.create_task(main(), name=name).add_done_callback(
+            lambda task: done(asyncio.CancelledError() if task.cancelled() else task.result())
+        )
+
+    def call_threadsafe(self, call: Callable[[], None]) -> None:
+        self.loop.call_soon_threadsafe(call)
+
+
+class _TrioHome:
+    def __init__(self, token: Any) -> None:
+        self.token = token
+        self.thread = threading.get_ident()
+        self.inside: dict[Task, Inside] = {}
+        self.over = False
+        self._lowlevel = sys.modules["trio"].lowlevel
+        self._lowlevel.add_instrument(self)
+
+    def after_run(self) -> None:
+        """The hook of a `trio.abc.Instrument`: the only way to know that a run has ended."""
+        self.over = True
+
+    def task(self) -> Task | None:
+        try:
+            return self._lowlevel.current_task()
+        except RuntimeError:
+            return None
+
+    def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
+        async def main() -> None:
+            try:
+                await run()
+            except BaseException as exc:
+                done(exc)
+                if isinstance(exc, anyio.get_cancelled_exc_class()):
+                    raise
+            else:
+                done(None)
+
+        self._lowlevel.spawn_system_task(main, name=name)
+
+    def call_threadsafe(self, call: Callable[[], None]) -> None:
+        self.token.run_sync_soon(call)
+
+
+# A home keeps its loop alive, so the number cannot be another loop's while the entry is there.
+_homes: weakref.WeakValueDictionary[int, Home] = weakref.WeakValueDictionary()
+
+
+def current() -> Home | None:
+    """The home of the loop running in this thread, or None."""
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        return _homes.get(id(loop)) or _homes.setdefault(id(loop), _AsyncioHome(loop))
+    trio = sys.modules.get("trio")
+    if trio is None:
+        return None
+    try:
+        token = trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return None
+    return _homes.get(id(token)) or _homes.setdefault(id(token), _TrioHome(token))
+
+
+def task_name(task: Task) -> str:
+    """What the task is called in a report."""
+    return str(task.get_name() if isinstance(task, asyncio.Task) else task.name)
+
+
+def where(task: Task) -> str:
+    """The line a suspended task waits at: the innermost one that is not plumbing of a loop or of ours."""
+    frames = list(_frames(task.get_coro() if isinstance(task, asyncio.Task) else task.coro))
+    modules = [sys.modules.get(name) for name in ("asyncio", "anyio", "trio", __package__)]
+    plumbing = tuple(str(pathlib.Path(module.__file__).parent) for module in modules if module and module.__file__)
+    own = [frame for frame in frames if not frame.f_code.co_filename.startswith(plumbing)]
+    for frame in (own or frames)[-1:]:
+        code = frame.f_code
+        return f"{pathlib.Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name}"
+    return "not started"
+
+
+def _frames(waiting: Any) -> Iterator[FrameType]:
+    """The frames of a chain of awaits, outermost first: coroutines, generators and async generators."""
+    while waiting is not None:
+        for kind in ("cr", "gi", "ag"):
+            if hasattr(waiting, f"{kind}_frame"):
+                frame = getattr(waiting, f"{kind}_frame")
+                if frame is not None:
+                    yield frame
+                waiting = getattr(waiting, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
+                break
+        else:
+            return

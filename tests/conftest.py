@@ -1,0 +1,68 @@
+"""What every test runs on, and what every test must leave as it found it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import pathlib
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+BACKENDS = [
+    pytest.param(("asyncio", {}), id="asyncio"),
+    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    pytest.param(("trio", {}), id="trio"),
+]
+
+
+def _eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]  # 3.12 and later
+    return loop
+
+
+if sys.version_info >= (3, 12):
+    BACKENDS.insert(2, pytest.param(("asyncio", {"loop_factory": _eager_loop}), id="eager"))
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def _held() -> tuple[set[str], int, set[str]]:
+    """Open descriptors with what they are, the number of threads, and the children."""
+    files = set()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            files.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+        except OSError:  # the one that lists
+            continue
+    children = set(pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+    return files, threading.active_count(), children
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks() -> Iterator[None]:
+    """No test leaves a descriptor, a thread or a child behind."""
+    before = _held()
+    yield
+    after = _held()
+    if after != before:
+        gc.collect()
+        after = _held()
+    assert after[0] - before[0] == set(), "descriptors were left open"
+    assert after[1] <= before[1], "threads were left running"
+    assert after[2] - before[2] == set(), "children were not reaped"
+
+
+async def settle(turns: int = 12) -> None:
+    """Let every task run until it waits: for tests that know how many steps their tasks take at the most."""
+    for _ in range(turns):
+        await anyio.lowlevel.checkpoint()
