@@ -31,6 +31,9 @@ class Home(Protocol):
     #: The innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards by `outer`.
     inside: dict[Task, Inside]
 
+    #: The loop that calls back when a descriptor is ready, or None where only a task can wait for that.
+    reactor: asyncio.AbstractEventLoop | None
+
     @property
     def over(self) -> bool:
         """Whether the loop can never run again."""
@@ -47,14 +50,15 @@ class Home(Protocol):
 
 class _AsyncioHome:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+        self.reactor: asyncio.AbstractEventLoop | None = loop
+        self._loop = loop
         self.thread = threading.get_ident()
         self.inside: dict[Task, Inside] = {}
         self.task: Callable[[], Task | None] = functools.partial(asyncio.current_task, loop)
 
     @property
     def over(self) -> bool:
-        return self.loop.is_closed()
+        return self._loop.is_closed()
 
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
         async def main() -> BaseException | None:
@@ -65,16 +69,17 @@ class _AsyncioHome:
             return None
 
         # A closing loop may cancel a task before its first step: only a callback is sure to run.
-        self.loop.create_task(main(), name=name).add_done_callback(
+        self._loop.create_task(main(), name=name).add_done_callback(
             lambda task: done(asyncio.CancelledError() if task.cancelled() else task.result())
         )
 
     def call_threadsafe(self, call: Callable[[], None]) -> None:
-        self.loop.call_soon_threadsafe(call)
+        self._loop.call_soon_threadsafe(call)
 
 
 class _TrioHome:
     def __init__(self, token: Any) -> None:
+        self.reactor: asyncio.AbstractEventLoop | None = None
         self.token = token
         self.thread = threading.get_ident()
         self.inside: dict[Task, Inside] = {}

@@ -329,8 +329,8 @@ class Revokable:
         After True and until `stop_using`, the release does not run. Such users are kicked by hooks only, and are
         unnamed stragglers; the everyday form is `using`. Models use_pde (fs/proc/inode.c).
         """
-        home = self._home or self._settle()
-        if self._acts and (self.kicked or home is None or not self._inside(home, home.task())):
+        self._here()
+        if not self._admits_use():
             return False
         if self._uses is None:
             self._first_use()
@@ -368,6 +368,11 @@ class Revokable:
         """
         return Iterate(self, source)
 
+    def _admits_use(self) -> bool:
+        """Whether an operation may start: on a live node, or nested in one of the same task until the kick (I1)."""
+        home = self._home
+        return not self._acts or (not self.kicked and home is not None and self._inside(home, home.task()))
+
     def _inside(self, home: _loop.Home, task: _loop.Task) -> bool:
         """Whether the task is in an operation on this very node."""
         return any(inside.node is self and type(inside) is Use for inside in chain(home.inside.get(task)))
@@ -387,6 +392,15 @@ class Revokable:
         if act._closer is self:
             return anyio.ClosedResourceError(f"{self.path!r} was closed by its owner during this operation")
         return RevokedError(self, in_flight=True, sent=sent)
+
+    def _here(self) -> tuple[_loop.Home | None, _loop.Task | None]:
+        """The home of this tree and the current task in it."""
+        home = self._home
+        task = None if home is None else home.task()
+        if task is None:  # the first use of the tree, a callback, or another loop than the tree's
+            home = self._settle()
+            task = None if home is None else home.task()
+        return home, task
 
     def _settle(self) -> _loop.Home | None:
         """The home of this tree, found or chosen now.

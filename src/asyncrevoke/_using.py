@@ -124,11 +124,7 @@ class Use(Inside):
 
     def __enter__(self) -> Self:
         node = self.node
-        home = node._home
-        task = None if home is None else home.task()
-        if task is None:  # the first use of the tree, a callback, or another loop than the tree's
-            home = node._settle()
-            task = None if home is None else home.task()
+        home, task = node._here()
         if node._acts or self.idle:
             nested = home is not None and node._inside(home, task)
             if node._acts and (not nested or node.kicked):

@@ -66,7 +66,7 @@ class RevokedError(anyio.BrokenResourceError, OSError):
     def __str__(self) -> str:
         number = "" if self.generation is None else f" (generation {self.generation})"
         why = f": {self.reason}" if self.reason else ""
-        sent = "" if self.sent is None else f"; {self.sent} bytes were accepted before"
+        sent = f"; {self.sent} bytes were accepted before" if self.in_flight and self.sent is not None else ""
         return f"{self.name or 'the file'!r}{number} was revoked{why}{sent}"
 
     @property

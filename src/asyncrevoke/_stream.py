@@ -1,0 +1,208 @@
+"""A revocable stream over any AnyIO byte stream, kicked by cancel scope; and the face that all our streams share."""
+
+from __future__ import annotations
+
+import errno
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from types import EllipsisType
+from typing import Any, Literal
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from ._revocation import Revocation
+from ._revokable import Revokable
+from .answers import Answer, Answers, RevokedError
+
+
+class RevokableAttribute(anyio.TypedAttributeSet):
+    """What our streams tell about themselves by `extra()`."""
+
+    #: the node the stream is open on
+    handle: Revokable = anyio.typed_attribute()
+
+
+class Face(anyio.abc.ByteStream):
+    """What every stream of ours promises; how it waits is the business of those below.
+
+    Every operation is a checkpoint, whatever it ends in, and consumes nothing if it is cancelled there. There is one
+    reader and one writer at a time. Once taken away, operations answer by the profile of the handle, by default with
+    `RevokedError`; after the stream's own `aclose`, with ClosedResourceError.
+    """
+
+    handle: Revokable
+
+    def __init__(self, handle: Revokable, *, tty: bool = False) -> None:
+        self.handle = handle
+        self._tty = tty
+        self._eof_sent = False
+        self._reading = anyio.ResourceGuard("reading from")
+        self._writing = anyio.ResourceGuard("writing to")
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Receive 1 to `max_bytes` bytes.
+
+        :raises ~anyio.EndOfStream: at the end of data, or as the answer of a profile
+        :raises RevokedError: if it was or is taken away
+        :raises ~anyio.ClosedResourceError: if this stream was or is closed
+        :raises ~anyio.BrokenResourceError: if the other side is broken
+        :raises ~anyio.BusyResourceError: if another task is receiving
+        :raises ValueError: if `max_bytes` is not positive
+        Cancellation: nothing was consumed.
+        """
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes is {max_bytes}: ask for at least one")
+        with self._reading:
+            await anyio.lowlevel.checkpoint()
+            try:
+                return await self._receive(max_bytes)
+            except RevokedError as error:
+                self._answer(error, "read")
+                raise
+
+    async def send(self, item: bytes) -> None:
+        """Send all of `item`.
+
+        :raises RevokedError: if it was or is taken away; `sent` tells how many bytes were accepted, where that is known
+        :raises ~anyio.ClosedResourceError: if this stream was or is closed, or after `send_eof`
+        :raises ~anyio.BrokenResourceError: if the other side is broken
+        :raises ~anyio.BusyResourceError: if another task is sending
+        Cancellation: any part of `item` may have been sent.
+        """
+        with self._writing:
+            await anyio.lowlevel.checkpoint()
+            try:
+                if self._eof_sent and not self.handle.revoked:
+                    raise anyio.ClosedResourceError(f"{self.handle.path!r}: the end of data was sent already")
+                await self._send(item)
+            except RevokedError as error:
+                self._answer(error, "write")
+                raise
+
+    async def send_eof(self) -> None:
+        """Tell the other side that nothing more will be sent; it may go on sending. Twice does no harm.
+
+        :raises RevokedError, ~anyio.ClosedResourceError, ~anyio.BusyResourceError: as `send`
+        """
+        with self._writing:
+            await anyio.lowlevel.checkpoint()
+            try:
+                with self.handle.using():
+                    if not self._eof_sent:
+                        await self._send_eof()
+                        self._eof_sent = True
+            except RevokedError as error:
+                self._answer(error, "write")
+                raise
+
+    async def aclose(self) -> None:
+        """Close the stream, and wait until it is released. Operations of other tasks end with ClosedResourceError.
+
+        Cancellation: ends the waiting; it is closed all the same, by force where need be.
+        """
+        await self.handle.aclose()
+
+    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
+        """Take this stream away from those who use it: `Revokable.revoke` of its handle."""
+        return self.handle.revoke(reason, grace=grace)
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return {RevokableAttribute.handle: lambda: self.handle}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.handle!r}>"
+
+    @abstractmethod
+    async def _receive(self, max_bytes: int) -> bytes: ...
+
+    @abstractmethod
+    async def _send(self, item: bytes) -> None: ...
+
+    @abstractmethod
+    async def _send_eof(self) -> None: ...
+
+    def _answer(self, error: RevokedError, kind: Literal["read", "write"]) -> None:
+        """Make the error the profile's answer, if it is about this stream and not about one further inside."""
+        profile = self.handle.answers
+        if profile is None or error.node is not self.handle:
+            return
+        pair = profile.read if kind == "read" else profile.write
+        answer = pair.in_flight if error.in_flight else pair.later
+        if answer is Answer.EOF_IF_TTY:
+            answer = Answer.EOF if self._tty else errno.EIO
+        if answer is Answer.EOF:
+            raise anyio.EndOfStream from error
+        if isinstance(answer, int):
+            error.errno = answer
+
+
+def handle_of(
+    owner: Revokable | None,
+    name: str,
+    release: Callable[[], Awaitable[object] | None],
+    answers: Answers | EllipsisType,
+) -> Revokable:
+    """A handle of `owner`, or a root where there is none."""
+    if owner is None:
+        return Revokable(name, release=release, answers=answers)
+    return owner.open(name, release=release, answers=answers)
+
+
+class RevokableStream(Face):
+    """Any AnyIO byte stream, made revocable: every await on it is an operation of `handle`, kicked by cancel scope.
+
+    :param inner: the stream; it belongs to this one from now on
+    :param owner: what it is opened on; a handle of it is made. None: the stream is a root of its own
+    :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
+    :raises RevokedError: if the owner was revoked; `inner` is still yours then
+
+    A release does not wait for the other side: it aborts. `sent` is not known.
+    """
+
+    def __init__(
+        self,
+        inner: anyio.abc.ByteStream,
+        owner: Revokable | None = None,
+        answers: Answers | EllipsisType = ...,
+        *,
+        name: str = "",
+    ) -> None:
+        super().__init__(handle_of(owner, name, self._abort, answers))
+        self._inner = inner
+        self._inner_closed = False
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """Those of the inner stream, and ours."""
+        return {**self._inner.extra_attributes, **super().extra_attributes}
+
+    async def _receive(self, max_bytes: int) -> bytes:
+        with self.handle.using(idle=True):
+            return await self._inner.receive(max_bytes)
+
+    async def _send(self, item: bytes) -> None:
+        with self.handle.using():
+            await self._inner.send(item)
+
+    async def _send_eof(self) -> None:
+        await self._inner.send_eof()
+
+    async def aclose(self) -> None:
+        """Close the stream: others are refused and kicked, then the inner stream is closed, which may wait for its peer.
+
+        Cancellation, or a revocation: end that waiting and abort the inner stream.
+        """
+        try:
+            with self.handle.using():
+                closing = self.handle.close()  # refuses all others; this operation is its last
+                await self._inner.aclose()
+                self._inner_closed = True
+        except (RevokedError, anyio.ClosedResourceError):
+            closing = self.handle.close()
+        await closing
+
+    def _abort(self) -> Awaitable[None] | None:
+        return None if self._inner_closed else anyio.aclose_forcefully(self._inner)
