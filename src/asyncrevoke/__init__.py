@@ -16,12 +16,16 @@
 
 from . import answers as answers
 from ._fdstream import FdStream as FdStream
+from ._registry import Key as Key
+from ._registry import Name as Name
+from ._registry import Registry as Registry
 from ._revocation import Report as Report
 from ._revocation import Revocation as Revocation
 from ._revocation import User as User
 from ._revokable import Revokable as Revokable
 from ._revokable import revoke_all as revoke_all
 from ._revokable import revoke_threadsafe as revoke_threadsafe
+from ._stream import Face as Face
 from ._stream import RevokableAttribute as RevokableAttribute
 from ._stream import RevokableStream as RevokableStream
 from ._using import Use as Use

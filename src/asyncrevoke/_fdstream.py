@@ -16,7 +16,7 @@ import socket
 import stat
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import EllipsisType
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from anyio.streams.file import FileStreamAttribute
 from . import _loop
 from ._revocation import Revocation
 from ._revokable import Revokable, revoke_threadsafe
-from ._stream import Face, handle_of
+from ._stream import Face, Owner, handle_of
 from .answers import Answers, RevokedError
 
 T = TypeVar("T")
@@ -38,6 +38,7 @@ class FdStream(Face):
     :param fd: belongs to the stream from now on; on an error it is still yours
     :param owner: what it is opened on; a handle of it is made. None: the stream is a root of its own
     :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
+    :param also: further parents of the handle, such as a token; whichever goes first takes it
     :raises OSError: if `fd` is not open
     :raises RevokedError: if the owner was revoked
 
@@ -48,17 +49,18 @@ class FdStream(Face):
     def __init__(
         self,
         fd: int,
-        owner: Revokable | None = None,
+        owner: Owner = None,
         answers: Answers | EllipsisType = ...,
         *,
         name: str = "",
+        also: Iterable[Revokable] = (),
     ) -> None:
         self._fd = -1  # until it is ours
         try:
             os.set_blocking(fd, False)
         except (OSError, ValueError, OverflowError) as exc:
             raise OSError(errno.EBADF, f"descriptor {fd} is not open") from exc
-        super().__init__(handle_of(owner, name or f"fd {fd}", self._release, answers), tty=os.isatty(fd))
+        super().__init__(handle_of(owner, name or f"fd {fd}", also, self._release, answers), tty=os.isatty(fd))
         self._fd = fd
         self._readable = _Side(fd, "reader", anyio.wait_readable)
         self._writable = _Side(fd, "writer", anyio.wait_writable)

@@ -48,6 +48,7 @@ import concurrent.futures
 import inspect
 import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable
+from contextlib import AbstractAsyncContextManager
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -248,7 +249,7 @@ class Revokable:
         at_close: Callable[[], object] | None = None,
         kick: Kick = ...,
         answers: Answers | EllipsisType = ...,
-    ) -> Opening:
+    ) -> AbstractAsyncContextManager[Revokable]:
         """Open a file whose device takes its time: ``async with node.opening() as h: fd = ...; h.release = ...``
 
         The block is an operation of this node. Set `h.release` as soon as there is something to release. A normal exit

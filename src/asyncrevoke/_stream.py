@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import EllipsisType
 from typing import Any, Literal
 
@@ -13,8 +13,11 @@ import anyio.abc
 import anyio.lowlevel
 
 from ._revocation import Revocation
-from ._revokable import Revokable
+from ._revokable import Release, Revokable
 from .answers import Answer, Answers, RevokedError
+
+#: What a stream is opened on: a node, or a function that opens as one does, such as `Name.pin`; None for a root.
+Owner = Revokable | Callable[..., Revokable] | None
 
 
 class RevokableAttribute(anyio.TypedAttributeSet):
@@ -25,7 +28,8 @@ class RevokableAttribute(anyio.TypedAttributeSet):
 
 
 class Face(anyio.abc.ByteStream):
-    """What every stream of ours promises; how it waits is the business of those below.
+    """What every stream of ours promises. A kind of stream is made by `_receive`, `_send` and `_send_eof`, which do the
+    work as operations of `handle`; being a checkpoint, one at a time and the profile's answer is done here.
 
     Every operation is a checkpoint, whatever it ends in, and consumes nothing if it is cancelled there. There is one
     reader and one writer at a time. Once taken away, operations answer by the profile of the handle, by default with
@@ -140,15 +144,13 @@ class Face(anyio.abc.ByteStream):
 
 
 def handle_of(
-    owner: Revokable | None,
-    name: str,
-    release: Callable[[], Awaitable[object] | None],
-    answers: Answers | EllipsisType,
+    owner: Owner, name: str, also: Iterable[Revokable], release: Release, answers: Answers | EllipsisType
 ) -> Revokable:
     """A handle of `owner`, or a root where there is none."""
     if owner is None:
         return Revokable(name, release=release, answers=answers)
-    return owner.open(name, release=release, answers=answers)
+    make = owner.open if isinstance(owner, Revokable) else owner
+    return make(name, also=also, release=release, answers=answers)
 
 
 class RevokableStream(Face):
@@ -157,6 +159,7 @@ class RevokableStream(Face):
     :param inner: the stream; it belongs to this one from now on
     :param owner: what it is opened on; a handle of it is made. None: the stream is a root of its own
     :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
+    :param also: further parents of the handle, such as a token; whichever goes first takes it
     :raises RevokedError: if the owner was revoked; `inner` is still yours then
 
     A release does not wait for the other side: it aborts. `sent` is not known.
@@ -165,12 +168,13 @@ class RevokableStream(Face):
     def __init__(
         self,
         inner: anyio.abc.ByteStream,
-        owner: Revokable | None = None,
+        owner: Owner = None,
         answers: Answers | EllipsisType = ...,
         *,
         name: str = "",
+        also: Iterable[Revokable] = (),
     ) -> None:
-        super().__init__(handle_of(owner, name, self._abort, answers))
+        super().__init__(handle_of(owner, name, also, self._abort, answers))
         self._inner = inner
         self._inner_closed = False
 

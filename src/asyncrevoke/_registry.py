@@ -1,0 +1,317 @@
+"""Names that outlive what is open under them: generations, keys, and devices found by path.
+
+A `Name` stays; what is opened under it belongs to its current `Generation`, which is revoked once. Hanging up ends the
+generation, and the next open begins another; revoking the name itself means that the thing is gone. A `Key` is a name
+that exists only as long as somebody uses it. A `Registry` finds both. It keeps nothing alive, and is no global.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pathlib
+import stat
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from types import EllipsisType
+from typing import Any, Literal
+
+import anyio
+
+from ._revocation import Revocation
+from ._revokable import Kick, Release, Revokable
+from ._stream import Face
+from .answers import Answers
+
+Hangup = Callable[[int], Awaitable[object] | None]
+
+
+class Generation(Revokable):
+    """All that was opened under a name until it is hung up; over when it is released."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: int, name: str = "", **options: Any) -> None:
+        super().__init__(name, **options)
+        self._number = number
+
+    @property
+    def generation(self) -> int:
+        return self._number
+
+
+class Name(Revokable):
+    """A name with generations, as a terminal has: `open` opens in the current one.
+
+    :param while_draining: what an open does while the old generation is not released yet (RFC, spot 5). "next" begins
+        the next one beside it; "refuse" raises `RevokedError`; "queue" lets `opening` wait for the release, and `open`
+        raise.
+    :param queue: how many may wait so
+    :param hangup: runs as each generation's release and is told the number of pinned handles; may return an awaitable
+    :param options: as for `Revokable`; `release` runs when the name itself is gone
+    """
+
+    __slots__ = ("__weakref__", "_current", "_hangup", "_queue", "_waiting", "_while_draining")
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        while_draining: Literal["next", "refuse", "queue"] = "next",
+        queue: int = 16,
+        hangup: Hangup | None = None,
+        **options: Any,
+    ) -> None:
+        if while_draining not in ("next", "refuse", "queue"):
+            raise ValueError(f"while_draining is {while_draining!r}: give 'next', 'refuse' or 'queue'")
+        super().__init__(name, **options)
+        self._while_draining = while_draining
+        self._queue = queue
+        self._waiting = 0
+        self._hangup = hangup
+        self._current = Generation(0)  # before the first
+        self._current.revoke()
+
+    @property
+    def current(self) -> Generation:
+        """The latest generation; it may be over. Number 0 is none at all."""
+        return self._current
+
+    @property
+    def pinned(self) -> int:
+        """The number of open handles that no hang-up takes away."""
+        return sum(type(child) is not Generation for child in self._children or ())
+
+    def pin(self, name: str = "", **options: Any) -> Revokable:
+        """Open a handle that stays through hang-ups, as a console's does (RFC, spot 8). Options as for `open`."""
+        return super().open(name, **options)
+
+    def open(
+        self,
+        name: str = "",
+        *,
+        also: Iterable[Revokable] = (),
+        release: Release | None = None,
+        at_close: Callable[[], object] | None = None,
+        kick: Kick = ...,
+        answers: Answers | EllipsisType = ...,
+    ) -> Revokable:
+        """Open a handle in the current generation, or begin the next one. Options as for `Revokable.open`.
+
+        :raises RevokedError: if the name is gone, or the old generation drains and is not to be passed
+        """
+        return self._generation().open(
+            name, also=also, release=release, at_close=at_close, kick=kick, answers=answers
+        )
+
+    @contextlib.asynccontextmanager
+    async def opening(self, name: str = "", **options: Any) -> AsyncIterator[Revokable]:
+        """As `Revokable.opening`, in the current generation; the waiting of the "queue" policy is done here.
+
+        :raises RevokedError: if the name is gone, also while waiting
+        :raises ~anyio.BusyResourceError: if too many wait
+        Cancellation: leaves the queue.
+        """
+        if self._while_draining == "queue":
+            with self.using():
+                await self._drained()
+        async with self._generation().opening(name, **options) as handle:
+            yield handle
+
+    def hangup(self, reason: str = "hung up", *, grace: float = 0.0) -> Revocation:
+        """End the current generation; the name stays, and pinned handles too. As `revoke` otherwise."""
+        return self._current.revoke(reason, grace=grace)
+
+    def _generation(self) -> Generation:
+        self._admit_child()
+        old = self._current
+        if not old.revoked:
+            return old
+        if not old.released and self._while_draining != "next":
+            raise old._refusal()
+        hangup = self._hangup
+        new = Generation(
+            old.generation + 1,
+            release=None if hangup is None else lambda: hangup(self.pinned),
+            kick=self._kick,
+            answers=self._answers,
+        )
+        new._join((self,))
+        self._current = new
+        return new
+
+    async def _drained(self) -> None:
+        while self._current.revoked and not self._current.released:
+            if self._waiting >= self._queue:
+                raise anyio.BusyResourceError("opening")
+            self._waiting += 1
+            try:
+                await self._current._acts[0]._until(lambda: self._current.released)
+            finally:
+                self._waiting -= 1
+
+
+class Key(Revokable):
+    """A node of a registry's tree of keys: a child of its parent only while somebody uses it."""
+
+    __slots__ = ("__weakref__", "_number")
+
+    def __init__(self, name: str, parent: Revokable, number: int) -> None:
+        super().__init__(name)
+        self.parent = parent
+        self._kick = parent._kick
+        self._answers = parent._answers
+        self._number = number
+
+    @property
+    def generation(self) -> int:
+        return self._number
+
+    def _dead(self) -> Revokable | None:
+        """What was revoked, this or above: a revocation does not reach down to a key that nobody uses."""
+        node: Revokable | None = self
+        while node is not None and not node._acts:
+            node = node.parent
+        return node
+
+    def _admit_child(self) -> None:
+        dead = self._dead()
+        if dead is not None:
+            raise dead._refusal()
+        super()._admit_child()
+
+    def _admits_use(self) -> bool:
+        return super()._admits_use() and (bool(self._acts) or self._dead() is None)
+
+    def _first_use(self) -> dict[Any, None]:
+        self._admit_child()
+        self._attach()
+        return super()._first_use()
+
+    def _link(self, child: Revokable) -> None:
+        self._attach()
+        super()._link(child)
+
+    def _attach(self) -> None:
+        node: Revokable = self
+        while (parent := node.parent) is not None and node not in (parent._children or ()):
+            Revokable._link(parent, node)
+            node = parent
+
+    def _unused(self) -> None:
+        node: Revokable = self
+        while type(node) is Key and not node.in_use and not node._acts:
+            parent = node.parent
+            assert parent is not None
+            (parent._children or {}).pop(node, None)
+            node._uses = None  # so that the next use attaches it
+            node = parent
+
+
+class Registry:
+    """Finds what can be taken away: by key, by name, by path.
+
+    ``live["alice", "token7"]`` gives the node of a key, a path in a tree of them; open files on it, directly or with
+    ``also=[...]``. ``live.revoke("alice")`` takes all below away, and alice may begin again at once. ``name()`` adds a
+    device, which is then found by its name, by every path that leads to it, and by what is open on it.
+
+    :ivar root: the node above all keys and names
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.root = Revokable(name)
+        self._keys: weakref.WeakValueDictionary[tuple[str, ...], Key] = weakref.WeakValueDictionary()
+        self._names: weakref.WeakValueDictionary[str, Name] = weakref.WeakValueDictionary()
+        self._places: weakref.WeakValueDictionary[tuple[int, ...], Name] = weakref.WeakValueDictionary()
+        self._numbers = itertools.count(1)
+
+    def __getitem__(self, key: str | tuple[str, ...]) -> Revokable:
+        """The node of a key, made if there is none. It is dropped when nobody uses it."""
+        path = (key,) if isinstance(key, str) else key
+        if not path or not all(isinstance(part, str) for part in path):
+            raise TypeError(f"{key!r} is no key: give one string, or several")
+        node = self.root
+        for end in range(1, len(path) + 1):
+            known = self._keys.get(path[:end])
+            if known is None or known.parent is not node or known.revoked:
+                known = self._keys[path[:end]] = Key(path[end - 1], node, next(self._numbers))
+            node = known
+        return node
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        """The keys in use."""
+        return iter([path for path, key in list(self._keys.items()) if key.in_use and not key.revoked])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, key: object) -> bool:
+        path = (key,) if isinstance(key, str) else key
+        return isinstance(path, tuple) and any(path == known for known in self)
+
+    def name(self, name: str, path: str | os.PathLike[str] | None = None, **options: Any) -> Name:
+        """Add a device. It is the caller's to close; its name is free again once it is revoked.
+
+        :param path: where it is found in the file system, if it is
+        :param options: as for `Name`
+        :raises ValueError: if the name, or the device at `path`, is taken
+        :raises OSError: if there is nothing at `path`
+        """
+        places = [] if path is None else [_place(path)]
+        for taken in (self._names.get(name), *(self._places.get(place) for place in places)):
+            if taken is not None and not taken.revoked:
+                raise ValueError(f"{name!r} is taken, by {taken!r}: revoke that first, or choose another name")
+        node = Name(name, **options)
+        node._join((self.root,))
+        self._names[name] = node
+        for place in places:
+            self._places[place] = node
+        return node
+
+    def find(self, what: str | os.PathLike[str] | int | Revokable | Face) -> Name:
+        """The device of that name; that a path leads to; of that device number (`st_rdev`); that a handle is open on.
+
+        :raises LookupError: if there is none here
+        :raises OSError: if nothing is at that path at all
+        """
+        found: Revokable | None
+        if isinstance(what, Face | Revokable):
+            found = what.handle if isinstance(what, Face) else what
+            while found is not None and not isinstance(found, Name):
+                found = found.parent
+        elif isinstance(what, int):
+            found = self._places.get((what,))
+        else:
+            found = self._names.get(what) if isinstance(what, str) else None
+            found = found or self._places.get(_place(what))
+        if not isinstance(found, Name) or found.revoked:
+            raise LookupError(f"{what!r} leads to no device of this registry")
+        return found
+
+    def revoke(self, *what: str | os.PathLike[str], reason: str = "", grace: float = 0.0) -> Revocation:
+        """Take away a key with all below it, or, as revoke(2), hang up the device that a name or a path leads to.
+
+        A single string is taken as a name first, then as a path if there is a slash in it, else as a key. To revoke a
+        key that nobody uses is complete at once.
+
+        :raises LookupError, OSError: as `find`, for paths
+        """
+        if len(what) == 1 and (not isinstance(what[0], str) or what[0] in self._names or "/" in what[0]):
+            return self.find(what[0]).hangup(reason, grace=grace)
+        return self[tuple(os.fspath(part) for part in what)].revoke(reason, grace=grace)
+
+    def frevoke(self, handle: Revokable | Face, reason: str = "", *, grace: float = 0.0) -> Revocation:
+        """Hang up the device that `handle` is open on, for all who have it open, as frevoke(2).
+
+        :raises LookupError: as `find`
+        """
+        return self.find(handle).hangup(reason, grace=grace)
+
+
+def _place(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """What is the same for every path that leads to one thing: the device number, or the inode."""
+    status = pathlib.Path(path).stat()
+    if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+        return (status.st_rdev,)
+    return (status.st_dev, status.st_ino)

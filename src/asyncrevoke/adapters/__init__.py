@@ -1,0 +1,1 @@
+"""What can be taken away: one kind of thing per file, each built on the public names of `asyncrevoke` alone."""
