@@ -39,6 +39,7 @@ class FdStream(Face):
     :param owner: what it is opened on; a handle of it is made. None: the stream is a root of its own
     :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
     :param also: further parents of the handle, such as a token; whichever goes first takes it
+    :param close: what closes the descriptor, as its release
     :raises OSError: if `fd` is not open
     :raises RevokedError: if the owner was revoked
 
@@ -54,8 +55,10 @@ class FdStream(Face):
         *,
         name: str = "",
         also: Iterable[Revokable] = (),
+        close: Callable[[int], object] = os.close,
     ) -> None:
         self._fd = -1  # until it is ours
+        self._close = close
         try:
             os.set_blocking(fd, False)
         except (OSError, ValueError, OverflowError) as exc:
@@ -162,7 +165,7 @@ class FdStream(Face):
         fd, self._fd = self._fd, -1
         self._readable.disarm()
         self._writable.disarm()
-        os.close(fd)
+        self._close(fd)
 
     def __del__(self) -> None:
         if self._fd >= 0:

@@ -101,9 +101,7 @@ class Name(Revokable):
 
         :raises RevokedError: if the name is gone, or the old generation drains and is not to be passed
         """
-        return self._generation().open(
-            name, also=also, release=release, at_close=at_close, kick=kick, answers=answers
-        )
+        return self._generation().open(name, also=also, release=release, at_close=at_close, kick=kick, answers=answers)
 
     @contextlib.asynccontextmanager
     async def opening(self, name: str = "", **options: Any) -> AsyncIterator[Revokable]:
@@ -113,9 +111,7 @@ class Name(Revokable):
         :raises ~anyio.BusyResourceError: if too many wait
         Cancellation: leaves the queue.
         """
-        if self._while_draining == "queue":
-            with self.using():
-                await self._drained()
+        await self.drained()
         async with self._generation().opening(name, **options) as handle:
             yield handle
 
@@ -141,15 +137,22 @@ class Name(Revokable):
         self._current = new
         return new
 
-    async def _drained(self) -> None:
-        while self._current.revoked and not self._current.released:
-            if self._waiting >= self._queue:
-                raise anyio.BusyResourceError("opening")
-            self._waiting += 1
-            try:
-                await self._current._acts[0]._until(lambda: self._current.released)
-            finally:
-                self._waiting -= 1
+    async def drained(self) -> None:
+        """Wait in the queue until an open would not be refused; only where the policy is "queue".
+
+        :raises RevokedError: if the name is gone, also while waiting
+        :raises ~anyio.BusyResourceError: if too many wait
+        Cancellation: leaves the queue.
+        """
+        with self.using():
+            while self._while_draining == "queue" and self._current.revoked and not self._current.released:
+                if self._waiting >= self._queue:
+                    raise anyio.BusyResourceError("opening")
+                self._waiting += 1
+                try:
+                    await self._current._acts[0]._until(lambda: self._current.released)
+                finally:
+                    self._waiting -= 1
 
 
 class Key(Revokable):

@@ -98,7 +98,11 @@ class Revocation:
     """
 
     def __init__(
-        self, roots: tuple[Revokable, ...], reason: str, closer: Revokable | None = None, spare: _loop.Task | None = None
+        self,
+        roots: tuple[Revokable, ...],
+        reason: str,
+        closer: Revokable | None = None,
+        spare: _loop.Task | None = None,
     ) -> None:
         self._roots = roots
         self.reason = reason

@@ -415,7 +415,9 @@ class Revokable:
         home = root._home
         if here is not None and here is not home:
             if home is not None and not home.over:
-                raise RuntimeError(f"{self.path!r} belongs to another event loop; only revoke_threadsafe() may be called here")
+                raise RuntimeError(
+                    f"{self.path!r} belongs to another event loop; only revoke_threadsafe() may be called here"
+                )
             root._home = home = here
         self._home = home
         return home

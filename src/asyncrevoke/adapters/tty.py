@@ -1,0 +1,228 @@
+"""A terminal device that is opened by path, and hung up as the kernel does it.
+
+`__tty_hangup` (drivers/tty/tty_io.c) in its steps, and where each is done here:
+
+== ====================================================== =============================================================
+ 1 take a console redirection off                         what forwards into the terminal is opened on its node, too
+ 2 lock out openers, closers, other hang-ups              refusing is one step that nothing interrupts
+ 3 already hung up: done                                  a generation is revoked once
+ 4 TTY_HUPPING                                            the generation is `revoked`, and not `released`
+ 5 check the counts                                       `Driver`: opens are closes and hang-ups
+ 6 swap the file operations; consoles stay                handles of the generation refuse; pinned ones do not
+ 7 HUP, then CONT to the session leader                   `KernelDriver.hangup`
+ 8 flush the queues; wake all; wait for them; reset       kick and drain; `KernelDriver.hangup` flushes and resets
+ 9 forget flow control and session                        with the TIOCVHANGUP of step 10
+10 consoles: the driver's close, n times; else its hangup the generation's release, which is told the number pinned
+11 TTY_HUPPED; the next open begins anew                  the generation is `released`; `open` begins the next
+12 drop the redirection                                   see 1
+== ====================================================== =============================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import signal
+import termios
+from collections.abc import Callable, Iterable
+from types import EllipsisType, TracebackType
+from typing import Any, Protocol, Self
+
+from asyncrevoke import FdStream, Name, Registry, Revocation, Revokable
+from asyncrevoke.answers import Answers
+
+TIOCVHANGUP = 0x5437  # include/uapi/asm-generic/ioctls.h
+
+
+class Driver(Protocol):
+    """What the hardware behind a terminal is told (struct tty_operations). Opens equal closes plus those hung up."""
+
+    def open(self, fd: int) -> None:
+        """The terminal was opened once more."""
+
+    def close(self) -> None:
+        """One of its opens was closed, or was hung up while a console stays open."""
+
+    def hangup(self) -> None:
+        """All of its opens were hung up, and none is left."""
+
+
+class KernelDriver:
+    """A terminal of the kernel's: a hang-up reaches all other programs that have it open.
+
+    With CAP_SYS_ADMIN by TIOCVHANGUP. Without it, as far as it goes: the session leader gets SIGHUP and SIGCONT if we
+    may send them, what is queued is flushed, and the settings are those of before the first open; what other programs
+    have open stays usable.
+
+    :ivar vhangup: whether the last hang-up was the kernel's own; None if there was none
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._settings: list[Any] | None = None
+        self.vhangup: bool | None = None
+
+    def open(self, fd: int) -> None:
+        if self._settings is None:
+            self._settings = termios.tcgetattr(fd)
+
+    def close(self) -> None:
+        pass
+
+    def hangup(self) -> None:
+        try:
+            fd = _open(self._path)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.EIO):
+                return  # the device is gone, and the kernel has hung it up
+            raise
+        try:
+            fcntl.ioctl(fd, TIOCVHANGUP)
+            self.vhangup = True
+        except PermissionError:
+            self._as_far_as_it_goes(fd)
+            self.vhangup = False
+        finally:
+            os.close(fd)
+
+    def _as_far_as_it_goes(self, fd: int) -> None:
+        for leader in _session_leaders(os.fstat(fd).st_rdev):
+            for signum in (signal.SIGHUP, signal.SIGCONT):
+                with contextlib.suppress(PermissionError, ProcessLookupError):
+                    os.kill(leader, signum)
+        termios.tcflush(fd, termios.TCIOFLUSH)
+        if self._settings is not None:
+            termios.tcsetattr(fd, termios.TCSANOW, self._settings)
+
+
+class Tty:
+    """A terminal device: ``tty = Tty("/dev/ttyS0"); stream = await tty.open("alice"); await tty.hangup()``
+
+    :param path: of the device
+    :param name: for errors and reports; left out: the path's last part
+    :param registry: where it can be found by its name, path and device number
+    :param driver: what stands behind it; left out: the kernel
+    :param options: as for `Name`
+    :raises OSError: if there is no terminal at `path`
+    :raises ValueError: if the registry has that name or device already
+    :ivar node: the name, which stays through hang-ups
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str = "",
+        registry: Registry | None = None,
+        driver: Driver | None = None,
+        **options: Any,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.driver = driver or KernelDriver(self.path)
+        os.close(_open(self.path))
+        name = name or pathlib.PurePath(self.path).name
+        options = {"while_draining": "queue", **options, "hangup": self._hung_up}
+        self.node = Name(name, **options) if registry is None else registry.name(name, self.path, **options)
+        self._hung = 0  # opens that were hung up, of which the driver has not been told
+
+    async def open(
+        self,
+        name: str = "",
+        *,
+        also: Iterable[Revokable] = (),
+        answers: Answers | EllipsisType = ...,
+        console: bool = False,
+    ) -> FdStream:
+        """Open a stream on it, in the current generation or as the first of the next. It is no controlling terminal.
+
+        While a hang-up is not finished, this waits for it in a queue, as the kernel's tty_open does for the lock.
+
+        :param also: further parents, such as a token; whichever goes first takes the stream
+        :param console: it stays through hang-ups (RFC, spot 8), and goes with the terminal itself
+        :raises OSError: if the device cannot be opened
+        :raises RevokedError: if the terminal is gone, also while waiting
+        :raises ~anyio.BusyResourceError: if too many wait
+        Cancellation: nothing was opened.
+        """
+        await self.node.drained()
+        fd = _open(self.path)
+        generation: Revokable | None = None
+
+        def close(fd: int) -> None:
+            os.close(fd)
+            if generation is not None and generation.revoked:
+                self._hung += 1  # the generation's release tells the driver
+            else:
+                self.driver.close()
+
+        owner: Callable[..., Revokable] = self.node.pin if console else self.node.open
+        try:
+            stream = FdStream(fd, owner, answers, name=name, also=also, close=close)
+        except BaseException:
+            os.close(fd)
+            raise
+        if not console:
+            generation = stream.handle.parent
+        self.driver.open(fd)
+        return stream
+
+    def hangup(self, reason: str = "hung up", *, grace: float = 0.0) -> Revocation:
+        """Take it away from all who have it open, here and, by the kernel, in other programs. Consoles stay.
+
+        The name can be opened again at once. As `Revokable.revoke` otherwise.
+        """
+        if self.node.current.revoked:  # nobody here has it open, but others may
+            self.node.open("hang-up")
+        return self.node.hangup(reason, grace=grace)
+
+    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
+        """Hang it up for good: the terminal is gone, consoles too, and its name is free."""
+        return self.node.revoke(reason, grace=grace)
+
+    async def aclose(self) -> None:
+        """The same as its owner, and wait until all is released."""
+        await self.node.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<Tty {self.path!r} of {self.node!r}>"
+
+    def _hung_up(self, pinned: int) -> None:
+        """The release of a generation (step 10)."""
+        hung, self._hung = self._hung, 0
+        if not pinned:
+            self.driver.hangup()
+            return
+        for _ in range(hung):
+            self.driver.close()
+
+
+def _open(path: str) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not os.isatty(fd):
+        os.close(fd)
+        raise OSError(errno.ENOTTY, "not a terminal", path)
+    return fd
+
+
+def _session_leaders(device: int) -> list[int]:
+    """The leaders of sessions whose controlling terminal that device is."""
+    leaders = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, _, _, session, tty, _ = stat.read_bytes().rpartition(b")")[2].split(maxsplit=5)
+        except (OSError, ValueError):  # ended meanwhile
+            continue
+        if int(tty) == device and session == stat.parent.name.encode():
+            leaders.append(int(session))
+    return leaders
