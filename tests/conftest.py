@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 BACKENDS = [
@@ -34,6 +35,12 @@ if sys.version_info >= (3, 12):
 @pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uvloop_has_its_pipe() -> None:
+    """The first loop of uvloop makes a pipe for signals, which the process keeps."""
+    anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
 
 
 def _held() -> tuple[set[str], int, set[str]]:

@@ -14,15 +14,13 @@ import pathlib
 import stat
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from types import EllipsisType
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import anyio
 
 from ._revocation import Revocation
-from ._revokable import Kick, Release, Revokable
+from ._revokable import Options, Revokable
 from ._stream import Face
-from .answers import Answers
 
 Hangup = Callable[[int], Awaitable[object] | None]
 
@@ -35,10 +33,6 @@ class Generation(Revokable):
     def __init__(self, number: int, name: str = "", **options: Any) -> None:
         super().__init__(name, **options)
         self._number = number
-
-    @property
-    def generation(self) -> int:
-        return self._number
 
 
 class Name(Revokable):
@@ -83,28 +77,21 @@ class Name(Revokable):
         """The number of open handles that no hang-up takes away."""
         return sum(type(child) is not Generation for child in self._children or ())
 
-    def pin(self, name: str = "", **options: Any) -> Revokable:
+    def pin(self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]) -> Revokable:
         """Open a handle that stays through hang-ups, as a console's does (RFC, spot 8). Options as for `open`."""
-        return super().open(name, **options)
+        return super().open(name, also=also, **options)
 
-    def open(
-        self,
-        name: str = "",
-        *,
-        also: Iterable[Revokable] = (),
-        release: Release | None = None,
-        at_close: Callable[[], object] | None = None,
-        kick: Kick = ...,
-        answers: Answers | EllipsisType = ...,
-    ) -> Revokable:
+    def open(self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]) -> Revokable:
         """Open a handle in the current generation, or begin the next one. Options as for `Revokable.open`.
 
         :raises RevokedError: if the name is gone, or the old generation drains and is not to be passed
         """
-        return self._generation().open(name, also=also, release=release, at_close=at_close, kick=kick, answers=answers)
+        return self._generation().open(name, also=also, **options)
 
     @contextlib.asynccontextmanager
-    async def opening(self, name: str = "", **options: Any) -> AsyncIterator[Revokable]:
+    async def opening(
+        self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]
+    ) -> AsyncIterator[Revokable]:
         """As `Revokable.opening`, in the current generation; the waiting of the "queue" policy is done here.
 
         :raises RevokedError: if the name is gone, also while waiting
@@ -112,7 +99,7 @@ class Name(Revokable):
         Cancellation: leaves the queue.
         """
         await self.drained()
-        async with self._generation().opening(name, **options) as handle:
+        async with self._generation().opening(name, also=also, **options) as handle:
             yield handle
 
     def hangup(self, reason: str = "hung up", *, grace: float = 0.0) -> Revocation:
@@ -128,7 +115,7 @@ class Name(Revokable):
             raise old._refusal()
         hangup = self._hangup
         new = Generation(
-            old.generation + 1,
+            (old._number or 0) + 1,
             release=None if hangup is None else lambda: hangup(self.pinned),
             kick=self._kick,
             answers=self._answers,
@@ -166,10 +153,6 @@ class Key(Revokable):
         self._kick = parent._kick
         self._answers = parent._answers
         self._number = number
-
-    @property
-    def generation(self) -> int:
-        return self._number
 
     def _dead(self) -> Revokable | None:
         """What was revoked, this or above: a revocation does not reach down to a key that nobody uses."""

@@ -182,6 +182,9 @@ class Revocation:
 
     # -- for floor 0: the counts come down --
 
+    def _spares(self, task: _loop.Task | None) -> bool:
+        return task is not None and task is self._spare
+
     def _progress(self) -> None:
         """One of the counts has come down to 0: wake those who waited for it."""
         if not self._unreleased and self._ended is None:

@@ -50,7 +50,7 @@ import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import EllipsisType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 import anyio.lowlevel
@@ -60,15 +60,190 @@ from ._revocation import Report, Revocation, User, users_of
 from ._using import Iterate, Opening, Releasing, Use, chain
 from .answers import Answers, RevokedError
 
-T = TypeVar("T")
-Release = Callable[[], Awaitable[object] | None]
-Kick = Callable[["Revokable"], object] | EllipsisType | None
-
 LIVE, REVOKED, KICKED, RELEASING, RELEASED = range(5)
 
 #: How much of a revocation is done inside `revoke()` and then in each turn of the loop. A count and not a time, so that
 #: a search over schedules is repeatable.
 SLICE = 256
+
+
+def _begin(act: Revocation, grace: float) -> None:
+    """Refuse, kick, wait, release: a slice of it now, the rest by a task of its own."""
+    _refuse(act)
+    work = _work(act, grace)
+    home = _loop.current()
+    if home is None:
+        _exhaust(work)
+        return
+    step = _slice(work)
+    act._beginning = False
+    if step is _END:
+        return
+
+    async def drive() -> None:
+        nonlocal step
+        while step is not _END:
+            if step is _PAUSE:
+                with anyio.move_on_after(grace):
+                    await act._until(act.done)
+            else:
+                await anyio.lowlevel.checkpoint()
+            step = _slice(work)
+
+    # A closing loop has no next turn: when the task is cancelled, the rest runs at once.
+    home.spawn(drive, lambda _: _exhaust(work), f"revoking {act._roots[0].path!r}")
+
+
+def _refuse(act: Revocation) -> None:
+    """Mark all that is below. No user code runs in between."""
+    mine = (act,)
+    order: list[Revokable] = []  # children before parents, also where a child has several
+    unvisited: list[Revokable | tuple[Revokable]] = list(act._roots)
+    while unvisited:
+        node = unvisited.pop()
+        if isinstance(node, tuple):  # its children are all in order
+            order.append(node[0])
+        elif node._state != RELEASED and not (node._acts and node._acts[-1] is act):
+            node._acts += mine
+            if node._state == LIVE:
+                node._state = REVOKED  # I1 from here
+            if node._uses or node._bare:
+                act._undrained += 1
+            if node._children:
+                unvisited.append((node,))
+                unvisited += node._children
+            else:
+                order.append(node)
+    order.reverse()  # parents before children, and in order of opening
+    act._nodes = order
+    act._unreleased = len(order)
+    if not order:
+        act._progress()
+
+
+_PAUSE, _END = object(), object()
+
+
+def _work(act: Revocation, grace: float) -> Generator[object, None, None]:
+    """All that follows the refusal, in steps: one kick, or one release."""
+    yield from _kick(act, idle_only=grace > 0)
+    for node in reversed(act._nodes):
+        yield from _last_out(node)
+    if grace:
+        yield _PAUSE
+        yield from _kick(act, idle_only=False)
+
+
+def _slice(work: Generator[object, None, None]) -> object:
+    """Take up to SLICE steps. It reports _END, _PAUSE or None: there is more to do."""
+    for _ in range(SLICE):
+        step = next(work, _END)
+        if step is not None:
+            return step
+    return None
+
+
+def _exhaust(work: Iterable[object]) -> None:
+    """Take all the steps at once."""
+    for _ in work:
+        pass
+
+
+def _kick(act: Revocation, *, idle_only: bool) -> Generator[None, None, None]:
+    """Tell those who wait to leave, parents before children."""
+    for node in act._nodes:
+        if node._state < RELEASING:
+            if node._state < KICKED and not idle_only:
+                _enter_kicked(node)
+            uses = node._uses or {}
+            for use in tuple(uses):
+                if use in uses and use.act is None and (use.idle or not idle_only) and not act._spares(use.task):
+                    if use.kick(act):
+                        for each in node._acts:
+                            each._kicked += 1
+                    yield
+        yield
+
+
+def _enter_kicked(node: Revokable) -> None:
+    node._state = KICKED
+    if callable(node._kick):
+        node._call(node._kick, node)
+
+
+def _last_out(node: Revokable) -> Generator[None, None, None]:
+    """Somebody has left `node`: if nobody is inside any more, release it, and then perhaps its parents."""
+    due = [node]
+    while due:
+        node = due.pop()
+        if not node.in_use:
+            if not node._acts:
+                node._unused()
+            elif node._state < RELEASING:
+                if node._state < KICKED:
+                    _enter_kicked(node)  # whose hook may have come here itself
+                if node._state < RELEASING and _release(node):
+                    due += node._parents()
+        yield
+
+
+def _release(node: Revokable) -> bool:
+    """Run the release, once (I2). It reports whether the node is released already."""
+    node._state = RELEASING  # I3 from here: nobody is inside, and nobody can come
+    release, node._release = node._release, None
+    running = None if release is None else node._call(release)
+    if not isinstance(running, Awaitable):
+        _released(node)
+        return True
+
+    async def run() -> None:
+        with Releasing(node):
+            await running
+
+    def done(exc: BaseException | None) -> None:
+        if exc is not None:
+            node._failed(exc)
+        _released(node)
+        for parent in node._parents():
+            _exhaust(_last_out(parent))
+
+    home = _loop.current()
+    if home is not None:
+        home.spawn(run, done, f"release of {node.path!r}")
+        return False
+    node._failed(RuntimeError(f"the release of {node.path!r} returned an awaitable, and no event loop runs"))
+    if inspect.iscoroutine(running):
+        running.close()
+    _released(node)
+    return True
+
+
+def _released(node: Revokable) -> None:
+    node._state = RELEASED
+    for parent in node._parents():
+        assert parent._children is not None
+        del parent._children[node]
+    if node._closed:
+        node._run_at_close()
+    for act in node._acts:
+        act._released += 1
+        act._unreleased -= 1
+        if not act._unreleased:
+            act._progress()  # I4
+
+
+T = TypeVar("T")
+Release = Callable[[], Awaitable[object] | object]
+Kick = Callable[["Revokable"], object] | EllipsisType | None
+
+
+class Options(TypedDict, total=False):
+    """What every way of opening takes; `Revokable` explains them."""
+
+    release: Release | None
+    at_close: Callable[[], object] | None
+    kick: Kick
+    answers: Answers | EllipsisType
 
 
 class Revokable:
@@ -103,6 +278,8 @@ class Revokable:
         "parent",
     )
 
+    _number: int | None = None  # of a generation
+
     def __init__(
         self,
         name: str = "",
@@ -127,8 +304,6 @@ class Revokable:
         self._children: dict[Revokable, None] | None = None  # open, in order of opening
         self._unclosed = 0 if at_close is None else 1  # those that have not run, here and below
         self._home: _loop.Home | None = None
-
-    # -- facts --
 
     @property
     def in_use(self) -> int:
@@ -183,7 +358,10 @@ class Revokable:
     @property
     def generation(self) -> int | None:
         """The number of the generation it belongs to, or None if nothing above it has generations."""
-        return None if self.parent is None else self.parent.generation
+        node: Revokable | None = self
+        while node is not None and node._number is None:
+            node = node.parent
+        return None if node is None else node._number
 
     @property
     def answers(self) -> Answers | None:
@@ -213,25 +391,17 @@ class Revokable:
 
     # -- opening --
 
-    def open(
-        self,
-        name: str = "",
-        *,
-        also: Iterable[Revokable] = (),
-        release: Release | None = None,
-        at_close: Callable[[], object] | None = None,
-        kick: Kick = ...,
-        answers: Answers | EllipsisType = ...,
-    ) -> Revokable:
+    def open(self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]) -> Revokable:
         """Open a file below this one. The last step of opening: after it the release is ours, before it still yours.
 
         Models make_revokable of the RFC, proc_reg_open (fs/proc/inode.c).
 
         :param also: further parents; whichever is revoked first takes the new one along
+        :param options: as for `Revokable`
         :raises RevokedError: if this or a further parent was revoked (I1)
         :raises ClosedResourceError: if its owner closed it
         """
-        child = self._new(name, release, at_close, kick, answers)
+        child = self._new(name, options)
         parents = (self, *also)
         for parent in parents:
             parent._admit_child()
@@ -241,40 +411,26 @@ class Revokable:
         return child
 
     def opening(
-        self,
-        name: str = "",
-        *,
-        also: Iterable[Revokable] = (),
-        release: Release | None = None,
-        at_close: Callable[[], object] | None = None,
-        kick: Kick = ...,
-        answers: Answers | EllipsisType = ...,
+        self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]
     ) -> AbstractAsyncContextManager[Revokable]:
         """Open a file whose device takes its time: ``async with node.opening() as h: fd = ...; h.release = ...``
 
         The block is an operation of this node. Set `h.release` as soon as there is something to release. A normal exit
         commits `h` if the parents are still live; anything else runs `h.release` once, and raises.
 
+        :param also, options: as for `open`
         :raises RevokedError: on entry, or at the exit if a parent was revoked meanwhile
         Cancellation: `h.release` runs in any case; only waiting for it can be cancelled.
         """
-        return Opening(self, self._new(name, release, at_close, kick, answers), tuple(also))
+        return Opening(self, self._new(name, options), tuple(also))
 
-    def _new(
-        self,
-        name: str,
-        release: Release | None,
-        at_close: Callable[[], object] | None,
-        kick: Kick,
-        answers: Answers | EllipsisType,
-    ) -> Revokable:
-        return Revokable(
-            name,
-            release=release,
-            at_close=at_close,
-            kick=self._kick if kick is ... else kick,
-            answers=self._answers if answers is ... else answers,
-        )
+    def _new(self, name: str, options: Options) -> Revokable:
+        child = Revokable(name, **options)
+        if child._kick is ...:
+            child._kick = self._kick
+        if child._answers is ...:
+            child._answers = self._answers
+        return child
 
     def _admit_child(self) -> None:
         if self._home is None or self._home.over:
@@ -289,6 +445,7 @@ class Revokable:
         for parent in parents:
             parent._link(self)
         if self._at_close is not None:
+            self._unclosed = 0
             self._count_unclosed(+1)
 
     def _link(self, child: Revokable) -> None:
@@ -299,6 +456,7 @@ class Revokable:
     def _discard(self, parents: tuple[Revokable, ...], reason: str) -> Revocation:
         """Release what was never opened: join it to its parents, of which some may be dead, and revoke it."""
         self._at_close = None
+        self._unclosed = 0
         self._join(tuple(parent for parent in parents if not parent.released))
         self._acts = tuple(dict.fromkeys(act for parent in self._parents() for act in parent._acts))
         for act in self._acts:
@@ -482,12 +640,6 @@ class Revokable:
         for act in self._acts:
             act._errors.append(exc)
 
-    def _kick_hook(self) -> None:
-        """Enter KICKED, which calls the node's own hook."""
-        self._state = KICKED
-        if callable(self._kick):
-            self._call(self._kick, self)
-
     def _operations_left(self) -> None:
         """The last operation is out; children may be open."""
         if self._acts:
@@ -501,50 +653,6 @@ class Revokable:
 
     def _unused(self) -> None:
         """The last user of a live node has left; nothing to do but for nodes that are kept by their users alone."""
-
-    def _start_release(self) -> bool:
-        """Run the release, once (I2). It reports whether that is finished already."""
-        self._state = RELEASING  # I3 from here: nobody is inside, and nobody can come
-        release, self._release = self._release, None
-        if release is None:
-            return True
-        running = self._call(release)
-        if running is None:
-            return True
-        home = _loop.current()
-        if home is None or not isinstance(running, Awaitable):
-            wrong = "an awaitable, and no event loop runs" if isinstance(running, Awaitable) else repr(running)
-            self._failed(RuntimeError(f"the release of {self.path!r} returned {wrong}"))
-            if inspect.iscoroutine(running):
-                running.close()
-            return True
-
-        async def run() -> None:
-            with Releasing(self):
-                await running
-
-        def done(exc: BaseException | None) -> None:
-            if exc is not None:
-                self._failed(exc)
-            self._finish_release()
-            for parent in self._parents():
-                _exhaust(_last_out(parent))
-
-        home.spawn(run, done, f"release of {self.path!r}")
-        return False
-
-    def _finish_release(self) -> None:
-        self._state = RELEASED
-        for parent in self._parents():
-            assert parent._children is not None
-            del parent._children[self]
-        if self._closed:
-            self._run_at_close()
-        for act in self._acts:
-            act._released += 1
-            act._unreleased -= 1
-            if not act._unreleased:
-                act._progress()  # I4
 
     def _run_at_close(self) -> None:
         at_close, self._at_close = self._at_close, None
@@ -620,119 +728,3 @@ def _below(root: Revokable) -> Generator[Revokable, None, None]:
         node = unvisited.pop()
         yield node
         unvisited += node._children or ()
-
-
-def _begin(act: Revocation, grace: float) -> None:
-    """Refuse, kick, wait, release: a slice of it now, the rest by a task of its own."""
-    _refuse(act)
-    work = _work(act, grace)
-    home = _loop.current()
-    if home is None:
-        _exhaust(work)
-        return
-    step = _slice(work)
-    act._beginning = False
-    if step is _END:
-        return
-
-    async def drive() -> None:
-        nonlocal step
-        while step is not _END:
-            if step is _PAUSE:
-                with anyio.move_on_after(grace):
-                    await act._until(act.done, reports=False)
-            else:
-                await anyio.lowlevel.checkpoint()
-            step = _slice(work)
-
-    try:
-        home.spawn(drive, lambda _: _exhaust(work), f"revoking {act._roots[0].path!r}")
-    except RuntimeError:  # a loop that takes no more tasks
-        _exhaust(work)
-
-
-_PAUSE, _END = object(), object()
-
-
-def _work(act: Revocation, grace: float) -> Generator[object, None, None]:
-    """All that follows the refusal, in steps: one kick, or one release."""
-    yield from _kick(act, idle_only=grace > 0)
-    for node in reversed(act._nodes):
-        yield from _last_out(node)
-    if grace:
-        yield _PAUSE
-        yield from _kick(act, idle_only=False)
-
-
-def _slice(work: Generator[object, None, None]) -> object:
-    """Take up to SLICE steps. It reports _END, _PAUSE or None: there is more to do."""
-    for _ in range(SLICE):
-        step = next(work, _END)
-        if step is not None:
-            return step
-    return None
-
-
-def _exhaust(work: Iterable[object]) -> None:
-    """Take all the steps at once."""
-    for _ in work:
-        pass
-
-
-def _refuse(act: Revocation) -> None:
-    """Mark all that is below, children before parents. No user code runs in between."""
-    mine = (act,)
-    order = []
-    unvisited: list[Any] = list(act._roots)
-    while unvisited:
-        node = unvisited.pop()
-        if type(node) is tuple:  # its children are all in order
-            order.append(node[0])
-        elif node._state != RELEASED and not (node._acts and node._acts[-1] is act):
-            node._acts += mine
-            if node._state == LIVE:
-                node._state = REVOKED  # I1 from here
-            if node._uses or node._bare:
-                act._undrained += 1
-            if node._children:
-                unvisited.append((node,))
-                unvisited += node._children
-            else:
-                order.append(node)
-    order.reverse()  # parents before children, also where a child has several; and in order of opening
-    act._nodes = order
-    act._unreleased = len(order)
-    if not order:
-        act._progress()
-
-
-def _kick(act: Revocation, idle_only: bool) -> Generator[None, None, None]:
-    for node in act._nodes:
-        if node._state < RELEASING:
-            if node._state < KICKED and not idle_only:
-                node._kick_hook()
-            uses = node._uses or {}
-            for use in tuple(uses):
-                if use in uses and use.act is None and (use.idle or not idle_only) and use.task is not act._spare:
-                    if use.kick(act):
-                        for each in node._acts:
-                            each._kicked += 1
-                    yield
-        yield
-
-
-def _last_out(node: Revokable) -> Generator[None, None, None]:
-    """Somebody has left `node`: if nobody is left, release it, and then perhaps its parents."""
-    due = [node]
-    while due:
-        node = due.pop()
-        if not node.in_use:
-            if not node._acts:
-                node._unused()
-            elif node._state < RELEASING:
-                if node._state < KICKED:
-                    node._kick_hook()  # which may have come here itself
-                if node._state < RELEASING and node._start_release():
-                    node._finish_release()
-                    due += node._parents()
-        yield
