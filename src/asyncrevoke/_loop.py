@@ -141,8 +141,9 @@ def task_name(task: Task) -> str:
 def where(task: Task) -> str:
     """The line a suspended task waits at: the innermost one that is not plumbing of a loop or of ours."""
     frames = list(_frames(task.get_coro() if isinstance(task, asyncio.Task) else task.coro))
-    modules = [sys.modules.get(name) for name in ("asyncio", "anyio", "trio", __package__)]
+    modules = [sys.modules.get(name) for name in ("asyncio", "anyio", "trio")]
     plumbing = tuple(str(pathlib.Path(module.__file__).parent) for module in modules if module and module.__file__)
+    plumbing += tuple(str(pathlib.Path(__file__).parent / ours) for ours in ("_", "adapters"))
     own = [frame for frame in frames if not frame.f_code.co_filename.startswith(plumbing)]
     for frame in (own or frames)[-1:]:
         code = frame.f_code
