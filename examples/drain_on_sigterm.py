@@ -17,7 +17,6 @@ async def main() -> None:
                 with connection.using():  # answering one is not
                     await asyncio.sleep(0.1)
                     writer.write(b"done: " + line)
-                    await writer.drain()
         except RevokedError as error:
             print(error)
         await connection.aclose()
@@ -25,15 +24,16 @@ async def main() -> None:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-
     busy, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    idle, _ = await asyncio.open_connection(*server.sockets[0].getsockname())
+    idle, other = await asyncio.open_connection(*server.sockets[0].getsockname())
     writer.write(b"request\n")
     asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
     await stop.wait()
     server.close()
     print(await service.revoke("the service stops", grace=5.0))
     print(await busy.read(), await idle.read())
+    for client in (writer, other):
+        client.close()
 
 
 asyncio.run(main())

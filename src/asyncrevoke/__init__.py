@@ -1,8 +1,9 @@
 """revoke(2) for asyncio: take a port, a terminal or a connection away from code that is still awaiting it."""
 
-# The map of the floors; imports go down only, and what stands above floor 1 uses public names only.
+# The map of the floors. Imports go down only, and what stands above floor 1 uses public names only.
 #
 #   4  cli.py           parses and prints
+#   3  demo.py          what `asyncrevoke demo` shows
 #   2  testing.py       check_revokable(): the contract, to be run on anybody's resource
 #   2  adapters/        pty, tty: one noun per file
 #   1  _registry.py     names, keys, paths, generations
@@ -31,3 +32,8 @@ from ._stream import RevokableStream as RevokableStream
 from ._using import Use as Use
 from .answers import RevokeDeadlock as RevokeDeadlock
 from .answers import RevokedError as RevokedError
+
+# Adapters come last: they stand on the names above.
+from .adapters.pty import PtySession as PtySession  # isort: skip
+from .adapters.pty import PtyStream as PtyStream  # isort: skip
+from .adapters.pty import open_pty as open_pty  # isort: skip

@@ -205,6 +205,8 @@ class Opening:
         self._use = Use(parent, idle=False)
 
     async def __aenter__(self) -> Revokable:
+        for parent in self._parents:
+            parent._admit_child()
         self._use.__enter__()
         return self._handle
 

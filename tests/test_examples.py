@@ -1,0 +1,63 @@
+"""What the documentation shows runs, and prints what it says."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SAYS = {
+    "take_a_pty_away": ["bob: 'console/bob' was revoked: the console is needed elsewhere", "exit status -1"],
+    "guard_your_own_stream": ["the reader got: 'connection' was revoked: moved to another host"],
+    "own_adapter": ["keeps the contract"],
+    "drain_on_sigterm": ["1 kicked, 3 released", "b'done: request\\n' b''"],
+    "kill_terminals_of_a_token": [
+        "alice by t1 is closed: the token was revoked",
+        "in use: [('bob',), ('bob', 't3')]",
+        "alice again is closed: good night",
+    ],
+}
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-"], input=code, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_and_is_short(example: pathlib.Path) -> None:
+    """Each example runs clean, says what it is to show, and fits on a screen."""
+    printed = run(example.read_text())
+    for line in SAYS[example.stem]:
+        assert line in printed
+    assert len(example.read_text().splitlines()) < 40
+
+
+def test_readme_block_runs() -> None:
+    """The README's program prints what its comments say."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    printed = run(block)
+    assert "'ttyUSB0/alice' was revoked: unplugged" in printed
+    assert "'ttyUSB0' revoked (unplugged): 2 kicked, 3 released" in printed
+    assert len([line for line in block.splitlines() if line.strip()]) <= 25
+
+
+def test_readme_links_lead_somewhere() -> None:
+    """Every file that the README points to is there."""
+    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / link).exists(), link
+
+
+def test_ci_runs_the_command_of_the_readme() -> None:
+    """What the README tells to run is what CI runs, in an environment of its own."""
+    (command,) = re.findall(r"\.venv/bin/python (-m pytest.*)", (ROOT / "README.md").read_text())
+    assert command in (ROOT / ".ci" / "run").read_text()
