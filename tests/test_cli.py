@@ -12,7 +12,7 @@ import pytest
 
 from asyncrevoke.cli import main
 
-COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "asyncrevoke"]
+COMMAND = [sys.executable, "-W", "error", "-m", "asyncrevoke"]
 
 
 def test_demo_shows_who_saw_what_in_order() -> None:

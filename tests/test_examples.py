@@ -26,7 +26,7 @@ SAYS = {
 
 def run(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-"], input=code, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-"], input=code, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -15,6 +16,8 @@ import anyio.lowlevel
 from ._revocation import Revocation
 from ._revokable import Release, Revokable
 from .answers import Answer, Answers, RevokedError
+
+_NOBODY = contextlib.nullcontext()  # has its turn on what is dead: those who are still leaving are no reason to refuse
 
 #: What a stream is opened on: a node, or a function that opens as one does, such as `Name.pin`; None for a root.
 Owner = Revokable | Callable[..., Revokable] | None
@@ -58,7 +61,7 @@ class Face(anyio.abc.ByteStream):
         """
         if max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes}: ask for at least one")
-        with self._reading:
+        with self._reading if self.handle._admits_use() else _NOBODY:
             await anyio.lowlevel.checkpoint()
             try:
                 return await self._receive(max_bytes)
@@ -75,7 +78,7 @@ class Face(anyio.abc.ByteStream):
         :raises ~anyio.BusyResourceError: if another task is sending
         Cancellation: any part of `item` may have been sent.
         """
-        with self._writing:
+        with self._writing if self.handle._admits_use() else _NOBODY:
             await anyio.lowlevel.checkpoint()
             try:
                 if self._eof_sent and not self.handle.revoked:
