@@ -149,7 +149,6 @@ class Revocation:
     async def _complete(self) -> Report:
         await self._until(self.done, reports=True)
         if self._errors:
-            self._raised = True
             raise self._failures()
         return self.report
 
@@ -190,6 +189,7 @@ class Revocation:
         if not self._unreleased and self._ended is None:
             self._ended = time.monotonic()
             self._nodes = []
+            self._spare = None
             if self._errors and not any(waiter.reports for waiter in self._waiters.values()):
                 self._nobody_awaits()
         for key, waiter in tuple(self._waiters.items()):
@@ -214,6 +214,7 @@ class Revocation:
             logger.error("%s", failures, exc_info=failures)
 
     def _failures(self) -> BaseExceptionGroup[BaseException]:
+        self._raised = True
         return BaseExceptionGroup(f"revoking {', '.join(node.path for node in self._roots)!r} failed", self._errors)
 
     async def _until(self, ready: Callable[[], bool], *, reports: bool = False, of_release: bool = True) -> None:

@@ -91,7 +91,7 @@ def _begin(act: Revocation, grace: float) -> None:
             step = _slice(work)
 
     # A closing loop has no next turn: when the task is cancelled, the rest runs at once.
-    home.spawn(drive, lambda _: _exhaust(work), f"revoking {act._roots[0].path!r}")
+    home.spawn(drive, lambda _: _exhaust(work), repr(act))
 
 
 def _refuse(act: Revocation) -> None:
@@ -567,9 +567,7 @@ class Revokable:
         :raises RuntimeError: in another loop than that of the tree
         """
         here = _loop.current()
-        root = self
-        while root.parent is not None:
-            root = root.parent
+        root = _root(self)
         home = root._home
         if here is not None and here is not home:
             if home is not None and not home.over:
@@ -606,9 +604,10 @@ class Revokable:
         home = _loop.current()
         self._closed = True
         act = Revocation((self,), "closed by its owner", closer=self, spare=None if home is None else home.task())
-        _begin(act, 0.0)
-        if self._state == RELEASED:
+        if self._state == RELEASED and self._at_close is not None:
+            self._acts += (act,)  # which is told what it raises
             self._run_at_close()
+        _begin(act, 0.0)
         return act
 
     async def aclose(self) -> None:
@@ -638,7 +637,8 @@ class Revokable:
 
     def _failed(self, exc: BaseException) -> None:
         for act in self._acts:
-            act._errors.append(exc)
+            if act._ended is None:
+                act._errors.append(exc)
 
     def _operations_left(self) -> None:
         """The last operation is out; children may be open."""
@@ -691,10 +691,7 @@ def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) 
                 lambda: future.set_exception(act._failures()) if act._errors else future.set_result(act.report)
             )
 
-    root = node
-    while root.parent is not None:
-        root = root.parent
-    home = root._home
+    home = _root(node)._home
     if home is None or home.over:
         revoke()
     else:
@@ -710,7 +707,7 @@ def _check(roots: Iterable[Revokable], grace: float) -> None:
     if here is None and grace:
         raise RuntimeError("a grace needs a running event loop")
     for root in roots:
-        home = root._home
+        home = _root(root)._home
         if home is not None and home is not here and not home.over:
             if home.thread != threading.get_ident():
                 raise RuntimeError(f"{root.path!r} lives in another thread: use revoke_threadsafe()")
@@ -720,6 +717,12 @@ def _check(roots: Iterable[Revokable], grace: float) -> None:
             for node in _below(root):
                 if inspect.iscoroutinefunction(node._release):
                     raise RuntimeError(f"the release of {node.path!r} needs a running event loop")
+
+
+def _root(node: Revokable) -> Revokable:
+    while node.parent is not None:
+        node = node.parent
+    return node
 
 
 def _below(root: Revokable) -> Generator[Revokable, None, None]:
