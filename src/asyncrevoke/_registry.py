@@ -236,10 +236,13 @@ class Registry:
         path = (key,) if isinstance(key, str) else key
         return isinstance(path, tuple) and any(path == known for known in self)
 
-    def name(self, name: str, path: str | os.PathLike[str] | None = None, **options: Any) -> Name:
+    def name(
+        self, name: str, path: str | os.PathLike[str] | None = None, *, kind: type[Name] = Name, **options: Any
+    ) -> Name:
         """Add a device. It is the caller's to close; its name is free again once it is revoked.
 
         :param path: where it is found in the file system, if it is
+        :param kind: a class of names that knows more about hanging up
         :param options: as for `Name`
         :raises ValueError: if the name, or the device at `path`, is taken
         :raises OSError: if there is nothing at `path`
@@ -248,7 +251,7 @@ class Registry:
         for taken in (self._names.get(name), *(self._places.get(place) for place in places)):
             if taken is not None and not taken.revoked:
                 raise ValueError(f"{name!r} is taken, by {taken!r}: revoke that first, or choose another name")
-        node = Name(name, **options)
+        node = kind(name, **options)
         node._join((self.root,))
         self._names[name] = node
         for place in places:

@@ -57,7 +57,7 @@ class Report:
     :ivar kicked: operations that were waiting and were ended
     :ivar released: files released
     :ivar seconds: from the call to the last release, or until now
-    :ivar unclosed: files opened with `at_close` whose owner has not closed them
+    :ivar unclosed: files opened with `at_close` whose owner has not closed them; one below two roots counts for each
     :ivar errors: what hooks and releases raised; awaiting the revocation raises them instead of returning this
     """
 

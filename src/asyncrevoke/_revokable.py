@@ -402,7 +402,7 @@ class Revokable:
         :raises ClosedResourceError: if its owner closed it
         """
         child = self._new(name, options)
-        parents = (self, *also)
+        parents = tuple(dict.fromkeys((self, *also)))
         for parent in parents:
             parent._admit_child()
             if parent._home is not self._home:
@@ -726,8 +726,11 @@ def _root(node: Revokable) -> Revokable:
 
 
 def _below(root: Revokable) -> Generator[Revokable, None, None]:
+    seen = {root}
     unvisited = [root]
     while unvisited:
         node = unvisited.pop()
         yield node
-        unvisited += node._children or ()
+        new = [child for child in node._children or () if child not in seen]
+        seen.update(new)
+        unvisited += new

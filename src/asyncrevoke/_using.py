@@ -201,7 +201,7 @@ class Opening:
 
     def __init__(self, parent: Revokable, handle: Revokable, also: tuple[Revokable, ...]) -> None:
         self._handle = handle
-        self._parents = (parent, *also)
+        self._parents = tuple(dict.fromkeys((parent, *also)))
         self._use = Use(parent, idle=False)
 
     async def __aenter__(self) -> Revokable:

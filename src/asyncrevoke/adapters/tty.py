@@ -9,9 +9,9 @@
  4 TTY_HUPPING                                            the generation is `revoked`, and not `released`
  5 check the counts                                       `Driver`: opens are closes and hang-ups
  6 swap the file operations; consoles stay                handles of the generation refuse; pinned ones do not
- 7 HUP, then CONT to the session leader                   `KernelDriver.hangup`
- 8 flush the queues; wake all; wait for them; reset       kick and drain; `KernelDriver.hangup` flushes and resets
- 9 forget flow control and session                        with the TIOCVHANGUP of step 10
+ 7 HUP, then CONT to the session leader                   `KernelDriver`, in `hangup` or `reset`
+ 8 flush the queues; wake all; wait for them; reset       kick and drain; `KernelDriver` flushes and resets
+ 9 forget the session                                     with the TIOCVHANGUP of step 10
 10 consoles: the driver's close, n times; else its hangup the generation's release, which is told the number pinned
 11 TTY_HUPPED; the next open begins anew                  the generation is `released`; `open` begins the next
 12 drop the redirection                                   see 1
@@ -23,11 +23,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import pathlib
 import signal
 import termios
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import EllipsisType, TracebackType
 from typing import Any, Protocol, Self
 
@@ -41,7 +42,7 @@ class Driver(Protocol):
     """What the hardware behind a terminal is told (struct tty_operations). Opens equal closes plus those hung up."""
 
     def open(self, fd: int) -> None:
-        """The terminal was opened once more."""
+        """The terminal was opened once more. What this raises undoes it."""
 
     def close(self) -> None:
         """One of its opens was closed, or was hung up while a console stays open."""
@@ -49,53 +50,79 @@ class Driver(Protocol):
     def hangup(self) -> None:
         """All of its opens were hung up, and none is left."""
 
+    def reset(self) -> None:
+        """All but consoles were hung up: tell the session's leader, and drop what is queued."""
+
 
 class KernelDriver:
     """A terminal of the kernel's: a hang-up reaches all other programs that have it open.
 
-    With CAP_SYS_ADMIN by TIOCVHANGUP. Without it, as far as it goes: the session leader gets SIGHUP and SIGCONT if we
-    may send them, what is queued is flushed, and the settings are those of before the first open; what other programs
-    have open stays usable.
+    With CAP_SYS_ADMIN by TIOCVHANGUP. Without it, or where a console stays, as far as it goes: what is queued is
+    flushed, the settings are those of before the first open, and the session leader gets SIGHUP and SIGCONT if we may
+    send them; what other programs have open stays usable.
 
     :ivar vhangup: whether the last hang-up was the kernel's own; None if there was none
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._fd = -1  # as long as it is open here: by the path, a hang-up could hit what has come in its place
+        self._opens = 0
         self._settings: list[Any] | None = None
         self.vhangup: bool | None = None
 
     def open(self, fd: int) -> None:
-        if self._settings is None:
-            self._settings = termios.tcgetattr(fd)
+        if not self._opens:
+            self._settings = self._settings or termios.tcgetattr(fd)
+            self._fd = os.dup(fd)
+        self._opens += 1
 
     def close(self) -> None:
-        pass
+        self._opens -= 1
+        if not self._opens:
+            self._forget()
 
     def hangup(self) -> None:
+        self._opens = 0
         try:
-            fd = _open(self._path)
+            if self._fd < 0:
+                self._fd = _open(self._path)
+            try:
+                fcntl.ioctl(self._fd, TIOCVHANGUP)
+                self.vhangup = True
+            except PermissionError:
+                self.reset()
         except OSError as exc:
-            if exc.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.EIO):
-                return  # the device is gone, and the kernel has hung it up
-            raise
-        try:
-            fcntl.ioctl(fd, TIOCVHANGUP)
-            self.vhangup = True
-        except PermissionError:
-            self._as_far_as_it_goes(fd)
-            self.vhangup = False
+            if exc.errno not in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.EIO):
+                raise  # else the device is gone, and the kernel has hung it up
         finally:
+            self._forget()
+
+    def reset(self) -> None:
+        self.vhangup = False
+        leaders = _session_leaders(os.fstat(self._fd).st_rdev)
+        termios.tcflush(self._fd, termios.TCIOFLUSH)
+        if self._settings is not None:
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._settings)
+        for leader, signum in itertools.product(leaders, (signal.SIGHUP, signal.SIGCONT)):
+            with contextlib.suppress(PermissionError, ProcessLookupError):
+                os.kill(leader, signum)
+
+    def _forget(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
             os.close(fd)
 
-    def _as_far_as_it_goes(self, fd: int) -> None:
-        for leader in _session_leaders(os.fstat(fd).st_rdev):
-            for signum in (signal.SIGHUP, signal.SIGCONT):
-                with contextlib.suppress(PermissionError, ProcessLookupError):
-                    os.kill(leader, signum)
-        termios.tcflush(fd, termios.TCIOFLUSH)
-        if self._settings is not None:
-            termios.tcsetattr(fd, termios.TCSANOW, self._settings)
+
+class Terminal(Name):
+    """The name of a terminal: hung up even if nobody here has it open, as others may."""
+
+    __slots__ = ()
+
+    def hangup(self, reason: str = "hung up", *, grace: float = 0.0) -> Revocation:
+        if self.current.released and not self.revoked:
+            self.open("hang-up")
+        return super().hangup(reason, grace=grace)
 
 
 class Tty:
@@ -105,7 +132,7 @@ class Tty:
     :param name: for errors and reports; left out: the path's last part
     :param registry: where it can be found by its name, path and device number
     :param driver: what stands behind it; left out: the kernel
-    :param options: as for `Name`
+    :param options: as for `Name`, less `while_draining` and `hangup`
     :raises OSError: if there is no terminal at `path`
     :raises ValueError: if the registry has that name or device already
     :ivar node: the name, which stays through hang-ups
@@ -124,8 +151,10 @@ class Tty:
         self.driver = driver or KernelDriver(self.path)
         os.close(_open(self.path))
         name = name or pathlib.PurePath(self.path).name
-        options = {"while_draining": "queue", **options, "hangup": self._hung_up}
-        self.node = Name(name, **options) if registry is None else registry.name(name, self.path, **options)
+        options |= {"while_draining": "queue", "hangup": self._hung_up}  # the kernel's next open waits for the lock
+        self.node = (
+            Terminal(name, **options) if registry is None else registry.name(name, self.path, kind=Terminal, **options)
+        )
         self._hung = 0  # opens that were hung up, of which the driver has not been told
 
     async def open(
@@ -158,15 +187,20 @@ class Tty:
             else:
                 self.driver.close()
 
-        owner: Callable[..., Revokable] = self.node.pin if console else self.node.open
         try:
-            stream = FdStream(fd, owner, answers, name=name, also=also, close=close)
+            self.driver.open(fd)
         except BaseException:
             os.close(fd)
             raise
+        try:
+            stream = FdStream(
+                fd, self.node.pin if console else self.node.open, answers, name=name, also=also, close=close
+            )
+        except BaseException:
+            close(fd)
+            raise
         if not console:
             generation = stream.handle.parent
-        self.driver.open(fd)
         return stream
 
     def hangup(self, reason: str = "hung up", *, grace: float = 0.0) -> Revocation:
@@ -174,8 +208,6 @@ class Tty:
 
         The name can be opened again at once. As `Revokable.revoke` otherwise.
         """
-        if self.node.current.revoked:  # nobody here has it open, but others may
-            self.node.open("hang-up")
         return self.node.hangup(reason, grace=grace)
 
     def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
@@ -203,8 +235,10 @@ class Tty:
         if not pinned:
             self.driver.hangup()
             return
-        for _ in range(hung):
-            self.driver.close()
+        with contextlib.ExitStack() as told:  # all of it, whatever one step raises
+            for _ in range(hung):
+                told.callback(self.driver.close)
+            self.driver.reset()
 
 
 def _open(path: str) -> int:
