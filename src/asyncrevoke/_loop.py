@@ -6,12 +6,12 @@ Everything else asks a `Home` for the current task, for a background task, or to
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import pathlib
 import sys
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +31,8 @@ class Home(Protocol):
     #: The innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards by `outer`.
     inside: dict[Task, Inside]
 
+    #: The loop itself, or trio's token of it.
+    loop: Any
     #: The loop that calls back when a descriptor is ready, or None where only a task can wait for that.
     reactor: asyncio.AbstractEventLoop | None
 
@@ -38,9 +40,8 @@ class Home(Protocol):
     def over(self) -> bool:
         """Whether the loop can never run again."""
 
-    @property
-    def task(self) -> Callable[[], Task | None]:
-        """What tells the current task, or None in a callback."""
+    def task(self) -> Task | None:
+        """The current task, or None in a callback and in any other loop."""
 
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
         """Run `run` in a task of nobody's. `done` is called once, with what it raised, even if it never got to start."""
@@ -51,14 +52,18 @@ class Home(Protocol):
 class _AsyncioHome:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.reactor: asyncio.AbstractEventLoop | None = loop
-        self._loop = loop
+        self.loop = loop
         self.thread = threading.get_ident()
         self.inside: dict[Task, Inside] = {}
-        self.task: Callable[[], Task | None] = functools.partial(asyncio.current_task, loop)
+        self._tasks: set[asyncio.Task[BaseException | None]] = set()
+        self._ending: AsyncGenerator[None, None] | None = None
 
     @property
     def over(self) -> bool:
-        return self._loop.is_closed()
+        return self.loop.is_closed()
+
+    def task(self) -> Task | None:
+        return asyncio.current_task(self.loop) if asyncio._get_running_loop() is self.loop else None
 
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
         async def main() -> BaseException | None:
@@ -68,19 +73,37 @@ class _AsyncioHome:
                 return exc
             return None
 
+        def ended(task: asyncio.Task[BaseException | None]) -> None:
+            self._tasks.discard(task)
+            done(asyncio.CancelledError() if task.cancelled() else task.result())
+
         # A closing loop may cancel a task before its first step: only a callback is sure to run.
-        self._loop.create_task(main(), name=name).add_done_callback(
-            lambda task: done(asyncio.CancelledError() if task.cancelled() else task.result())
-        )
+        task = self.loop.create_task(main(), name=name)
+        task.add_done_callback(ended)
+        self._tasks.add(task)
+        if self._ending is None:
+            self._ending = self._end()
+            with contextlib.suppress(StopIteration):
+                self._ending.asend(None).send(None)
+
+    async def _end(self) -> AsyncGenerator[None, None]:
+        """A closing loop cancels the tasks that it has, then closes its generators: here those made in between end."""
+        try:
+            yield
+        finally:
+            while self._tasks:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.wait(self._tasks)
 
     def call_threadsafe(self, call: Callable[[], None]) -> None:
-        self._loop.call_soon_threadsafe(call)
+        self.loop.call_soon_threadsafe(call)
 
 
 class _TrioHome:
     def __init__(self, token: Any) -> None:
         self.reactor: asyncio.AbstractEventLoop | None = None
-        self.token = token
+        self.loop = token
         self.thread = threading.get_ident()
         self.inside: dict[Task, Inside] = {}
         self.over = False
@@ -93,7 +116,7 @@ class _TrioHome:
 
     def task(self) -> Task | None:
         try:
-            return self._lowlevel.current_task()
+            return self._lowlevel.current_task() if self._lowlevel.current_trio_token() is self.loop else None
         except RuntimeError:
             return None
 
@@ -111,7 +134,7 @@ class _TrioHome:
         self._lowlevel.spawn_system_task(main, name=name)
 
     def call_threadsafe(self, call: Callable[[], None]) -> None:
-        self.token.run_sync_soon(call)
+        self.loop.run_sync_soon(call)
 
 
 # A home keeps its loop alive, so the number cannot be another loop's while the entry is there.

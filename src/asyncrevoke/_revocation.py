@@ -83,7 +83,7 @@ class _Waiter(NamedTuple):
     ready: Callable[[], bool]
     wake: Callable[[], None]
     task: _loop.Task | None
-    reports: bool  # what failed, to somebody
+    of_release: bool  # waits for releases, too
 
 
 class Revocation:
@@ -114,7 +114,8 @@ class Revocation:
         self._kicked = 0
         self._released = 0
         self._errors: list[BaseException] = []
-        self._raised = False  # to one who awaited
+        self._told = False  # what failed, to somebody
+        self._reporters = 0  # who wait, and will tell
         self._began = time.monotonic()
         self._beginning = True  # until revoke() returns
         self._ended: float | None = None
@@ -147,7 +148,14 @@ class Revocation:
         return self._complete().__await__()
 
     async def _complete(self) -> Report:
-        await self._until(self.done, reports=True)
+        self._reporters += 1
+        try:
+            await self._until(self.done)
+        except BaseException:  # cancelled, perhaps in the moment of completion
+            self._reporters -= 1
+            self._log_untold()
+            raise
+        self._reporters -= 1
         if self._errors:
             raise self._failures()
         return self.report
@@ -190,8 +198,11 @@ class Revocation:
             self._ended = time.monotonic()
             self._nodes = []
             self._spare = None
-            if self._errors and not any(waiter.reports for waiter in self._waiters.values()):
-                self._nobody_awaits()
+            home = _loop.current() if self._beginning else None
+            if home is not None and self._errors:
+                home.call_threadsafe(self._log_untold)  # the caller of revoke() may await it yet
+            else:
+                self._log_untold()
         for key, waiter in tuple(self._waiters.items()):
             if waiter.ready():
                 del self._waiters[key]
@@ -201,23 +212,19 @@ class Revocation:
         if self.done():
             call()
         else:
-            self._waiters[call] = _Waiter(self.done, call, None, reports=True)
+            self._reporters += 1
+            self._waiters[call] = _Waiter(self.done, call, None, of_release=True)
 
-    def _nobody_awaits(self) -> None:
-        """Log what failed, but give the caller of `revoke()` the time to await what is complete already."""
-        home = _loop.current() if self._beginning else None
-        if home is not None:
-            self._beginning = False
-            home.call_threadsafe(self._nobody_awaits)
-        elif not self._raised:
+    def _log_untold(self) -> None:
+        if self.done() and self._errors and not self._told and not self._reporters:
             failures = self._failures()
             logger.error("%s", failures, exc_info=failures)
 
     def _failures(self) -> BaseExceptionGroup[BaseException]:
-        self._raised = True
+        self._told = True
         return BaseExceptionGroup(f"revoking {', '.join(node.path for node in self._roots)!r} failed", self._errors)
 
-    async def _until(self, ready: Callable[[], bool], *, reports: bool = False, of_release: bool = True) -> None:
+    async def _until(self, ready: Callable[[], bool], *, of_release: bool = True) -> None:
         if ready():
             await anyio.lowlevel.checkpoint()
             return
@@ -225,7 +232,7 @@ class Revocation:
         task = None if home is None else home.task()
         self._refuse_deadlock(home, task, of_release)  # before any checkpoint, or the caller's own kick comes first
         event = anyio.Event()
-        self._waiters[event] = _Waiter(ready, event.set, task, reports)
+        self._waiters[event] = _Waiter(ready, event.set, task, of_release)
         try:
             await event.wait()
         finally:
@@ -240,11 +247,11 @@ class Revocation:
         while unvisited:
             visited = unvisited.pop()
             for inside in chain(home.inside.get(visited)):
-                if isinstance(inside, Releasing) and not of_release:
-                    continue
-                if self in inside.node._acts:
+                operation = not isinstance(inside, Releasing)
+                if self in inside.node._acts and (operation or of_release):
                     raise RevokeDeadlock(_cycle(self, task, visited, inside.node))
-                waiting = {waiter.task for act in inside.node._acts for waiter in act._waiters.values()} - seen - {None}
+                waiters = [waiter for act in inside.node._acts for waiter in act._waiters.values()]
+                waiting = {waiter.task for waiter in waiters if operation or waiter.of_release} - seen - {None}
                 seen |= waiting
                 unvisited += waiting
 
@@ -252,8 +259,9 @@ class Revocation:
 def _cycle(act: Revocation, task: _loop.Task, last: _loop.Task, node: Revokable) -> str:
     who = f"task {_loop.task_name(task)!r} awaits {act!r}"
     if last is task:
-        return f"{who} from inside {node.path!r}, which that waits for: leave it first, or do not await"
-    return f"{who}, which waits for task {_loop.task_name(last)!r} inside {node.path!r}, which waits for the first task"
+        return f"{who} from inside {node.path!r}, for which the revocation waits: leave that first, or do not await"
+    waits = f"task {_loop.task_name(last)!r} inside {node.path!r}, for which the revocation waits"
+    return f"{who}, but {waits}, waits for the first task: leave first, or do not await"
 
 
 def users_of(node: Revokable) -> Iterator[User]:
@@ -269,8 +277,12 @@ def users_of(node: Revokable) -> Iterator[User]:
         yield User("operation", "", node.path)
     for child in tuple(node._children or ()):
         yield User("open file", child.name, node.path)
-    if node._home is not None and node.releasing:
-        for inside in {inside for first in node._home.inside.values() for inside in chain(first)}:
-            if type(inside) is Releasing and inside.node is node:
+    if node.releasing:
+        outermost = node._home.inside.values() if node._home is not None else ()
+        for inside in {inside for innermost in outermost for inside in chain(innermost)}:
+            if isinstance(inside, Releasing) and inside.node is node:
                 task = inside.task
                 yield User("release", _loop.task_name(task), node.path, task, now - inside.since, _loop.where(task))
+                break
+        else:
+            yield User("release", f"release of {node.path!r}", node.path, None, 0.0, "its beginning")

@@ -203,6 +203,8 @@ def _release(node: Revokable) -> bool:
     def done(exc: BaseException | None) -> None:
         if exc is not None:
             node._failed(exc)
+            if inspect.iscoroutine(running):
+                running.close()  # which may not have begun
         _released(node)
         for parent in node._parents():
             _exhaust(_last_out(parent))
@@ -221,14 +223,14 @@ def _release(node: Revokable) -> bool:
 def _released(node: Revokable) -> None:
     node._state = RELEASED
     for parent in node._parents():
-        assert parent._children is not None
-        del parent._children[node]
+        if parent._children:
+            parent._children.pop(node, None)  # not there: a key that nobody used
     if node._closed:
         node._run_at_close()
     for act in node._acts:
         act._released += 1
         act._unreleased -= 1
-        if not act._unreleased:
+        if not act._unreleased or node._number is not None:  # some wait for one generation alone
             act._progress()  # I4
 
 
@@ -249,10 +251,12 @@ class Options(TypedDict, total=False):
 class Revokable:
     """Something that can be taken away: a device, a session, an open file.
 
-    The constructor makes a root; everything else is made by `open` or `opening` of its parent.
+    The constructor makes a root; everything else is made by `open` or `opening` of its parent. What was opened stays so
+    until it is revoked or closed: neither the garbage collector nor the end of a loop releases anything.
 
     :param name: for errors and reports; need not be unique
-    :param release: lets go of the thing, once; may return an awaitable, which then runs in a task of its own
+    :param release: called without arguments, lets go of the thing, once. It may return an awaitable, which runs in a
+        task of its own; a loop that ends cancels it, so do first, or before the first await, what must happen
     :param at_close: a plain function that only the owner's own `close` runs, after the release
     :param kick: what ends this node's operations. Left out: as the parent's; at a root: cancel them. None: nobody is
         cancelled, the revocation waits. A function: is called once with the node, in addition to cancelling.
@@ -289,6 +293,8 @@ class Revokable:
         kick: Kick = ...,
         answers: Answers | EllipsisType = ...,
     ) -> None:
+        if not (release is None or callable(release)):
+            raise TypeError(f"release is {release!r}: give a function without arguments")
         self.name = name
         self.parent: Revokable | None = None
         self._also: tuple[Revokable, ...] = ()
@@ -444,9 +450,9 @@ class Revokable:
         self._home = self.parent._home
         for parent in parents:
             parent._link(self)
-        if self._at_close is not None:
-            self._unclosed = 0
-            self._count_unclosed(+1)
+        if self._unclosed:
+            unclosed, self._unclosed = self._unclosed, 0
+            self._count_unclosed(unclosed)
 
     def _link(self, child: Revokable) -> None:
         if self._children is None:
@@ -455,12 +461,16 @@ class Revokable:
 
     def _discard(self, parents: tuple[Revokable, ...], reason: str) -> Revocation:
         """Release what was never opened: join it to its parents, of which some may be dead, and revoke it."""
-        self._at_close = None
-        self._unclosed = 0
-        self._join(tuple(parent for parent in parents if not parent.released))
-        self._acts = tuple(dict.fromkeys(act for parent in self._parents() for act in parent._acts))
-        for act in self._acts:
-            act._unreleased += 1
+        if self._at_close is not None:
+            self._at_close = None
+            self._unclosed -= 1
+        if not self.released:
+            self._join(tuple(parent for parent in parents if not parent.released))
+            for act in dict.fromkeys(act for parent in self._parents() for act in parent._acts):
+                self._acts += (act,)
+                act._nodes.append(self)
+                act._unreleased += 1
+                act._undrained += bool(self._uses or self._bare)
         return revoke_all([self], reason)
 
     def _parents(self) -> tuple[Revokable, ...]:
@@ -510,7 +520,8 @@ class Revokable:
     def using(self, *, idle: bool = False) -> Use:
         """One operation: ``with handle.using(): await ...``. What it awaits is ended by the kick.
 
-        Not around the `yield` of a generator: the kick would hit its consumer. Use `iterate`.
+        A refusal comes at once: what may be called in a loop begins with ``await anyio.lowlevel.checkpoint()``, so that
+        a loop around a dead handle starves nobody. Not around the `yield` of a generator: the kick would hit its consumer. Use `iterate`.
 
         :param idle: it waits for others to begin something, as a read does: kicked at once, without grace, unless it is
             nested in the same task's operation on the same node
@@ -570,7 +581,7 @@ class Revokable:
         root = _root(self)
         home = root._home
         if here is not None and here is not home:
-            if home is not None and not home.over:
+            if home is not None and not home.over and home.loop is not here.loop:
                 raise RuntimeError(
                     f"{self.path!r} belongs to another event loop; only revoke_threadsafe() may be called here"
                 )
@@ -589,6 +600,7 @@ class Revokable:
         :raises RuntimeError: from another thread or loop than the tree's, or without a running loop where one is needed;
             then nothing has changed
         :raises ValueError: if `grace` is negative or not a number
+        Awaiting the result raises what `Revocation` says.
         """
         return revoke_all([self], reason, grace=grace)
 
@@ -636,6 +648,7 @@ class Revokable:
             return None
 
     def _failed(self, exc: BaseException) -> None:
+        exc.add_note(f"raised by a hook or the release of {self.path!r}")
         for act in self._acts:
             if act._ended is None:
                 act._errors.append(exc)
@@ -676,7 +689,8 @@ def revoke_all(nodes: Iterable[Revokable], reason: str = "", *, grace: float = 0
 def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) -> concurrent.futures.Future[Report]:
     """Revoke from another thread, a signal handler or a finalizer. Its result is the report, or what awaiting raises.
 
-    The future cannot be cancelled, as a revocation cannot be undone.
+    The future cannot be cancelled, as a revocation cannot be undone. In the loop's own thread do not wait for its
+    `result()`, which would wait for itself: call `revoke`, or await `asyncio.wrap_future` of it.
     """
     future: concurrent.futures.Future[Report] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
@@ -708,7 +722,7 @@ def _check(roots: Iterable[Revokable], grace: float) -> None:
         raise RuntimeError("a grace needs a running event loop")
     for root in roots:
         home = _root(root)._home
-        if home is not None and home is not here and not home.over:
+        if home is not None and not home.over and (here is None or home.loop is not here.loop):
             if home.thread != threading.get_ident():
                 raise RuntimeError(f"{root.path!r} lives in another thread: use revoke_threadsafe()")
             if here is not None:

@@ -86,7 +86,8 @@ class Use(Inside):
     __slots__ = ("_hooks", "_scope", "act", "idle")
 
     def __init__(self, node: Revokable, idle: bool) -> None:
-        super().__init__(node)
+        self.node = node
+        self.task = None
         self.idle = idle
         self.act: Revocation | None = None  # the one that kicked it
         self._scope: anyio.CancelScope | None = None
@@ -95,7 +96,7 @@ class Use(Inside):
     @property
     def kicked(self) -> bool:
         """Whether the kick has come. A wait that a hook woke up tests this before it believes an empty result."""
-        return self.act is not None
+        return self.act is not None or (self.node._kick is None and self.node.kicked)
 
     def on_kick(self, hook: Callable[[], object]) -> None:
         """Have `hook()` called by the kick, or at once if that has been (fs/debugfs: debugfs_enter_cancellation).
@@ -103,7 +104,7 @@ class Use(Inside):
         For waits that no cancel scope reaches, such as a worker thread's. It is called whatever the node's `kick` is;
         what it raises goes to those who await the revocation.
         """
-        if self.act is not None:
+        if self.kicked:
             self.node._call(hook)
         elif self._hooks is None:
             self._hooks = [hook]
@@ -112,19 +113,22 @@ class Use(Inside):
 
     def kick(self, act: Revocation) -> bool:
         """End the wait. It reports whether there was anything to end it by."""
+        scope = None if self.node._kick is None else self._scope
+        if self.node._kick is None and self._hooks is None:
+            return False
         self.act = act
-        kicked = False
-        if self._scope is not None and self.node._kick is not None:
-            self.node._call(self._scope.cancel)
-            kicked = True
+        if scope is not None:
+            self.node._call(scope.cancel)
         for hook in self._hooks or ():
             self.node._call(hook)
-            kicked = True
-        return kicked
+        return scope is not None or self._hooks is not None
 
     def __enter__(self) -> Self:
         node = self.node
-        home, task = node._here()
+        home = node._home
+        task = None if home is None else home.task()
+        if task is None:
+            home, task = node._here()
         if node._acts or self.idle:
             nested = home is not None and node._inside(home, task)
             if node._acts and (not nested or node.kicked):
@@ -144,19 +148,20 @@ class Use(Inside):
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         error = exc
-        kicked = False  # and nothing else ended it
+        swallowed: object = False
         try:
             if self._scope is not None:
-                kicked = bool(self._scope.__exit__(kind, exc, tb)) and exc is not None
+                swallowed = self._scope.__exit__(kind, exc, tb)
         except BaseException as rest:  # noqa: BLE001  # a group less our cancellation; raised below
             error = rest
-        finally:
-            self._leave()
-        if kicked:
+        self._leave()
+        if error is None:
+            return
+        if swallowed:
             raise self._kicked_out() from None  # I5: the kick never leaks out as a cancellation
-        if self.act is not None and error is not None and self._reports(error):
+        if self.node._acts and self._reports(error):
             raise self._kicked_out(getattr(error, "sent", None)) from error
-        if error is not exc and error is not None:
+        if error is not exc:
             raise error
 
     def _leave(self) -> None:
@@ -170,17 +175,17 @@ class Use(Inside):
             node._operations_left()
 
     def _kicked_out(self, sent: int | None = None) -> Exception:
-        assert self.act is not None
-        return self.node._error(self.act, sent)
+        return self.node._error(self.act or self.node._acts[0], sent)
 
     def _reports(self, error: BaseException) -> bool:
-        """Whether this operation speaks for `error`: it is made of nothing but what was kicked inside of it."""
+        """Whether this operation speaks for `error`: a group of its own revocation, or what was kicked inside of it."""
         if isinstance(error, BaseExceptionGroup):
             return all(
-                self._reports(leaf) or (isinstance(leaf, RevokedError) and leaf.in_flight) for leaf in error.exceptions
+                self._reports(leaf) or (isinstance(leaf, RevokedError) and leaf.node is self.node)
+                for leaf in error.exceptions
             )
         if isinstance(error, RevokedError):
-            return error.in_flight and error.node is not self.node
+            return self.act is not None and error.in_flight and error.node is not self.node
         return isinstance(error, anyio.ClosedResourceError) and self.act is not None and self.act._closer is self.node
 
 
@@ -213,10 +218,11 @@ class Opening:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        dead = next((parent for parent in self._parents if parent._acts), None)
+        dead = next(iter([parent for parent in self._parents if parent.revoked]), None)
         failed: Revocation | None = None
         if exc is None and dead is None:
-            self._handle._join(self._parents)
+            if not self._handle.released:
+                self._handle._join(self._parents)
         else:
             failed = self._handle._discard(self._parents, "its opening failed" if dead is None else dead.reason)
         try:

@@ -208,6 +208,6 @@ DEADFS = Answers(
     short=False,
     poll=_HUP | _IN,
     ioctl=errno.EBADF,
-    mmap=errno.EIO,
+    mmap=Answer.ABSENT,
     open=Pair(Answer.NEXT, Answer.NEXT),
 )

@@ -1,0 +1,428 @@
+"""The loop a tree lives in: its end, its successor, tasks of nobody's, other threads, and the line a task waits at."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from asyncrevoke import Revocation, Revokable, RevokeDeadlock, RevokedError, _loop, revoke_threadsafe
+from conftest import settle
+from operations import Log, asyncio_only, operate, says, slowly
+
+pytestmark = pytest.mark.anyio
+
+Run = Callable[[Callable[[], Awaitable[object]]], object]
+
+
+@pytest.fixture
+def run(anyio_backend: tuple[str, dict[str, Any]]) -> Run:
+    """Run an async function in a loop of its own."""
+    return functools.partial(anyio.run, backend=anyio_backend[0], backend_options=anyio_backend[1])
+
+
+# -- a loop that ends --
+
+
+@pytest.mark.invariant("I7", "I2")
+def test_a_release_cancelled_by_a_closing_loop_has_failed(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """A release that the end of its loop cancels counts as failed; its node is released, and plain parents go on."""
+    log: Log = []
+    root = Revokable("root", release=says(log, "root"))
+    child = root.open("child", release=slowly(log, "child", anyio.Event()))
+    acts: list[Revocation] = []
+
+    async def main() -> None:
+        acts.append(root.revoke())
+        await settle()
+        assert log == ["child begins"]
+
+    run(main)
+    assert log == ["child begins", "root"]
+    assert (child.released, root.released, acts[0].done()) == (True, True, True)
+    assert len(acts[0].report.errors) == 1
+    assert [record.name for record in caplog.records] == ["asyncrevoke"]
+
+
+@pytest.mark.invariant("I7", "I2")
+def test_parents_go_on_in_a_closing_loop_though_their_releases_take_time(run: Run) -> None:
+    """A release that begins while the loop is closing is run or has failed as well: nothing stays half released."""
+    log: Log = []
+    root = Revokable("root", release=slowly(log, "root", anyio.Event()))
+    root.open("child", release=slowly(log, "child", anyio.Event()))
+    acts: list[Revocation] = []
+
+    async def main() -> None:
+        acts.append(root.revoke())
+        await settle()
+
+    run(main)
+    gc.collect()
+    assert (root.released, acts[0].done(), len(acts[0].report.errors)) == (True, True, 2)
+
+
+@pytest.mark.invariant("I7", "I2")
+def test_a_release_that_begins_in_a_closing_loop_is_not_lost(run: Run) -> None:
+    """The last user may be one whom the end of the loop cancels: what he leaves is released, or its release failed."""
+    log: Log = []
+    node = Revokable("node", kick=None, release=slowly(log, "release", anyio.Event()))
+
+    async def main() -> None:
+        background(operate, node, log)
+        await settle()
+        node.revoke()
+
+    run(main)
+    gc.collect()
+    assert log[0] == "node in"
+    assert "node cancelled" in log
+    assert node.released
+
+
+def background(function: Callable[..., Awaitable[object]], *args: object) -> None:
+    """Start a task that only the end of the loop will end."""
+    home = _loop.current()
+    assert home is not None
+    home.spawn(functools.partial(function, *args), lambda _: None, "background")
+
+
+@pytest.mark.invariant("I7")
+@asyncio_only
+async def test_a_release_cancelled_before_its_first_step_has_failed() -> None:
+    """Asyncio may cancel a task before its first step: the release has failed, and nothing is left to await."""
+    log: Log = []
+    root = Revokable("root", release=says(log, "root"))
+    root.open("child", release=slowly(log, "never", asyncio.Event()))  # type: ignore[arg-type]
+    before = asyncio.all_tasks()
+    act = root.revoke()
+    for task in asyncio.all_tasks() - before:
+        task.cancel()
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await act
+    assert [type(exc) for exc in caught.value.exceptions] == [asyncio.CancelledError]
+    assert log[-1] == "root"  # an eager task has begun
+    del act, caught, task
+    gc.collect()  # a coroutine that was never awaited would warn here
+
+
+@pytest.mark.invariant("I2", "I8")
+async def test_a_release_is_not_cancelled_by_the_garbage_collector() -> None:
+    """Nobody needs to hold anything for a release to run to its end, nor has its tree to have been used before."""
+    log: Log = []
+    ready = anyio.Event()
+    act = Revokable("node", release=slowly(log, "release", ready)).revoke()
+    for _ in range(3):
+        gc.collect()
+        await settle()
+    ready.set()
+    assert (await act).errors == ()
+    assert log == ["release begins", "release ends"]
+
+
+@pytest.mark.invariant("size", "I4")
+def test_a_closing_loop_has_no_next_turn(run: Run) -> None:
+    """What a revocation has put off to later turns is done at once when the loop ends."""
+    log: Log = []
+    root = Revokable("root", release=says(log, "root"))
+    for _ in range(2000):
+        root.open()
+    acts: list[Revocation] = []
+
+    async def main() -> None:
+        acts.append(root.revoke())
+        assert not acts[0].done()
+
+    run(main)
+    assert log == ["root"]
+    assert acts[0].report.released == 2001
+
+
+@pytest.mark.invariant("grace", "I4")
+def test_a_grace_ends_with_its_loop(run: Run) -> None:
+    """Who has a grace when the loop ends is kicked with it."""
+    log: Log = []
+    node = Revokable("node", kick=lambda _: log.append("kick"), release=says(log, "release"))
+    assert node.start_using()
+
+    async def main() -> None:
+        node.revoke(grace=3600)
+        await settle()
+        assert log == []
+
+    run(main)
+    assert log == ["kick"]
+    node.stop_using()
+    assert log == ["kick", "release"]
+
+
+# -- a loop after another --
+
+
+@pytest.mark.invariant("threads")
+def test_a_tree_may_be_used_in_the_next_loop(run: Run) -> None:
+    """When its loop is over, a tree goes on in the next one: used, opened, waited for and revoked there."""
+    log: Log = []
+    root = Revokable("root")
+    child = root.open("child")
+
+    async def use() -> None:
+        with root.using(), child.using():
+            assert child.start_using()
+            child.stop_using()
+            await anyio.lowlevel.checkpoint()
+        root.open("new").close()
+
+    async def revoke() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(operate, child, log)
+            await settle()
+            await root.revoke()
+
+    run(use)
+    run(use)
+    run(revoke)
+    assert log == ["child in", "child kicked"]
+
+
+@pytest.mark.invariant("threads")
+def test_a_tree_belongs_to_the_loop_it_is_used_in_now(run: Run) -> None:
+    """In the second loop the rules are as in the first: other threads are refused, and revoke_threadsafe comes here."""
+    log: Log = []
+    root = Revokable("root", kick=lambda _: threads.append(threading.get_ident()))
+    child = root.open("child")
+    threads: list[int] = []
+
+    async def first() -> None:
+        with root.using(), child.using():
+            pass
+
+    def elsewhere() -> None:
+        for node in (root, child):
+            try:
+                node.revoke()
+            except RuntimeError:
+                log.append("refused")
+        revoke_threadsafe(child).result(10)
+
+    async def second() -> None:
+        with root.using():
+            pass
+        await anyio.to_thread.run_sync(elsewhere)
+
+    run(first)
+    run(second)
+    assert log == ["refused", "refused"]
+    assert threads == [threading.get_ident()]
+
+
+@pytest.mark.invariant("deadlock")
+def test_deadlocks_are_found_in_the_next_loop(run: Run) -> None:
+    """Who is inside is known in the second loop, too."""
+    node = Revokable("node")
+    log: Log = []
+
+    async def use() -> None:
+        with node.using():
+            pass
+
+    async def deadlock() -> None:
+        with node.using(), anyio.move_on_after(2, shield=True):
+            try:
+                await node.revoke()
+            except RevokeDeadlock:
+                log.append("told")
+
+    run(use)
+    try:
+        run(deadlock)
+    except RevokedError:
+        log.append("kicked")
+    assert log == ["told"]
+
+
+@pytest.mark.invariant("threads")
+def test_loops_do_not_share_a_home(run: Run) -> None:
+    """Each loop has one home, for as long as something needs it; the next loop has another."""
+    homes: list[_loop.Home | None] = []
+
+    async def main() -> None:
+        homes.append(_loop.current())
+        assert _loop.current() is homes[-1]
+
+    run(main)
+    run(main)
+    assert homes[0] is not homes[1]
+    assert [home is not None and home.over for home in homes] == [True, True]
+    assert _loop.current() is None
+
+
+@pytest.mark.invariant("I4")
+def test_a_home_goes_with_its_loop(run: Run) -> None:
+    """No global state between loops: what no tree needs any more is garbage."""
+
+    async def main() -> None:
+        node = Revokable("node")
+        with node.using():
+            pass
+        await node.revoke()
+
+    run(main)
+    gc.collect()
+    before = len(_loop._homes)
+    for _ in range(3):
+        run(main)
+    gc.collect()
+    assert len(_loop._homes) <= before
+
+
+# -- other threads --
+
+
+@pytest.mark.invariant("threads")
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_tree_of_a_running_loop_is_refused_in_another_loop(run: Run, busy: bool) -> None:
+    """Two loops in two threads: a use of the other's tree raises, also in the moment in which that runs a task."""
+    theirs = Revokable("theirs")
+    log: Log = []
+    ready, stop = threading.Event(), threading.Event()
+
+    async def hold() -> None:
+        with theirs.using():
+            await settle()
+            ready.set()
+            if busy:
+                stop.wait(10)
+            else:
+                await anyio.to_thread.run_sync(stop.wait)
+
+    async def intrude() -> None:
+        for call in (theirs.using().__enter__, theirs.start_using, theirs.revoke, theirs.close):
+            try:
+                call()
+            except RuntimeError:
+                log.append("refused")
+            else:
+                log.append(f"{call.__name__} went through")
+
+    thread = threading.Thread(target=run, args=(hold,))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        run(intrude)
+    finally:
+        stop.set()
+        thread.join()
+    assert log == ["refused"] * 4
+    assert (theirs.in_use, theirs.revoked, theirs.closed) == (0, False, False)
+
+
+@pytest.mark.invariant("threads")
+async def test_revoke_threadsafe_from_a_signal_handler() -> None:
+    """A signal.signal handler may come at any line: the revocation is the loop's next step."""
+    node = Revokable("node")
+    log: Log = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: log.append(revoke_threadsafe(node, "signal").__class__.__name__))
+    try:
+        with pytest.raises(RevokedError) as caught, node.using():
+            signal.raise_signal(signal.SIGUSR1)
+            log.append(f"revoked {node.revoked}")
+            await anyio.sleep(10)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert log == ["Future", "revoked False"]
+    assert caught.value.reason == "signal"
+
+
+@pytest.mark.invariant("threads")
+@asyncio_only
+async def test_a_signal_handler_of_the_loop_may_revoke() -> None:
+    """The loop's own signal handlers run in its thread: revoke() is allowed there."""
+    node = Revokable("node")
+    loop = asyncio.get_running_loop()
+    with node.using():
+        pass
+    loop.add_signal_handler(signal.SIGUSR1, node.revoke, "signal")
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+        while not node.revoked:
+            await asyncio.sleep(0.001)
+    finally:
+        loop.remove_signal_handler(signal.SIGUSR1)
+    assert (node.reason, node.released) == ("signal", True)
+
+
+@pytest.mark.invariant("threads")
+async def test_revoke_threadsafe_wakes_a_loop_that_sleeps() -> None:
+    """The loop need not be busy to notice."""
+    node = Revokable("node")
+    began = time.monotonic()
+
+    def revoke() -> None:
+        revoke_threadsafe(node, grace=0.001)
+
+    with pytest.raises(RevokedError), node.using():
+        thread = threading.Timer(0.01, revoke)
+        thread.start()
+        await anyio.sleep(30)
+    thread.join()
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.invariant("threads")
+def test_revoke_threadsafe_after_the_loop_revokes_at_once(run: Run) -> None:
+    """A tree whose loop is over is nobody's: there is nothing to be called in."""
+    log: Log = []
+    node = Revokable("node", release=says(log, "release"))
+
+    async def main() -> None:
+        with node.using():
+            pass
+
+    run(main)
+    assert revoke_threadsafe(node).result(0).released == 1
+    assert log == ["release"]
+
+
+# -- the line a task waits at --
+
+
+@pytest.mark.invariant("I8")
+async def test_where_a_task_waits_is_the_users_line() -> None:
+    """Not a line of asyncio, trio, AnyIO or ours, but the innermost one of the user's, through any chain of awaits."""
+    node = Revokable("node")
+    sender, receiver = anyio.create_memory_object_stream[int]()
+
+    async def deeper() -> None:
+        async for _ in receiver:
+            pass
+
+    async def operation() -> None:
+        with node.using():
+            await deeper()
+
+    with sender, receiver:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(operation)
+            await settle()
+            (user,) = node.users()
+            tasks.cancel_scope.cancel()
+    line = deeper.__code__.co_firstlineno + 1
+    assert user.where == f"test_loop.py:{line} in deeper"
+
+
+@pytest.mark.invariant("I8")
+@asyncio_only
+async def test_where_a_task_waits_that_is_over() -> None:
+    """A task without a frame waits nowhere."""
+    task = asyncio.ensure_future(anyio.lowlevel.checkpoint())
+    await task
+    assert _loop.where(task) == "not started"
