@@ -60,10 +60,11 @@ class FdStream(Face):
         self._fd = -1  # until it is ours
         self._close = close
         try:
-            os.set_blocking(fd, False)
+            os.fstat(fd)
         except (OSError, ValueError, OverflowError) as exc:
             raise OSError(errno.EBADF, f"descriptor {fd} is not open") from exc
         super().__init__(handle_of(owner, name or f"fd {fd}", also, self._release, answers), tty=os.isatty(fd))
+        os.set_blocking(fd, False)
         self._fd = fd
         self._readable = _Side(fd, "reader", anyio.wait_readable)
         self._writable = _Side(fd, "writer", anyio.wait_writable)
@@ -85,6 +86,7 @@ class FdStream(Face):
         with self._writing:
             await anyio.lowlevel.checkpoint()
             try:
+                self._check_end()
                 return await self._transfer(self._writable, lambda: os.write(self._fd, item))
             except RevokedError as error:
                 self._answer(error, "write")
@@ -143,10 +145,11 @@ class FdStream(Face):
         uses[waiter] = None
         try:
             while isinstance(result, BlockingIOError):
-                await side.park(home.reactor, waiter)
-                if waiter.act is not None:
+                if waiter.act is None and await side.park(home.reactor, waiter):
+                    result = self._attempt(call)
+                else:
+                    assert waiter.act is not None
                     raise handle._error(waiter.act)
-                result = self._attempt(call)
             return result
         finally:
             del uses[waiter]
@@ -169,8 +172,9 @@ class FdStream(Face):
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=1)
+            unclosed = f"{self!r} was never closed"
             revoke_threadsafe(self.handle, "it was never closed")
+            warnings.warn(unclosed, ResourceWarning, source=self, stacklevel=1)
 
 
 class _Waiter:
@@ -184,45 +188,49 @@ class _Waiter:
         self.idle = idle
         self.since = time.monotonic()
         self.act: Revocation | None = None
-        self.future: asyncio.Future[None] | None = None
+        self.future: asyncio.Future[bool] | None = None
 
     def kick(self, act: Revocation) -> bool:
         if self.node._kick is None:
             return False
         self.act = act
         if self.future is not None and not self.future.done():
-            self.future.set_result(None)  # not an exception: nobody may be left to take it
+            self.future.set_result(False)  # not an exception: nobody may be left to take it
         return True
 
 
 class _Side:
     """The waits for one direction of a descriptor; there is one at a time."""
 
-    __slots__ = ("_fd", "_future", "_kind", "_loop", "wait")
+    __slots__ = ("_fd", "_future", "_idle", "_kind", "_loop", "wait")
 
     def __init__(self, fd: int, kind: str, wait: Callable[[int], Awaitable[None]]) -> None:
         self._fd = fd
         self._kind = kind
         self._loop: asyncio.AbstractEventLoop | None = None  # where the callback is registered
-        self._future: asyncio.Future[None] | None = None
+        self._future: asyncio.Future[bool] | None = None
+        self._idle = False  # called with nobody waiting
         self.wait = wait
 
-    async def park(self, loop: asyncio.AbstractEventLoop, waiter: _Waiter) -> None:
-        """Wait until the descriptor may be ready, or the waiter is kicked."""
+    async def park(self, loop: asyncio.AbstractEventLoop, waiter: _Waiter) -> bool:
+        """Wait until the descriptor may be ready. It reports False if the waiter was kicked before (I6)."""
         if self._loop is not loop:
             getattr(loop, f"add_{self._kind}")(self._fd, self._ready)
             self._loop = loop
+        self._idle = False
         waiter.future = self._future = loop.create_future()
         try:
-            await waiter.future
+            return await waiter.future
         finally:
             self._future = None
 
     def _ready(self) -> None:
         if self._future is None:
-            self.disarm()  # nobody waits: left armed, a level-triggered loop would spin
+            if self._idle:
+                self.disarm()  # left armed, a level-triggered loop would spin
+            self._idle = True  # once is no reason: asyncio polls again before the reader that it woke has run
         elif not self._future.done():
-            self._future.set_result(None)
+            self._future.set_result(True)
 
     def disarm(self) -> None:
         loop, self._loop = self._loop, None

@@ -30,6 +30,32 @@ class RevokableAttribute(anyio.TypedAttributeSet):
     handle: Revokable = anyio.typed_attribute()
 
 
+class _Turn:
+    """One at a time; and who closes waits until it is nobody's."""
+
+    __slots__ = ("_action", "_free", "_taken")
+
+    def __init__(self, action: str) -> None:
+        self._action = action
+        self._taken = False
+        self._free: anyio.Event | None = None
+
+    def __enter__(self) -> None:
+        if self._taken:
+            raise anyio.BusyResourceError(self._action)
+        self._taken = True
+
+    def __exit__(self, *_: object) -> None:
+        self._taken = False
+        if self._free is not None:
+            self._free.set()
+
+    async def free(self) -> None:
+        while self._taken:
+            self._free = anyio.Event()
+            await self._free.wait()
+
+
 class Face(anyio.abc.ByteStream):
     """What every stream of ours promises. A kind of stream is made by `_receive`, `_send` and `_send_eof`, which do the
     work as operations of `handle`; being a checkpoint, one at a time and the profile's answer is done here.
@@ -45,8 +71,8 @@ class Face(anyio.abc.ByteStream):
         self.handle = handle
         self._tty = tty
         self._eof_sent = False
-        self._reading = anyio.ResourceGuard("reading from")
-        self._writing = anyio.ResourceGuard("writing to")
+        self._reading = _Turn("reading from")
+        self._writing = _Turn("writing to")
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive 1 to `max_bytes` bytes.
@@ -81,8 +107,7 @@ class Face(anyio.abc.ByteStream):
         with self._writing if self.handle._admits_use() else _NOBODY:
             await anyio.lowlevel.checkpoint()
             try:
-                if self._eof_sent and not self.handle.revoked:
-                    raise anyio.ClosedResourceError(f"{self.handle.path!r}: the end of data was sent already")
+                self._check_end()
                 await self._send(item)
             except RevokedError as error:
                 self._answer(error, "write")
@@ -130,6 +155,10 @@ class Face(anyio.abc.ByteStream):
 
     @abstractmethod
     async def _send_eof(self) -> None: ...
+
+    def _check_end(self) -> None:
+        if self._eof_sent and not self.handle.revoked:
+            raise anyio.ClosedResourceError(f"{self.handle.path!r}: the end of data was sent already")
 
     def _answer(self, error: RevokedError, kind: Literal["read", "write"]) -> None:
         """Make the error the profile's answer, if it is about this stream and not about one further inside."""
@@ -180,6 +209,7 @@ class RevokableStream(Face):
         super().__init__(handle_of(owner, name, also, self._abort, answers))
         self._inner = inner
         self._inner_closed = False
+        self._closing: Revocation | None = None
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -204,12 +234,18 @@ class RevokableStream(Face):
         """
         try:
             with self.handle.using():
-                closing = self.handle.close()  # refuses all others; this operation is its last
+                self._closing = self.handle.close()  # refuses and kicks all others; this operation is the last
+                await self._reading.free()
+                await self._writing.free()
                 await self._inner.aclose()
                 self._inner_closed = True
         except (RevokedError, anyio.ClosedResourceError):
-            closing = self.handle.close()
-        await closing
+            pass  # it is being closed by another, or by force
+        try:
+            await (self._closing or self.handle.close())
+        except anyio.get_cancelled_exc_class():
+            self.handle.close()  # by force, whoever else closes it gracefully
+            raise
 
     def _abort(self) -> Awaitable[None] | None:
         return None if self._inner_closed else anyio.aclose_forcefully(self._inner)
