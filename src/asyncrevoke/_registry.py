@@ -19,7 +19,7 @@ from typing import Any, Literal, Unpack
 import anyio
 
 from ._revocation import Revocation
-from ._revokable import Options, Revokable
+from ._revokable import RELEASED, Options, Revokable
 from ._stream import Face
 
 Hangup = Callable[[int], Awaitable[object] | None]
@@ -132,12 +132,12 @@ class Name(Revokable):
         Cancellation: leaves the queue.
         """
         with self.using():
-            while self._while_draining == "queue" and self._current.revoked and not self._current.released:
+            while self._while_draining == "queue" and (old := self._current).revoked and not old.released:
                 if self._waiting >= self._queue:
                     raise anyio.BusyResourceError("opening")
                 self._waiting += 1
                 try:
-                    await self._current._acts[0]._until(lambda: self._current.released)
+                    await old._acts[0]._until(lambda old=old: old.released)  # type: ignore[misc]  # of this one, whatever comes next
                 finally:
                     self._waiting -= 1
 
@@ -154,21 +154,34 @@ class Key(Revokable):
         self._answers = parent._answers
         self._number = number
 
-    def _dead(self) -> Revokable | None:
-        """What was revoked, this or above: a revocation does not reach down to a key that nobody uses."""
+    @property
+    def revoked(self) -> bool:
+        self._catch_up()
+        return bool(self._acts)
+
+    @property
+    def reason(self) -> str:
+        self._catch_up()
+        return super().reason
+
+    def _catch_up(self) -> None:
+        """A revocation does not reach down to a key that nobody uses: such a key takes it over when it is asked."""
+        late: list[Revokable] = []
         node: Revokable | None = self
         while node is not None and not node._acts:
+            late.append(node)
             node = node.parent
-        return node
+        if node is not None:
+            for each in late:
+                each._acts, each._state = node._acts, RELEASED
 
     def _admit_child(self) -> None:
-        dead = self._dead()
-        if dead is not None:
-            raise dead._refusal()
+        self._catch_up()
         super()._admit_child()
 
     def _admits_use(self) -> bool:
-        return super()._admits_use() and (bool(self._acts) or self._dead() is None)
+        self._catch_up()
+        return super()._admits_use()
 
     def _first_use(self) -> dict[Any, None]:
         self._admit_child()
@@ -215,7 +228,7 @@ class Registry:
     def __getitem__(self, key: str | tuple[str, ...]) -> Revokable:
         """The node of a key, made if there is none. It is dropped when nobody uses it."""
         path = (key,) if isinstance(key, str) else key
-        if not path or not all(isinstance(part, str) for part in path):
+        if not isinstance(path, tuple) or not path or not all(isinstance(part, str) for part in path):
             raise TypeError(f"{key!r} is no key: give one string, or several")
         node = self.root
         for end in range(1, len(path) + 1):
@@ -247,6 +260,7 @@ class Registry:
         :raises ValueError: if the name, or the device at `path`, is taken
         :raises OSError: if there is nothing at `path`
         """
+        self.root._admit_child()
         places = [] if path is None else [_place(path)]
         for taken in (self._names.get(name), *(self._places.get(place) for place in places)):
             if taken is not None and not taken.revoked:
@@ -270,13 +284,17 @@ class Registry:
             while found is not None and not isinstance(found, Name):
                 found = found.parent
         elif isinstance(what, int):
-            found = self._places.get((what,))
+            found = self._places.get((stat.S_IFCHR, what)) or self._places.get((stat.S_IFBLK, what))
         else:
-            found = self._names.get(what) if isinstance(what, str) else None
+            found = self._named(what)
             found = found or self._places.get(_place(what))
-        if not isinstance(found, Name) or found.revoked:
+        if not isinstance(found, Name) or found.revoked or self._names.get(found.name) is not found:
             raise LookupError(f"{what!r} leads to no device of this registry")
         return found
+
+    def _named(self, what: object) -> Name | None:
+        name = self._names.get(what) if isinstance(what, str) else None
+        return None if name is None or name.revoked else name
 
     def revoke(self, *what: str | os.PathLike[str], reason: str = "", grace: float = 0.0) -> Revocation:
         """Take away a key with all below it, or, as revoke(2), hang up the device that a name or a path leads to.
@@ -286,7 +304,7 @@ class Registry:
 
         :raises LookupError, OSError: as `find`, for paths
         """
-        if len(what) == 1 and (not isinstance(what[0], str) or what[0] in self._names or "/" in what[0]):
+        if len(what) == 1 and (not isinstance(what[0], str) or self._named(what[0]) or "/" in what[0]):
             return self.find(what[0]).hangup(reason, grace=grace)
         return self[tuple(os.fspath(part) for part in what)].revoke(reason, grace=grace)
 
@@ -295,12 +313,16 @@ class Registry:
 
         :raises LookupError: as `find`
         """
-        return self.find(handle).hangup(reason, grace=grace)
+        node = handle.handle if isinstance(handle, Face) else handle
+        device = self.find(handle)
+        if node.revoked:
+            raise node._refusal()
+        return device.hangup(reason, grace=grace)
 
 
 def _place(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """What is the same for every path that leads to one thing: the device number, or the inode."""
     status = pathlib.Path(path).stat()
     if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-        return (status.st_rdev,)
-    return (status.st_dev, status.st_ino)
+        return (stat.S_IFMT(status.st_mode), status.st_rdev)
+    return (0, status.st_dev, status.st_ino)
