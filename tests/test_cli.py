@@ -27,7 +27,7 @@ def test_demo_shows_who_saw_what_in_order() -> None:
         r"alice +\| we are 2",
         r"us +operation of .* in 'shell/sh/alice' for .* s at demo.py:\d+",
         r"carol +RevokedError: 'shell/sh/carol' \(generation 1\) was revoked: maintenance",
-        r"us +report: 'shell' revoked \(maintenance\): \d kicked, 5 released",
+        r"us +report: 'shell' revoked \(maintenance\): 2 kicked, 4 released",
         r"ended by signal 1 and is reaped",
         r"us +the shell of generation 2 has ended with status 7",
     ]

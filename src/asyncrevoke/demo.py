@@ -86,7 +86,7 @@ async def demo(out: TextIO = sys.stdout) -> None:
 
         await anyio.wait_all_tasks_blocked()
         say("us", "the session is revoked by name, while it is in use:")
-        for user in (user for client in session.clients for user in client.handle.users()):
+        for user in (user for client in session.clients for user in client.users()):
             say("us", f"  {user}")
         report = await registry.revoke("shell", reason="maintenance")
         say("us", f"report: {report}")

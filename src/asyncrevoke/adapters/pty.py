@@ -11,22 +11,29 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
 import pathlib
 import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from types import EllipsisType, TracebackType
 from typing import Self
 
 import anyio
+import anyio.lowlevel
 
 from asyncrevoke import Face, FdStream, Revocation, Revokable, RevokedError
 from asyncrevoke.answers import Answers
 
+_ATOMIC = 4096  # bytes that are not mixed with another writer's, as pipe(7) has it
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+_TERMINALS = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD),
+    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
+)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -53,12 +60,19 @@ def open_pty(
     :param size: rows and columns
     :param backlog: bytes that a client may be behind before it is revoked as too slow
     :param kill_after: seconds from the hang-up to SIGKILL for those who stay
+    :raises TypeError, ValueError: if an option makes no sense
     :raises FileNotFoundError, PermissionError: if the program or `cwd` is not there, or may not be run
     :raises OSError: if no pty is free
     :raises RevokedError: if the owner was revoked; nothing was started
     """
     if isinstance(argv, str | bytes) or not argv:
         raise TypeError(f"argv is {argv!r}: give the program and its arguments as a list")
+    if len(size) != 2 or not all(0 <= each <= 0xFFFF for each in size):
+        raise ValueError(f"size is {size!r}: give rows and columns")
+    if not backlog > 0:
+        raise ValueError(f"backlog is {backlog!r}: give bytes, 1 or more")
+    if not kill_after >= 0:
+        raise ValueError(f"kill_after is {kill_after!r}: give seconds, 0 or more")
     return PtySession(
         [os.fspath(argument) for argument in argv],
         owner=owner,
@@ -93,21 +107,26 @@ class PtySession:
         answers: Answers | EllipsisType,
     ) -> None:
         name = name or pathlib.PurePath(argv[0]).name
-        self.node = Revokable(name, answers=answers) if owner is None else owner.open(name, answers=answers)
-        try:
-            master, self._process = _spawn(argv, env, cwd, size)
-        except BaseException:
-            self.node.close()
-            raise
-        self.pid = self._process.pid
-        self.node.release = self._hang_up  # nothing can have come in between: we have not suspended
-        self._master = FdStream(master, self.node, name="master")
         self._backlog = backlog
         self._kill_after = kill_after
         self._clients: dict[PtyStream, None] = {}
         self._ended = False  # the last byte was read
         self._turn_to_read = anyio.Lock()
         self._turn_to_write = anyio.Lock()
+        self.node = Revokable(name, answers=answers) if owner is None else owner.open(name, answers=answers)
+        started = None
+        try:
+            started = self._process, master = _spawn(argv, env, cwd, size)
+            self.pid = self._process.pid
+            self._master = FdStream(master, name=f"{name}'s master")  # nobody's child: the release closes it
+            self.node.release = self._hang_up
+        except BaseException:
+            if started is not None:
+                started[0].kill()
+                started[0].wait()
+                os.close(started[1])
+            self.node.close()
+            raise
 
     def open(
         self, name: str = "", *, also: Iterable[Revokable] = (), answers: Answers | EllipsisType = ...
@@ -120,9 +139,9 @@ class PtySession:
         return PtyStream(self, name, also, answers)
 
     @property
-    def clients(self) -> list[PtyStream]:
-        """The open streams, for `revoke_all`."""
-        return list(self._clients)
+    def clients(self) -> list[Revokable]:
+        """The handles of the open streams, for `revoke_all`."""
+        return [client.handle for client in self._clients]
 
     def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
         """Take the terminal away from all, and end the program: HUP, CONT, and KILL for what stays."""
@@ -174,7 +193,7 @@ class PtySession:
         :raises RevokedError, ~anyio.ClosedResourceError: if the session is gone
         """
         with self.node.using():
-            self._signal(signum)
+            _kill([self.pid], signum)
 
     def __repr__(self) -> str:
         return f"<PtySession pid={self.pid} returncode={self.returncode} of {self.node!r}>"
@@ -185,43 +204,46 @@ class PtySession:
             if reader._unread or self._ended:
                 return
             try:
-                data = await self._master.receive()
+                data = await self._master.receive(self._backlog)
             except anyio.BrokenResourceError as exc:
                 # A master answers EIO when the last slave is closed and all has been read.
-                if isinstance(exc, RevokedError) or getattr(exc.__cause__, "errno", None) != errno.EIO:
+                if getattr(exc.__cause__, "errno", None) != errno.EIO:
                     raise
                 self._ended = True
             else:
-                for client in self.clients:
+                for client in list(self._clients):
                     client._take(data, self._backlog)
 
-    async def _write(self, item: memoryview) -> int:
-        async with self._turn_to_write:
-            return await self._master.send_some(item)
-
-    async def _hang_up(self) -> None:
-        """The release: clients and master are closed, so the kernel has hung up; see that all are gone, and reap."""
+    def _hang_up(self) -> Awaitable[None] | None:
+        """The release. Closing the master is the hang-up; what follows sees that all are gone, and reaps."""
+        self._master.handle.close()
         try:
-            self._signal(signal.SIGHUP)
-            self._signal(signal.SIGCONT)
-            with anyio.move_on_after(self._kill_after):
-                await _ended(self.pid)
-                self._process.wait()
-                while members := _group(self.pid):
-                    await _ended(members[0])
-            self._signal(signal.SIGKILL)
-            await _ended(self.pid)
-        finally:
-            self._signal(signal.SIGKILL)  # a closing loop cancels the waits
-            self._process.wait(timeout=1)
+            anyio.lowlevel.current_token()
+        except RuntimeError:  # no loop that could wait
+            _kill([self.pid, *_session(self.pid).values()], signal.SIGKILL)
+            self._process.wait()
+            return None
+        return self._reap()
 
-    def _signal(self, signum: int) -> None:
-        if self._process.returncode is None:  # not reaped: its number, and its group's, cannot be another's
-            os.killpg(self.pid, signum)
-            return
-        for member in _group(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(member, signum)
+    async def _reap(self) -> None:
+        try:
+            _kill([self.pid], signal.SIGHUP, signal.SIGCONT)
+            with anyio.move_on_after(self._kill_after) as patience:
+                await self.wait()
+                # The jobs of a shell have groups of their own, which the kernel does not tell.
+                _kill(_session(self.pid).values(), signal.SIGHUP, signal.SIGCONT)
+                while left := _session(self.pid):
+                    await _ended(min(left))
+            if patience.cancelled_caught:
+                _kill(_session(self.pid).values(), signal.SIGKILL)
+            _kill([self.pid], signal.SIGKILL)  # who was born while we looked, too
+            await self.wait()
+        except BaseException:  # a closing loop does not wait
+            _kill([self.pid, *_session(self.pid).values()], signal.SIGKILL)
+            raise
+        finally:
+            # Only now: as long as the program is not reaped, its number and its group's cannot be another's.
+            self._process.wait(timeout=1)
 
 
 class PtyStream(Face):
@@ -253,14 +275,18 @@ class PtyStream(Face):
         try:
             with self.handle.using():
                 while sent < len(view):
-                    sent += await self._session._write(view[sent:])
+                    async with self._session._turn_to_write:
+                        end = sent + _ATOMIC
+                        while view[sent:end]:
+                            sent += await self._session._master.send_some(view[sent:end])
         except RevokedError as error:
             error.sent = sent
             raise
 
     async def _send_eof(self) -> None:
         eof: bytes = termios.tcgetattr(self._session._master.fileno())[6][termios.VEOF]
-        await self._session._write(memoryview(eof))
+        async with self._session._turn_to_write:
+            await self._session._master.send_some(eof)
 
     def _take(self, data: bytes, backlog: int) -> None:
         self._unread += data
@@ -270,7 +296,7 @@ class PtyStream(Face):
 
 def _spawn(
     argv: list[str], env: Mapping[str, str] | None, cwd: str | os.PathLike[str] | None, size: tuple[int, int]
-) -> tuple[int, subprocess.Popen[bytes]]:
+) -> tuple[subprocess.Popen[bytes], int]:
     try:
         master, slave = os.openpty()
     except OSError as exc:
@@ -278,7 +304,9 @@ def _spawn(
     parent = os.getpid()
 
     def take_terminal() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ours may be ignored, under nohup
+        for signum in _TERMINALS:
+            signal.signal(signum, signal.SIG_DFL)  # ours may be ignored, under nohup or in a script's background
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -301,7 +329,7 @@ def _spawn(
         raise
     finally:
         os.close(slave)
-    return master, process
+    return process, master
 
 
 def _set_size(fd: int, size: tuple[int, int]) -> None:
@@ -321,18 +349,19 @@ async def _ended(pid: int) -> None:
         os.close(pidfd)
 
 
-def _group(pgid: int) -> list[int]:
-    """Those who are left of a process group whose leader is reaped."""
-    try:
-        os.killpg(pgid, 0)
-    except ProcessLookupError:  # as a rule; the list of all processes is long
-        return []
-    members = []
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, group, _ = stat.read_bytes().rpartition(b")")[2].split(maxsplit=3)
-        except (OSError, ValueError):  # ended meanwhile
-            continue
-        if int(group) == pgid and state not in (b"Z", b"X"):
-            members.append(int(stat.parent.name))
-    return [] if pgid in members else members  # a new leader: the old group is gone, and its number another's
+def _session(sid: int) -> dict[int, int]:
+    """Those who are left of a session, but for its leader, each with its process group."""
+    members = {}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):  # noqa: PTH208  # there may be thousands
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if os.getsid(pid) == sid != pid:
+                state = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+                if state not in (b"Z", b"X"):
+                    members[pid] = os.getpgid(pid)
+    return members
+
+
+def _kill(groups: Iterable[int], *signums: int) -> None:
+    for group, signum in itertools.product(set(groups), signums):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signum)
