@@ -1,0 +1,32 @@
+"""The benchmarks run; what they find is not tested, as it is the machine's as much as ours."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+ROWS = [
+    "FdStream.receive, data ready, asyncio / unguarded",
+    "FdStream.receive, parked, asyncio / unguarded",
+    "FdStream.receive, data ready, uvloop / unguarded",
+    "FdStream.receive, parked, uvloop / unguarded",
+    "using(), parks once / CancelScope",
+    "using(), does not suspend / CancelScope",
+    "revoke 100 receives / cancel and close",
+    "revoke 100 uses on 1 nodes / CancelScope.cancel",
+    "revoke 100 uses on 100 nodes / CancelScope.cancel",
+    "revoke 20 ptys / cancel and close",
+    "open and revoke, per handle, 1000 / 10",
+    "bytes per open handle",
+]
+
+
+def test_ratios_prints_a_row_for_each_aim() -> None:
+    """`ratios.py --quick` runs without a word on stderr, and each row has its aim, its median and its spread."""
+    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "ratios.py"
+    run = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, timeout=100, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    _versions, _head, *lines = run.stdout.splitlines()
+    assert [line[:60].rstrip() for line in lines] == ROWS
+    assert all(".." in line[60:] for line in lines), run.stdout
