@@ -25,9 +25,7 @@ SAYS = {
 
 
 def run(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-"], input=code, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-"], input=code, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout

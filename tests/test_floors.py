@@ -9,7 +9,7 @@ import re
 import asyncrevoke
 
 PACKAGE = pathlib.Path(asyncrevoke.__file__).parent
-MAP = re.findall(r"^#   (\d)  (\S+)", (PACKAGE / "__init__.py").read_text(), re.MULTILINE)
+MAP: list[tuple[str, str]] = re.findall(r"^#   (\d)  (\S+)", (PACKAGE / "__init__.py").read_text(), re.MULTILINE)
 #: A file's place on the map: lower is further down; files of a folder stand together.
 PLACE = {name: len(MAP) - number for number, (_, name) in enumerate(MAP)}
 FLOOR = {name: int(floor) for floor, name in MAP}

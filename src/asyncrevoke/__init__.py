@@ -37,3 +37,4 @@ from .answers import RevokedError as RevokedError
 from .adapters.pty import PtySession as PtySession  # isort: skip
 from .adapters.pty import PtyStream as PtyStream  # isort: skip
 from .adapters.pty import open_pty as open_pty  # isort: skip
+from .adapters.tty import Tty as Tty  # isort: skip

@@ -26,13 +26,13 @@ Operation = Callable[[], Awaitable[object]]
 class Subject:
     """What is checked, as the maker yields it: a fresh resource, and how to use it.
 
-    :ivar handle: what is revoked
+    :ivar handle: what is revoked; all operations given here are on it, not on what is open below it
     :ivar wait: an operation that waits until something happens, as a read does where there is no data
     :ivar quick: an operation that finishes by itself, as a write that fits
     :ivar feed: makes a pending `wait` finish with a result; may return an awaitable
     :ivar close: the owner's own `aclose`. Left out: the handle's
-    :ivar gone: whether the thing is really let go of; a count of how often shows a double release, too
-    :ivar owner: what `handle` is open on, if nothing else is: one clause revokes it
+    :ivar gone: whether the thing is really let go of, 0 or False until then; a count shows a double release, too
+    :ivar owner: the parent of `handle`; one clause revokes it, so nothing else may be open on it
     :ivar beside: further operations that wait, and may do so while `wait` does
     :ivar idle: whether `wait` waits for others to begin something, ``using(idle=True)``: kicked without a grace
     """
