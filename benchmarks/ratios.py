@@ -28,15 +28,19 @@ import anyio
 import uvloop
 
 from asyncrevoke import FdStream, Revokable, RevokedError
-from asyncrevoke._fdstream import _Side
+from asyncrevoke._fdstream import _Side, _Waiter
 
 T = TypeVar("T")
 Sample = Callable[[], Awaitable[float]]
 Opener = Callable[[], tuple[int, ...]]
 
 
+#: Linked to no handle. `park` is the stream's own, so that both sides keep their readers alike; it notes its future here.
+_NOBODY = _Waiter(Revokable("nobody"), None, idle=False)
+
+
 class Unguarded(FdStream):
-    """The same stream with the guard taken out: no flag is tested, and no waiter linked to the handle."""
+    """The same stream with the guard taken out: no flag is tested, and no waiter made or linked to the handle."""
 
     async def _transfer(self, side: _Side, call: Callable[[], T], *, idle: bool = False) -> T:  # noqa: ARG002
         result = self._attempt(call)
@@ -44,21 +48,9 @@ class Unguarded(FdStream):
             return result
         loop = asyncio.get_running_loop()
         while isinstance(result, BlockingIOError):
-            await _park(side, loop)
+            await side.park(loop, _NOBODY)
             result = self._attempt(call)
         return result
-
-
-async def _park(side: _Side, loop: asyncio.AbstractEventLoop) -> None:
-    """`_Side.park` without the waiter."""
-    if side._loop is not loop:
-        getattr(loop, f"add_{side._kind}")(side._fd, side._ready)
-        side._loop = loop
-    side._future = loop.create_future()
-    try:
-        await side._future
-    finally:
-        side._future = None
 
 
 async def settle() -> None:
