@@ -1551,8 +1551,8 @@ def test_ended_host_leaves_no_child(backend: str, signum: signal.Signals) -> Non
     main = """
 async def main():
     sessions = [await opened(argv, kill_after=0.3) for argv in (MEEK, STUBBORN, GROUP)]
-    say("up")
     async with sessions[0][0], sessions[1][0], sessions[2][0]:
+        say("up")
         await sessions[0][1].receive()
 """
     with host(backend, main) as running:
