@@ -46,7 +46,7 @@ class Unguarded(FdStream):
         result = self._attempt(call)
         if not isinstance(result, BlockingIOError):
             return result
-        loop = asyncio.get_running_loop()
+        loop = side._loop or asyncio.get_running_loop()  # which is slow on 3.11; the guard does not need it
         while isinstance(result, BlockingIOError):
             await side.park(loop, _NOBODY)
             result = self._attempt(call)

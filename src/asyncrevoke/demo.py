@@ -74,7 +74,7 @@ async def demo(out: TextIO = sys.stdout) -> None:
 
         await alice.stream.send(b"echo we are $((1 + 2))\n")
         for client in clients:
-            await client.hears("we are 3")
+            await client.hears("we are 3\r\n$ ")
 
         await anyio.wait_all_tasks_blocked()
         say("us", "bob is revoked; the others notice nothing")
@@ -82,7 +82,7 @@ async def demo(out: TextIO = sys.stdout) -> None:
         say("us", f"report: {report}")
         await alice.stream.send(b"echo we are $((3 - 1))\n")
         for client in (alice, carol):
-            await client.hears("we are 2")
+            await client.hears("we are 2\r\n$ ")
 
         await anyio.wait_all_tasks_blocked()
         say("us", "the session is revoked by name, while it is in use:")
