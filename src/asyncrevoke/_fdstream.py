@@ -130,7 +130,10 @@ class FdStream(Face):
         result = self._attempt(call)
         if not isinstance(result, BlockingIOError):
             return result
-        home, task = handle._here()
+        home = handle._home
+        task = None if home is None else home.task()
+        if task is None:
+            home, task = handle._here()
         assert home is not None
         if home.reactor is None:
             with handle.using(idle=idle):

@@ -128,7 +128,8 @@ def _work(act: Revocation, grace: float) -> Generator[object, None, None]:
     """All that follows the refusal, in steps: one kick, or one release."""
     yield from _kick(act, idle_only=grace > 0)
     for node in reversed(act._nodes):
-        yield from _last_out(node)
+        _last_out(node)
+        yield None
     if grace:
         yield _PAUSE
         yield from _kick(act, idle_only=False)
@@ -171,20 +172,20 @@ def _enter_kicked(node: Revokable) -> None:
         node._call(node._kick, node)
 
 
-def _last_out(node: Revokable) -> Generator[None, None, None]:
+def _last_out(node: Revokable) -> None:
     """Somebody has left `node`: if nobody is inside any more, release it, and then perhaps its parents."""
     due = [node]
     while due:
         node = due.pop()
-        if not node.in_use:
-            if not node._acts:
-                node._unused()
-            elif node._state < RELEASING:
-                if node._state < KICKED:
-                    _enter_kicked(node)  # whose hook may have come here itself
-                if node._state < RELEASING and _release(node):
-                    due += node._parents()
-        yield
+        if node._uses or node._bare or node._children:
+            continue
+        if not node._acts:
+            node._unused()
+        elif node._state < RELEASING:
+            if node._state < KICKED:
+                _enter_kicked(node)  # whose hook may have come here itself
+            if node._state < RELEASING and _release(node):
+                due += node._parents()
 
 
 def _release(node: Revokable) -> bool:
@@ -192,7 +193,7 @@ def _release(node: Revokable) -> bool:
     node._state = RELEASING  # I3 from here: nobody is inside, and nobody can come
     release, node._release = node._release, None
     running = None if release is None else node._call(release)
-    if not isinstance(running, Awaitable):
+    if running is None or not isinstance(running, Awaitable):
         _released(node)
         return True
 
@@ -207,7 +208,7 @@ def _release(node: Revokable) -> bool:
                 running.close()  # which may not have begun
         _released(node)
         for parent in node._parents():
-            _exhaust(_last_out(parent))
+            _last_out(parent)
 
     home = _loop.current()
     if home is not None:
@@ -660,7 +661,7 @@ class Revokable:
                 act._undrained -= 1
                 if not act._undrained:
                     act._progress()
-            _exhaust(_last_out(self))
+            _last_out(self)
         elif not self._children:
             self._unused()
 
