@@ -5,8 +5,11 @@
 #   4  cli.py           parses and prints
 #   3  demo.py          what `asyncrevoke demo` shows
 #   2  testing.py       check_revokable(): the contract, to be run on anybody's resource
-#   2  adapters/        pty, tty: one noun per file
+#   2  adapters/        one noun per file: pty, tty, serial (by serial_ports), hotplug, asyncio_streams, alsa
 #   1  _registry.py     names, keys, paths, generations
+#   1  _offloop.py      blocking calls, in threads of their own
+#   1  _watch.py        a descriptor watched in the background
+#   1  _shared.py       one line for several streams
 #   1  _fdstream.py     a stream over a descriptor, kicked by waiter
 #   1  _stream.py       a stream over any AnyIO stream, kicked by cancel scope
 #   0  _revokable.py    THE protocol: start reading here
@@ -17,6 +20,7 @@
 
 from . import answers as answers
 from ._fdstream import FdStream as FdStream
+from ._offloop import off_loop as off_loop
 from ._registry import Key as Key
 from ._registry import Name as Name
 from ._registry import Registry as Registry
@@ -26,10 +30,13 @@ from ._revocation import User as User
 from ._revokable import Revokable as Revokable
 from ._revokable import revoke_all as revoke_all
 from ._revokable import revoke_threadsafe as revoke_threadsafe
+from ._shared import Shared as Shared
+from ._shared import SharedStream as SharedStream
 from ._stream import Face as Face
 from ._stream import RevokableAttribute as RevokableAttribute
 from ._stream import RevokableStream as RevokableStream
 from ._using import Use as Use
+from ._watch import Watch as Watch
 from .answers import RevokeDeadlock as RevokeDeadlock
 from .answers import RevokedError as RevokedError
 
@@ -37,4 +44,7 @@ from .answers import RevokedError as RevokedError
 from .adapters.pty import PtySession as PtySession  # isort: skip
 from .adapters.pty import PtyStream as PtyStream  # isort: skip
 from .adapters.pty import open_pty as open_pty  # isort: skip
+from .adapters.serial import SerialDevice as SerialDevice  # isort: skip
+from .adapters.serial import SerialStream as SerialStream  # isort: skip
+from .adapters.serial import open_serial as open_serial  # isort: skip
 from .adapters.tty import Tty as Tty  # isort: skip

@@ -160,10 +160,13 @@ class Face(anyio.abc.ByteStream):
         if self._eof_sent and not self.handle.revoked:
             raise anyio.ClosedResourceError(f"{self.handle.path!r}: the end of data was sent already")
 
-    def _answer(self, error: RevokedError, kind: Literal["read", "write"]) -> None:
+    def _answer(self, error: RevokedError, kind: Literal["read", "write", "ioctl"]) -> None:
         """Make the error the profile's answer, if it is about this stream and not about one further inside."""
         profile = self.handle.answers
         if profile is None or error.node is not self.handle:
+            return
+        if kind == "ioctl":
+            error.errno = profile.ioctl
             return
         pair = profile.read if kind == "read" else profile.write
         answer = pair.in_flight if error.in_flight else pair.later

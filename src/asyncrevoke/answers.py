@@ -75,11 +75,13 @@ class RevokedError(anyio.BrokenResourceError, OSError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         told = (self.errno, self.name, self.reason, self.generation)
-        return _unpickled, (self.in_flight, self.sent, told)
+        return _unpickled, (type(self), self.in_flight, self.sent, told)
 
 
-def _unpickled(in_flight: bool, sent: int | None, told: tuple[int, str, str, int | None]) -> RevokedError:
-    return RevokedError(None, in_flight=in_flight, sent=sent, told=told)
+def _unpickled(
+    kind: type[RevokedError], in_flight: bool, sent: int | None, told: tuple[int, str, str, int | None]
+) -> RevokedError:
+    return kind(None, in_flight=in_flight, sent=sent, told=told)
 
 
 class RevokeDeadlock(RuntimeError):

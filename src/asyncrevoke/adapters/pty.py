@@ -25,10 +25,9 @@ from typing import Self
 import anyio
 import anyio.lowlevel
 
-from asyncrevoke import Face, FdStream, Revocation, Revokable, RevokedError
+from asyncrevoke import FdStream, Revocation, Revokable, Shared, SharedStream
 from asyncrevoke.answers import Answers
 
-_ATOMIC = 4096  # bytes that are not mixed with another writer's, as pipe(7) has it
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _TERMINALS = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD),
@@ -70,8 +69,6 @@ def open_pty(
         raise TypeError(f"argv is {argv!r}: give the program and its arguments as a list")
     if len(size) != 2 or not all(0 <= each <= 0xFFFF for each in size):
         raise ValueError(f"size is {size!r}: give rows and columns")
-    if not backlog > 0:
-        raise ValueError(f"backlog is {backlog!r}: give bytes, 1 or more")
     if not kill_after >= 0:
         raise ValueError(f"kill_after is {kill_after!r}: give seconds, 0 or more")
     return PtySession(
@@ -108,12 +105,8 @@ class PtySession:
         answers: Answers | EllipsisType,
     ) -> None:
         name = name or pathlib.PurePath(argv[0]).name
-        self._backlog = backlog
         self._kill_after = kill_after
-        self._clients: dict[PtyStream, None] = {}
-        self._ended = False  # the last byte was read
-        self._turn_to_read = anyio.Lock()
-        self._turn_to_write = anyio.Lock()
+        self._shared = Shared(self._receive, self._send_some, backlog=backlog)
         self.node = Revokable(name, answers=answers) if owner is None else owner.open(name, answers=answers)
         started = None
         try:
@@ -142,7 +135,7 @@ class PtySession:
     @property
     def clients(self) -> list[Revokable]:
         """The handles of the open streams, for `revoke_all`."""
-        return [client.handle for client in self._clients]
+        return [client.handle for client in self._shared.streams]
 
     def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
         """Take the terminal away from all, and end the program: HUP, CONT, and KILL for what stays."""
@@ -199,21 +192,22 @@ class PtySession:
     def __repr__(self) -> str:
         return f"<PtySession pid={self.pid} returncode={self.returncode} of {self.node!r}>"
 
-    async def _read_for_all(self, reader: PtyStream) -> None:
-        """Read once and give it to every client. Whoever waits for data does it for all."""
-        async with self._turn_to_read:
-            if reader._unread or self._ended:
-                return
-            try:
-                data = await self._master.receive(self._backlog)
-            except anyio.BrokenResourceError as exc:
-                # A master answers EIO when the last slave is closed and all has been read.
-                if getattr(exc.__cause__, "errno", None) != errno.EIO:
-                    raise
-                self._ended = True
-            else:
-                for client in list(self._clients):
-                    client._take(data, self._backlog)
+    async def _receive(self, max_bytes: int) -> bytes:
+        try:
+            return await self._master.receive(max_bytes)
+        except anyio.BrokenResourceError as exc:
+            # A master answers EIO when the last slave is closed and all has been read.
+            if getattr(exc.__cause__, "errno", None) != errno.EIO:
+                raise
+            raise anyio.EndOfStream from exc
+
+    async def _send_some(self, item: memoryview) -> int:
+        return await self._master.send_some(item)
+
+    async def _send_eof(self) -> None:
+        eof: bytes = termios.tcgetattr(self._master.fileno())[6][termios.VEOF]
+        async with self._shared.turn_to_write:
+            await self._master.send_some(eof)
 
     def _hang_up(self) -> Awaitable[None] | None:
         """The release. Closing the master is the hang-up; what follows sees that all are gone, and reaps."""
@@ -247,52 +241,17 @@ class PtySession:
             self._process.wait(timeout=1)
 
 
-class PtyStream(Face):
+class PtyStream(SharedStream):
     """One stream on a `PtySession`, as `PtySession.open` gives it."""
 
     def __init__(
         self, session: PtySession, name: str, also: Iterable[Revokable], answers: Answers | EllipsisType
     ) -> None:
-        super().__init__(
-            session.node.open(name, also=also, release=lambda: session._clients.pop(self), answers=answers), tty=True
-        )
+        super().__init__(session._shared, session.node, name=name, also=also, answers=answers, tty=True)
         self._session = session
-        self._unread = bytearray()
-        session._clients[self] = None
-
-    async def _receive(self, max_bytes: int) -> bytes:
-        with self.handle.using(idle=True):
-            while not self._unread:
-                if self._session._ended:
-                    raise anyio.EndOfStream
-                await self._session._read_for_all(self)
-            data = bytes(self._unread[:max_bytes])
-            del self._unread[:max_bytes]
-            return data
-
-    async def _send(self, item: bytes) -> None:
-        view = memoryview(item).cast("B")
-        sent = 0
-        try:
-            with self.handle.using():
-                while sent < len(view):
-                    async with self._session._turn_to_write:
-                        end = sent + _ATOMIC
-                        while view[sent:end]:
-                            sent += await self._session._master.send_some(view[sent:end])
-        except RevokedError as error:
-            error.sent = sent
-            raise
 
     async def _send_eof(self) -> None:
-        eof: bytes = termios.tcgetattr(self._session._master.fileno())[6][termios.VEOF]
-        async with self._session._turn_to_write:
-            await self._session._master.send_some(eof)
-
-    def _take(self, data: bytes, backlog: int) -> None:
-        self._unread += data
-        if len(self._unread) > backlog:
-            self.revoke(f"it was {len(self._unread)} bytes behind, and may be {backlog}")
+        await self._session._send_eof()
 
 
 def _spawn(
