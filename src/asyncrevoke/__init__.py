@@ -35,6 +35,8 @@ from ._shared import SharedStream as SharedStream
 from ._stream import Face as Face
 from ._stream import RevokableAttribute as RevokableAttribute
 from ._stream import RevokableStream as RevokableStream
+from ._stream import answer as answer
+from ._stream import handle_of as handle_of
 from ._using import Use as Use
 from ._watch import Watch as Watch
 from .answers import RevokeDeadlock as RevokeDeadlock

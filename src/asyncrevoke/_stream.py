@@ -161,27 +161,45 @@ class Face(anyio.abc.ByteStream):
             raise anyio.ClosedResourceError(f"{self.handle.path!r}: the end of data was sent already")
 
     def _answer(self, error: RevokedError, kind: Literal["read", "write", "ioctl"]) -> None:
-        """Make the error the profile's answer, if it is about this stream and not about one further inside."""
-        profile = self.handle.answers
-        if profile is None or error.node is not self.handle:
-            return
-        if kind == "ioctl":
-            error.errno = profile.ioctl
-            return
-        pair = profile.read if kind == "read" else profile.write
-        answer = pair.in_flight if error.in_flight else pair.later
-        if answer is Answer.EOF_IF_TTY:
-            answer = Answer.EOF if self._tty else errno.EIO
-        if answer is Answer.EOF:
-            raise anyio.EndOfStream from error
-        if isinstance(answer, int):
-            error.errno = answer
+        answer(error, self.handle, kind, tty=self._tty)
+
+
+def answer(
+    error: RevokedError, handle: Revokable, kind: Literal["read", "write", "ioctl"], *, tty: bool = False
+) -> None:
+    """Make the error what the profile of `handle` answers, if it is about that and not about one further inside.
+
+    :param tty: whether `handle` is a terminal's
+    :raises ~anyio.EndOfStream: if the answer is the end of data
+    """
+    profile = handle.answers
+    if profile is None or error.node is not handle:
+        return
+    if kind == "ioctl":
+        error.errno = profile.ioctl
+        return
+    pair = profile.read if kind == "read" else profile.write
+    answer = pair.in_flight if error.in_flight else pair.later
+    if answer is Answer.EOF_IF_TTY:
+        answer = Answer.EOF if tty else errno.EIO
+    if answer is Answer.EOF:
+        raise anyio.EndOfStream from error
+    if isinstance(answer, int):
+        error.errno = answer
 
 
 def handle_of(
-    owner: Owner, name: str, also: Iterable[Revokable], release: Release, answers: Answers | EllipsisType
+    owner: Owner,
+    name: str,
+    also: Iterable[Revokable] = (),
+    release: Release | None = None,
+    answers: Answers | EllipsisType = ...,
 ) -> Revokable:
-    """A handle of `owner`, or a root where there is none."""
+    """A handle of `owner`, or a root where there is none.
+
+    :param owner: a node, or a function that opens as one does, such as `Name.pin`
+    :param name, also, release, answers: as for `Revokable.open`
+    """
     if owner is None:
         return Revokable(name, release=release, answers=answers)
     make = owner.open if isinstance(owner, Revokable) else owner

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, Self
 import anyio
 import anyio.lowlevel
 
-from asyncrevoke import Name, Registry, Revokable, RevokedError, Watch, off_loop
+from asyncrevoke import Name, Registry, Revokable, RevokedError, Watch, handle_of, off_loop
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
 
 logger = logging.getLogger("asyncrevoke")
@@ -162,8 +162,7 @@ class DeviceEvents:
     def __init__(self, source: _Source, owner: Revokable | None, name: str) -> None:
         self._source = source
         try:
-            make = Revokable if owner is None else owner.open
-            self.node = make(name, release=source.close)
+            self.node = handle_of(owner, name, release=source.close)
         except BaseException:
             source.close()
             raise

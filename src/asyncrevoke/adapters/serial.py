@@ -197,6 +197,12 @@ class SerialDevice:
         assert self._port is not None
         return self._port.fileno()
 
+    @property
+    def serial(self) -> Any:
+        """The library's own object for the port. What is done with it is not guarded, and may block."""
+        assert self._port is not None
+        return self._port.serial
+
     def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
         """Take the port away from all who use it, and close it. As `Revokable.revoke`."""
         return self.node.revoke(reason, grace=grace)

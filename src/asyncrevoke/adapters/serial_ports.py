@@ -44,6 +44,10 @@ class Port(Protocol):
     def exact(self) -> bool:
         """Whether `send_some`, cancelled, has sent nothing."""
 
+    @property
+    def serial(self) -> Any:
+        """The library's own object."""
+
     def fileno(self) -> int:
         """The descriptor, for requests to the driver. It stays the port's until `close`."""
 
@@ -197,7 +201,7 @@ class _DescriptorPort:
     exact = True
 
     def __init__(self, serial: Any, name: str) -> None:
-        self._serial = serial
+        self.serial = serial
         self._stream = FdStream(serial.fileno(), name=name, close=self._close)
 
     def fileno(self) -> int:
@@ -210,13 +214,13 @@ class _DescriptorPort:
         return await self._stream.send_some(item)
 
     async def set_baudrate(self, baudrate: int) -> None:
-        await _set_baudrate(self._serial, baudrate)
+        await _set_baudrate(self.serial, baudrate)
 
     def close(self) -> Awaitable[object]:
         return self._stream.handle.close()
 
     def _close(self, _: int) -> Awaitable[object] | None:
-        return _close_off_loop(self._serial.close)
+        return _close_off_loop(self.serial.close)
 
 
 class _TransportPort(asyncio.Protocol):
@@ -247,6 +251,7 @@ class _TransportPort(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         transport.set_write_buffer_limits(0)
         self._transport = transport
+        self.serial = transport.serial
         self._change()
 
     def data_received(self, data: bytes) -> None:

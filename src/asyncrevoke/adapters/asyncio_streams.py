@@ -1,0 +1,407 @@
+"""The faces of asyncio: existing code gains revocation by one changed import.
+
+`create_serial_connection` and `open_serial_connection` stand in for those of pyserial-asyncio and serialx;
+`wrap_streams` is for any pair of reader and writer that there is already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from types import EllipsisType
+from typing import Any, Literal, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from asyncrevoke import Revokable, RevokedError, answer, handle_of
+from asyncrevoke.adapters.serial import SerialDevice, SerialRevokedError, open_serial
+from asyncrevoke.answers import Answers
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+R = TypeVar("R", bound=asyncio.StreamReader)
+W = TypeVar("W", bound=asyncio.StreamWriter)
+T = TypeVar("T")
+Convert = Callable[[RevokedError], RevokedError]
+
+_PATIENCE = 5.0  # seconds; an abort takes one turn of the loop
+
+#: Options of pyserial's and serialx's that say nothing to a transport.
+_VOID = {"timeout", "read_timeout", "write_timeout", "writeTimeout", "inter_byte_timeout"}
+
+
+async def create_serial_connection(
+    loop: asyncio.AbstractEventLoop, protocol_factory: Callable[[], P], url: str, baudrate: int = 9600, **options: Any
+) -> tuple[SerialTransport, P]:
+    """Open a serial port for a protocol, as pyserial-asyncio's function of this name and serialx's do.
+
+    `connection_made` is called before this returns. `connection_lost` is called exactly once, last, and when the port is
+    closed: with a `RevokedError` if it was revoked or unplugged, with None if it was closed here.
+
+    :param loop: the running one
+    :param options: as for `open_serial`; the timeouts of pyserial and serialx are taken, and mean nothing here
+    :raises: as `open_serial` and its opening
+    Cancellation: nothing was opened.
+    """
+    if loop is not asyncio.get_running_loop():
+        raise RuntimeError(f"{url!r}: give the running loop; a port is opened in no other")
+    options = {option: value for option, value in options.items() if option not in _VOID}
+    if "byte_size" in options:
+        options["bytesize"] = options.pop("byte_size")
+    if options.pop("low_latency", False):
+        raise ValueError(f"{url!r}: low_latency is not supported: set it by setserial(8)")
+    device = await open_serial(url, baudrate, **options)
+    try:
+        protocol = protocol_factory()
+        transport = SerialTransport(loop, protocol, device)
+        protocol.connection_made(transport)
+        transport.begin()
+    except BaseException:
+        device.node.close()
+        raise
+    return transport, protocol
+
+
+async def open_serial_connection(
+    *, loop: asyncio.AbstractEventLoop | None = None, limit: int = 65536, url: str, baudrate: int = 9600, **options: Any
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a serial port as a pair of reader and writer, as pyserial-asyncio's function of this name and serialx's do.
+
+    They are revocable, as those of `wrap_streams`; their errors are `serial.SerialException` too.
+
+    :param limit: of the reader's buffer, in bytes
+    :param loop, options: as for `create_serial_connection`
+    :raises: as `create_serial_connection`
+    """
+    loop = loop or asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=limit, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await create_serial_connection(loop, lambda: protocol, url, baudrate, **options)
+    writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+    return _revocable(reader, writer, transport.handle, SerialRevokedError.of)
+
+
+class SerialTransport(asyncio.Transport):
+    """The transport of a serial port, which is closed with it.
+
+    What is written when it is closing is ignored, as by other transports; `connection_lost` tells.
+
+    :ivar device: the port
+    :ivar handle: the node of the stream on it that this uses
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.BaseProtocol, device: SerialDevice) -> None:
+        super().__init__()
+        self.loop = loop
+        self.device = device
+        self._protocol: Any = protocol
+        self._stream = device.open("transport")
+        self.handle = self._stream.handle
+        self._unsent = bytearray()
+        self._written = asyncio.Event()  # something was, or it is closing
+        self._reading = asyncio.Event()
+        self._reading.set()
+        self._closing = False
+        self._full = False
+        self._reader: asyncio.Task[None] | None = None
+        self.set_write_buffer_limits()
+
+    def begin(self) -> None:
+        """Begin to receive, after `connection_made`."""
+        self._running = self.loop.create_task(self._run(), name=f"connection of {self.handle.path!r}")
+
+    async def _run(self) -> None:
+        why: BaseException | None = None
+        self._reader = reader = self.loop.create_task(self._read_all(), name=f"reader of {self.handle.path!r}")
+        if self._closing:
+            reader.cancel()
+        writer = self.loop.create_task(self._write_all(), name=f"writer of {self.handle.path!r}")
+        try:
+            # A closing reader is cancelled, and the writer goes on; any other end of one ends the other.
+            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            self._closing = True
+            reader.cancel()
+            writer.cancel()
+            await asyncio.wait((reader, writer))
+            for task in reader, writer:
+                if not task.cancelled():
+                    why = why or task.exception()
+            if isinstance(why, anyio.ClosedResourceError):
+                why = None
+            if why is None:
+                self.handle.close()  # to others who use it, it was closed and not revoked
+            try:
+                await self.device.aclose()
+            except Exception as exc:  # noqa: BLE001  # the protocol is told in any case
+                self._report("the port was not closed well", exc)
+            finally:
+                self._protocol.connection_lost(why)
+
+    async def _read_all(self) -> None:
+        while True:
+            data = await self._stream.receive()
+            if not self._reading.is_set():
+                with self.handle.using(idle=True):  # paused or not, it is noticed that the port is gone
+                    await self._reading.wait()
+            try:
+                self._protocol.data_received(data)
+            except Exception as exc:
+                self._report("protocol.data_received() failed", exc)
+                raise
+
+    async def _write_all(self) -> None:
+        while self._unsent or not self._closing:
+            if self._unsent:
+                piece = bytes(self._unsent[:4096])
+                await self._stream.send(piece)
+                del self._unsent[: len(piece)]
+                if self._full and len(self._unsent) <= self._low:
+                    self._full = False
+                    self._protocol.resume_writing()
+            else:
+                self._written.clear()
+                await self._written.wait()
+
+    def _report(self, message: str, exc: Exception) -> None:
+        self.loop.call_exception_handler(
+            {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
+        )
+
+    # -- asyncio.Transport --
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._closing or not data:
+            return
+        self._unsent += data
+        self._written.set()
+        if not self._full and len(self._unsent) > self._high:
+            self._full = True
+            self._protocol.pause_writing()
+
+    def close(self) -> None:
+        """Send what was written, then close the port. Nothing is received any more."""
+        if not self._closing:
+            self._closing = True
+            self._written.set()
+            if self._reader is not None:
+                self._reader.cancel()
+
+    def abort(self) -> None:
+        """Close the port now, and throw away what was written."""
+        self._closing = True
+        self.handle.close()
+
+    def is_closing(self) -> bool:
+        return self._closing or self.handle.revoked
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def write_eof(self) -> None:
+        raise NotImplementedError(f"{self.handle.path!r} is a serial port: it has no end of data but close()")
+
+    def flush(self) -> None:
+        """Throw away what was written and not sent, as pyserial-asyncio's does."""
+        self._unsent.clear()
+
+    def pause_reading(self) -> None:
+        self._reading.clear()
+
+    def resume_reading(self) -> None:
+        self._reading.set()
+
+    def is_reading(self) -> bool:
+        return self._reading.is_set() and not self._closing
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if high is None:
+            high = 65536 if low is None else 4 * low
+        low = high // 4 if low is None else low
+        if not high >= low >= 0:
+            raise ValueError(f"high is {high!r} and low is {low!r}: give bytes, high the larger")
+        self._high, self._low = high, low
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._low, self._high
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._unsent)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol  # type: ignore[no-any-return]
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    @property
+    def serial(self) -> Any:
+        """The object of pyserial. What is done with it is not guarded, and may block."""
+        return self.device.serial
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return {"serial": self.device.serial}.get(name, default)
+
+    def __repr__(self) -> str:
+        return f"<SerialTransport of {self.handle!r}>"
+
+
+def wrap_streams(
+    reader: R,
+    writer: W,
+    owner: Revokable | None = None,
+    *,
+    name: str = "",
+    also: Iterable[Revokable] = (),
+    answers: Answers | EllipsisType = ...,
+) -> tuple[R, W]:
+    """Make a connection of asyncio's revocable, as a handle of `owner`: its reader and writer, in place.
+
+    From now on they answer as our streams do: what they await is kicked, and what comes later is refused, with a fresh
+    `RevokedError` each time; every operation is a checkpoint, at the end of data, too. A revocation aborts the transport.
+    `writer.handle` is the node.
+
+    :param owner: what it is opened on. None: it is a root of its own
+    :param answers: a profile of `asyncrevoke.answers`: where it says end of data, `read` gives ``b""``
+    :param also: further parents; whichever goes first takes it
+    :raises RevokedError: if the owner was revoked; the connection is still yours then
+    """
+    for each, face in (reader, _Reader), (writer, _Writer):
+        if isinstance(each, face):
+            raise TypeError(f"{each!r} is revocable already")
+    name = name or str(writer.get_extra_info("peername") or writer.get_extra_info("pipe") or "connection")
+
+    def release() -> Awaitable[None]:
+        assert isinstance(writer, _Writer)
+        return writer.aborted()
+
+    return _revocable(reader, writer, handle_of(owner, name, also, release, answers), lambda error: error)
+
+
+def _revocable(reader: R, writer: W, handle: Revokable, convert: Convert) -> tuple[R, W]:
+    each: Any
+    for each, face in (reader, _Reader), (writer, _Writer):
+        each.handle, each.convert = handle, convert
+        each.__class__ = type(type(each).__name__, (face, type(each)), {})
+    return reader, writer
+
+
+async def _guarded(face: _Reader | _Writer, kind: Literal["read", "write"], operation: Callable[[], Awaitable[T]]) -> T:
+    await anyio.lowlevel.checkpoint()
+    try:
+        with face.handle.using(idle=kind == "read"):
+            try:
+                return await operation()
+            except OSError as exc:
+                exc.__traceback__ = None  # the reader keeps it, and raises it each time: it would grow
+                raise
+    except RevokedError as error:
+        answer(error, face.handle, kind)
+        raise face.convert(error) from error.__cause__
+
+
+class _Reader(asyncio.StreamReader):
+    """What a reader does otherwise when it is revocable. It may be of any class that has these methods."""
+
+    handle: Revokable
+    convert: Convert
+
+    async def read(self, n: int = -1) -> bytes:
+        try:
+            return await _guarded(self, "read", functools.partial(super().read, n))
+        except anyio.EndOfStream:
+            return b""
+
+    async def readline(self) -> bytes:
+        try:
+            return await _guarded(self, "read", super().readline)
+        except anyio.EndOfStream:
+            return b""
+
+    async def readexactly(self, n: int) -> bytes:
+        try:
+            return await _guarded(self, "read", functools.partial(super().readexactly, n))
+        except anyio.EndOfStream as exc:
+            raise asyncio.IncompleteReadError(b"", n) from exc
+
+    async def readuntil(self, separator: Any = b"\n") -> bytes:
+        try:
+            return await _guarded(self, "read", functools.partial(super().readuntil, separator))
+        except anyio.EndOfStream as exc:
+            raise asyncio.IncompleteReadError(b"", None) from exc
+
+
+class _Writer(asyncio.StreamWriter):
+    """What a writer does otherwise when it is revocable. It may be of any class that has these methods."""
+
+    handle: Revokable
+    convert: Convert
+    _lost: asyncio.Future[None] | None = None
+    _closing: asyncio.Task[None] | None = None
+
+    def write(self, data: Any) -> None:
+        with self._admitted():
+            super().write(data)
+
+    def writelines(self, data: Any) -> None:
+        with self._admitted():
+            super().writelines(data)
+
+    def write_eof(self) -> None:
+        with self._admitted():
+            super().write_eof()
+
+    async def drain(self) -> None:
+        await _guarded(self, "write", self._drained)
+
+    def close(self) -> None:
+        if self._closing is None:
+            super().close()
+            self._closing = asyncio.get_running_loop().create_task(self._close(), name=f"close of {self.handle.path!r}")
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed, by whomever. It raises nothing, and may be cancelled."""
+        await asyncio.wait((self._closing or self._connection_lost(),))
+
+    def aborted(self) -> Awaitable[None]:
+        """Abort it now. Await that it is closed."""
+        with contextlib.suppress(AttributeError):  # what pyserial-asyncio answers if it is lost already
+            self.transport.abort()
+        return self._aborted()
+
+    async def _aborted(self) -> None:
+        await asyncio.wait((self._connection_lost(),), timeout=_PATIENCE)
+        if not self._connection_lost().done():
+            raise TimeoutError(
+                f"{self.handle.path!r}: its transport was aborted {_PATIENCE} s ago and is not closed yet"
+            )
+
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[None]:
+        try:
+            with self.handle.using():
+                yield
+        except RevokedError as error:
+            with contextlib.suppress(anyio.EndOfStream):
+                answer(error, self.handle, "write")
+            raise self.convert(error) from error.__cause__
+
+    async def _drained(self) -> None:
+        await super().drain()
+        if self.transport.is_closing():
+            raise ConnectionResetError(errno.ECONNRESET, "the connection is closing: what was not sent yet may be lost")
+
+    async def _close(self) -> None:
+        with contextlib.suppress(RevokedError, anyio.ClosedResourceError), self.handle.using():
+            await asyncio.wait((self._connection_lost(),))
+        await self.handle.close()
+
+    def _connection_lost(self) -> asyncio.Future[None]:
+        """Told when the connection is lost. asyncio's own may be awaited once only: cancelled, it is no use to others."""
+        if self._lost is None:
+            self._lost = asyncio.ensure_future(super().wait_closed())
+            self._lost.add_done_callback(lambda lost: lost.cancelled() or lost.exception())
+        return self._lost
