@@ -19,10 +19,10 @@ import struct
 import subprocess
 import termios
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from types import EllipsisType, TracebackType
-from typing import Self
+from types import EllipsisType
 
 import anyio
+import anyio.abc
 import anyio.lowlevel
 
 from asyncrevoke import FdStream, Revocation, Revokable, Shared, SharedStream
@@ -84,7 +84,7 @@ def open_pty(
     )
 
 
-class PtySession:
+class PtySession(anyio.abc.AsyncResource):
     """A program on a pty, as `open_pty` starts it. Closing it hangs it up.
 
     :ivar node: the node that is taken away
@@ -144,14 +144,6 @@ class PtySession:
     async def aclose(self) -> None:
         """The same as its owner, and wait until the program is reaped."""
         await self.node.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     @property
     def returncode(self) -> int | None:

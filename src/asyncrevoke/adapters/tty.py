@@ -29,8 +29,10 @@ import pathlib
 import signal
 import termios
 from collections.abc import Iterable
-from types import EllipsisType, TracebackType
-from typing import Any, Protocol, Self
+from types import EllipsisType
+from typing import Any, Protocol
+
+import anyio.abc
 
 from asyncrevoke import FdStream, Name, Registry, Revocation, Revokable
 from asyncrevoke.answers import Answers
@@ -125,7 +127,7 @@ class Terminal(Name):
         return super().hangup(reason, grace=grace)
 
 
-class Tty:
+class Tty(anyio.abc.AsyncResource):
     """A terminal device: ``tty = Tty("/dev/ttyS0"); stream = await tty.open("alice"); await tty.hangup()``
 
     :param path: of the device
@@ -217,14 +219,6 @@ class Tty:
     async def aclose(self) -> None:
         """The same as its owner, and wait until all is released."""
         await self.node.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def __repr__(self) -> str:
         return f"<Tty {self.path!r} of {self.node!r}>"
