@@ -155,6 +155,22 @@ async def test_wait_closed_waits_for_every_owner() -> None:
 
 
 @pytest.mark.invariant("I4")
+async def test_wait_closed_of_a_later_act_is_told_of_the_last_close() -> None:
+    """Who revokes what was released before, and waits until it is closed, is told when its last owner has closed."""
+    root = Revokable("root")
+    file = root.open("file", at_close=lambda: None)
+    await root.revoke("first")
+    late = root.revoke("second")
+    log: list[str] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, late.wait_closed, log, "closed")
+        await settle()
+        assert log == []
+        file.close()
+    assert log == ["closed"]
+
+
+@pytest.mark.invariant("I4")
 async def test_wait_drained_waits_for_operations_only() -> None:
     """wait_drained() returns when the operations are out; releases may still run."""
     log: Log = []

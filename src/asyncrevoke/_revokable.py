@@ -103,7 +103,10 @@ def _refuse(act: Revocation) -> None:
         node = unvisited.pop()
         if isinstance(node, tuple):  # its children are all in order
             order.append(node[0])
-        elif node._state != RELEASED and not (node._acts and node._acts[-1] is act):
+        elif node._state == RELEASED:
+            if node._unclosed:
+                node._acts += mine  # is told when the last owner closes
+        elif not (node._acts and node._acts[-1] is act):
             node._acts += mine
             if node._state == LIVE:
                 node._state = REVOKED  # I1 from here
