@@ -30,3 +30,17 @@ def test_ratios_prints_a_row_for_each_aim() -> None:
     _versions, _head, *lines = run.stdout.splitlines()
     assert [line[:60].rstrip() for line in lines] == ROWS
     assert all(".." in line[60:] for line in lines), run.stdout
+
+
+def test_lag_prints_a_row_for_each_way_of_closing() -> None:
+    """`lag.py` runs without a word on stderr, and says how long each took and how late the loop was."""
+    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "lag.py"
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    _head, *lines = run.stdout.splitlines()
+    assert [line[:30].rstrip() for line in lines] == [
+        "asyncrevoke, descriptor",
+        "asyncrevoke, pyserial-asyncio",
+        "pyserial-asyncio, abort()",
+    ]
+    assert all(line.endswith(" ms") for line in lines), run.stdout

@@ -37,9 +37,10 @@ class Watch:
 
         async def run() -> None:
             with self._scope:
-                while True:
-                    await anyio.wait_readable(file.fileno())
+                await anyio.wait_readable(file.fileno())
+                while not self._scope.cancel_called:  # as it may be though the wait was over before
                     call()
+                    await anyio.wait_readable(file.fileno())
 
         def ended(exc: BaseException | None) -> None:
             file.close()

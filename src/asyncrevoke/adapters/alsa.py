@@ -15,23 +15,24 @@
 
 How long to wait is another matter, and there are the kernel's four answers: `disconnect` for nobody, `disconnect_sync`
 until every owner has closed his file, `free_when_closed` for nobody and `free` for the last close; the latter two let go
-of the card itself then.
+of the card itself then. Each is the revocation of one of three nodes, which stand one below the other: the card's memory,
+its list of files, of which every open file is a user until its owner closes it, and the card proper.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import anyio.abc
 
-from asyncrevoke import Face, FdStream, Report, Revocation, Revokable, RevokableStream
+from asyncrevoke import Face, FdStream, Report, Revocation, Revokable, RevokableStream, RevokedError
 from asyncrevoke.answers import ALSA, Answers, Pair
 
 #: A control device differs: its read in flight answers ENODEV at once (sound/core/control.c, snd_ctl_read).
@@ -41,6 +42,7 @@ CONTROL = dataclasses.replace(
 
 Opened = int | anyio.abc.ByteStream
 Source = Opened | Callable[[], Opened | Awaitable[Opened]]
+Release = Callable[[], Awaitable[object] | object]
 
 
 class Cards:
@@ -59,13 +61,14 @@ class Cards:
         *,
         owner: Revokable | None = None,
         on_disconnect: Callable[[Card], object] | None = None,
-        private_free: Callable[[], object] | None = None,
+        private_free: Release | None = None,
     ) -> Card:
         """Register a card, with the lowest number that is free.
 
         :param owner: what it is plugged into
         :param on_disconnect: is called with the card when it is disconnected, before its devices are
-        :param private_free: lets go of the card's own resources, once, when it is freed: after the last close
+        :param private_free: lets go of the card's own resources, once, when it is freed: after the last close. A release,
+            as any node's
         :raises OSError: ENODEV, if all numbers are taken
         :raises RevokedError: if the owner was revoked
         """
@@ -91,7 +94,7 @@ class Cards:
             del self._cards[card.number]
 
 
-class Card:
+class Card(anyio.abc.AsyncResource):
     """A card, as `Cards.add` gives it. Closing it is `free`.
 
     :ivar number: its own until it is disconnected; then another card may have it
@@ -106,18 +109,15 @@ class Card:
         owner: Revokable | None,
         *,
         on_disconnect: Callable[[Card], object] | None,
-        private_free: Callable[[], object] | None,
+        private_free: Release | None,
     ) -> None:
         self._cards = cards
         self.number = number
         self._on_disconnect = on_disconnect
-        self._private_free = private_free
-        self._files: dict[object, None] = {}  # open, or dead and not closed by their owners
-        self._freeing = False
-        self._gone = False
         name = name or f"card{number}"
-        options: dict[str, Any] = {"kick": self._disconnected, "release": self._released, "answers": ALSA}
-        self.node = Revokable(name, **options) if owner is None else owner.open(name, **options)
+        self._memory = Revokable(name, release=private_free)  # struct snd_card
+        self._files = self._memory.open()  # its files_list
+        self.node = (owner or Revokable()).open(name, also=[self._files], kick=self._disconnected, answers=ALSA)
 
     def device(
         self, name: str, *, control: bool = False, disconnect: Callable[[Revokable], object] | None = None
@@ -135,9 +135,7 @@ class Card:
 
         Waits for nobody; what it returns may be awaited. Models snd_card_disconnect.
         """
-        act = self.node.revoke(reason)
-        self._cards.remove(self)
-        return act
+        return self.node.revoke(reason)
 
     async def disconnect_sync(self, reason: str = "disconnected") -> Report:
         """Take the card away, and wait until every owner has closed what he had open. snd_card_disconnect_sync.
@@ -145,67 +143,42 @@ class Card:
         Deadlock: raises RevokeDeadlock from inside an operation on the card's.
         Cancellation: ends the waiting; the card is disconnected all the same.
         """
-        act = self.disconnect(reason)
-        await act.wait_closed()
-        return await act
+        return await _closed(self._files.revoke(reason))
 
     def free_when_closed(self, reason: str = "freed") -> Revocation:
-        """Take the card away; the last close lets go of it. Waits for nobody. snd_card_free_when_closed."""
-        act = self.disconnect(reason)
-        self._freeing = True
-        self._perhaps_free()
-        return act
+        """Take the card away; the last close lets go of it. snd_card_free_when_closed.
+
+        Waits for nobody; what it returns is complete when the card is freed.
+        """
+        return self._memory.revoke(reason)
 
     async def free(self, reason: str = "freed") -> Report:
         """Take the card away, wait for the last close, and let go of it. snd_card_free.
 
+        :raises BaseExceptionGroup: what hooks and `private_free` raised
         Deadlock: raises RevokeDeadlock from inside an operation on the card's, where the kernel hangs for good.
         Cancellation: ends the waiting; the last close lets go of it.
         """
-        act = self.free_when_closed(reason)
-        await act.wait_closed()
-        return await act
+        return await _closed(self.free_when_closed(reason))
 
     async def aclose(self) -> None:
         await self.free("closed by its owner")
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     def __repr__(self) -> str:
         return f"<Card {self.number} of {self.node!r}>"
 
-    def file_add(self, file: object) -> None:
-        """A file of the card's was opened. snd_card_file_add."""
-        self._files[file] = None
-
-    def file_remove(self, file: object) -> None:
-        """Its owner has closed it. snd_card_file_remove."""
-        self._files.pop(file, None)
-        self._perhaps_free()
+    def open_file(self, device: Revokable, name: str, **options: Any) -> Revokable:
+        """Open a file of the card's on one of its devices. snd_card_file_add; its owner's close is snd_card_file_remove."""
+        node = device.open(name, at_close=self._files.stop_using, **options)
+        self._files.start_using()
+        return node
 
     def _disconnected(self, node: Revokable) -> None:
         """The kick of the card, and of what has no kick of its own."""
         if node is self.node:
-            self._cards.remove(self)  # it may be its owner that was taken away
+            self._cards.remove(self)  # whichever way it is taken, by its owner's end, too
             if self._on_disconnect is not None:
                 self._on_disconnect(self)
-
-    def _released(self) -> None:
-        self._gone = True
-        self._perhaps_free()
-
-    def _perhaps_free(self) -> None:
-        """The last of three: it is to be freed, all is released, all files are closed. snd_card_do_free."""
-        if self._freeing and self._gone and not self._files:
-            private_free, self._private_free = self._private_free, None
-            if private_free is not None:
-                private_free()
 
 
 class Device:
@@ -218,7 +191,8 @@ class Device:
         self, card: Card, name: str, profile: Answers, disconnect: Callable[[Revokable], object] | None
     ) -> None:
         self._card = card
-        self.node = card.node.open(name, kick=disconnect or ..., answers=profile)
+        self._disconnect = disconnect
+        self.node = card.node.open(name, kick=self._disconnected, answers=profile)
 
     async def open(self, source: Source, name: str = "", *, also: Iterable[Revokable] = ()) -> Face:
         """Open a substream, which its owner has to close: until then the card is not freed.
@@ -226,32 +200,46 @@ class Device:
         :param source: where the data goes: a descriptor, or any AnyIO byte stream, which then belong to the substream; or
             a function that opens one, and may be async. That is an operation on the device
         :param also: further parents, such as a token; whichever goes first takes the substream
-        :raises RevokedError: if the card is or was disconnected, also meanwhile; what was opened is closed
+        :raises RevokedError: with ENODEV, if the card is or was disconnected, also meanwhile; what `source` opened as a
+            function is closed, anything else is still yours
         """
-        with self.node.using():
-            opened = source() if callable(source) else source
-            if inspect.isawaitable(opened):
-                opened = await opened
-        key = object()
-        make = functools.partial(self.node.open, at_close=functools.partial(self._card.file_remove, key))
         try:
-            if isinstance(opened, int):
-                stream: Face = FdStream(opened, make, name=name, also=also)
-            else:
-                stream = RevokableStream(opened, make, name=name, also=also)
-        except BaseException:
-            if callable(source):
-                await _let_go(opened)
+            with self.node.using():
+                opened = source() if callable(source) else source
+                if inspect.isawaitable(opened):
+                    opened = await opened
+            make = functools.partial(self._card.open_file, self.node)
+            try:
+                if isinstance(opened, int):
+                    return FdStream(opened, make, name=name, also=also)
+                return RevokableStream(opened, make, name=name, also=also)
+            except BaseException:
+                if callable(source):
+                    await _let_go(opened)
+                raise
+        except RevokedError as error:
+            if error.node is self.node:
+                error.errno = errno.ENODEV
             raise
-        self._card.file_add(key)
-        return stream
+
+    def _disconnected(self, node: Revokable) -> None:
+        """The kick of the device and its substreams. A substream that is closed by itself is no matter of the device's."""
+        if self._disconnect is not None and self.node.revoked:
+            self._disconnect(node)
 
     def __repr__(self) -> str:
         return f"<Device of {self.node!r}>"
 
 
+async def _closed(act: Revocation) -> Report:
+    """Wait for the owners of all files, those that others have opened on a device's node with an `at_close`, too."""
+    await act.wait_closed()
+    return await act
+
+
 async def _let_go(opened: int | anyio.abc.ByteStream) -> None:
     if isinstance(opened, int):
-        os.close(opened)
+        with contextlib.suppress(OSError):  # it is not open
+            os.close(opened)
     else:
         await anyio.aclose_forcefully(opened)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import logging
 import os
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 import anyio
+import anyio.abc
 import anyio.lowlevel
 
-from asyncrevoke import Name, Registry, Revokable, RevokedError, Watch, handle_of, off_loop
+from asyncrevoke import Name, Registry, Revokable, Watch, handle_of, off_loop, revoke_threadsafe
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
 
 logger = logging.getLogger("asyncrevoke")
 
 BY_ID = pathlib.Path("/dev/serial/by-id")
 TTYS = pathlib.Path("/sys/class/tty")
+Kind = Literal["kernel", "udev"] | None
 _UDEV_RUNS = pathlib.Path("/run/udev/control")
 _NETLINK_KOBJECT_UEVENT, _KERNEL = 15, 1  # include/uapi/linux/netlink.h; the multicast group of the kernel's own
 
@@ -66,7 +68,10 @@ class _Source(Protocol):
     def close(self) -> None: ...
 
     def read(self) -> DeviceEvent | None:
-        """The next event that is there, or None."""
+        """The next event that is there, or None.
+
+        :raises OSError: ENOBUFS, if the kernel has thrown some away
+        """
 
 
 class _Netlink:
@@ -92,10 +97,6 @@ class _Netlink:
                 message, (sender, _) = self._socket.recvfrom(65536)
             except BlockingIOError:
                 return None
-            except OSError as exc:
-                if exc.errno != errno.ENOBUFS:
-                    raise
-                return DeviceEvent("lost", "")
             event = None if sender else parsed(message)  # any other sender is a process
             if event is not None:
                 return event
@@ -103,9 +104,9 @@ class _Netlink:
 
 def parsed(message: bytes) -> DeviceEvent | None:
     """The event of a kernel's message, or None if it is none: ``action@path``, then ``KEY=value``, each ended by a 0."""
-    header, *lines = message.decode("utf-8", "replace").rstrip("\0").split("\0")
-    action, at, path = header.partition("@")
-    if not at:
+    header, *lines = message.decode("utf-8", "replace").split("\0")
+    action, _, path = header.partition("@")
+    if not (action and path):
         return None
     return DeviceEvent(action, path, dict(line.split("=", 1) for line in lines if "=" in line))
 
@@ -128,7 +129,7 @@ class _Udev:
         return None if device is None else DeviceEvent(device.action, device.device_path, dict(device.properties))
 
 
-def _source(kind: Literal["kernel", "udev"] | None) -> _Source:
+def _source(kind: Kind) -> _Source:
     if kind == "kernel" or (kind is None and not _UDEV_RUNS.exists()):
         return _Netlink()
     try:
@@ -139,9 +140,22 @@ def _source(kind: Literal["kernel", "udev"] | None) -> _Source:
         raise ImportError("pyudev is not installed: pip install 'asyncrevoke[udev]'") from exc
 
 
-def watch_devices(
-    *, source: Literal["kernel", "udev"] | None = None, owner: Revokable | None = None, name: str = "devices"
-) -> DeviceEvents:
+def _check_kind(kind: Kind) -> None:
+    if kind not in ("kernel", "udev", None):
+        raise ValueError(f"source is {kind!r}: give 'kernel' or 'udev', or leave it out")
+
+
+def _next(source: _Source) -> DeviceEvent | None:
+    """The next event that is there, or None."""
+    try:
+        return source.read()
+    except OSError as exc:
+        if exc.errno != errno.ENOBUFS:
+            raise
+        return DeviceEvent("lost", "")
+
+
+def watch_devices(*, source: Kind = None, owner: Revokable | None = None, name: str = "devices") -> DeviceEvents:
     """Follow what is plugged in and out: ``async with watch_devices() as events: async for event in events: ...``
 
     :param source: "kernel" are its own events, as they happen; "udev" those of udevd, when it is done with them. Left out:
@@ -149,11 +163,13 @@ def watch_devices(
     :param owner: what it is opened on
     :raises OSError: if the kernel does not give its events here
     :raises ImportError: if `source` is "udev" and pyudev is not installed
+    :raises ValueError: if `source` is something else
     """
+    _check_kind(source)
     return DeviceEvents(_source(source), owner, name)
 
 
-class DeviceEvents:
+class DeviceEvents(anyio.abc.AsyncResource):
     """Events of devices, one after another, as `watch_devices` gives them. One task at a time waits for the next.
 
     :ivar node: what can be taken away
@@ -178,21 +194,13 @@ class DeviceEvents:
         """
         await anyio.lowlevel.checkpoint()
         with self.node.using(idle=True):
-            while (event := self._source.read()) is None:
+            while (event := _next(self._source)) is None:
                 await anyio.wait_readable(self._source.fileno())
             return event
 
     async def aclose(self) -> None:
         """Follow no more."""
         await self.node.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def serial_device(
@@ -202,18 +210,19 @@ def serial_device(
     reconnect: bool = True,
     debounce: float = 0.1,
     max_delay: float = 5.0,
-    source: Literal["kernel", "udev"] | None = None,
+    source: Kind = None,
     registry: Registry | None = None,
     name: str = "",
     **options: Any,
 ) -> SerialDevices:
-    """Use a serial device that comes and goes: ``async for device in serial_device("usb-FTDI_FT232R-if00"): ...``
+    """Use a serial device that comes and goes: ``async with serial_device("usb-FTDI_FT232R-if00") as devices: ...``
 
-    Each turn of the loop has the device open anew, as the next generation of one name. When the loop goes on, or is
-    left, it is closed. While the device is away, the loop waits: for events, and by looking at growing intervals.
+    Each turn of ``async for device in devices`` has the device open anew, as the next generation of one name, and ends
+    the turn before. While the device is away, the loop waits: for events, and by looking at growing intervals. Leaving
+    the ``async with`` closes it, and so does dropping what this returns, as a mere ``async for`` over it does.
 
-    :param by_id: which device: its name in /dev/serial/by-id, its USB serial number, or a path, such as a link of yours.
-        Under which node it comes back does not matter
+    :param by_id: which device: its name in /dev/serial/by-id, its USB serial number (of several ports, the first is
+        taken), or a path, such as a link of yours. Under which node it comes back does not matter
     :param baudrate, options: as for `open_serial`, less `owner`
     :param reconnect: False: one turn, if the device is there
     :param debounce: seconds without further events until it is opened
@@ -230,7 +239,8 @@ def serial_device(
         raise ValueError("by_id is empty: give the device's name in /dev/serial/by-id, its serial number, or a path")
     if not 0 < debounce <= max_delay:
         raise ValueError(f"debounce is {debounce!r} and max_delay {max_delay!r}: give seconds, debounce the smaller")
-    open_serial(by_id, baudrate, **options)  # which says what is wrong with them, and opens nothing
+    _check_kind(source)
+    open_serial(by_id, baudrate, owner=None, name="", **options)  # says what is wrong with them, and opens nothing
     name = name or pathlib.PurePath(by_id).name
     node = Name(name, while_draining="queue") if registry is None else registry.name(name, while_draining="queue")
     return SerialDevices(
@@ -244,8 +254,9 @@ def serial_device(
     )
 
 
-class SerialDevices:
-    """The generations of one serial device, as `serial_device` gives them.
+class SerialDevices(anyio.abc.AsyncResource):
+    """The generations of one serial device, one after another, as `serial_device` gives them. One task at a time waits
+    for the next, and takes the device from those who have it.
 
     :ivar node: the name, which stays. Revoke it to take the device away for good, also while it is waited for
     """
@@ -259,7 +270,7 @@ class SerialDevices:
         reconnect: bool,
         debounce: float,
         max_delay: float,
-        source: Literal["kernel", "udev"] | None,
+        source: Kind,
     ) -> None:
         self.node = node
         self._by_id = by_id
@@ -268,105 +279,123 @@ class SerialDevices:
         self._debounce = debounce
         self._max_delay = max_delay
         self._kind = source
-        self._source: _Source | None = None
-        self._device: SerialDevice | None = None
-        self._changed = anyio.Event()
+        self._events: _Events | None = None
+        self._guard = anyio.ResourceGuard("waiting for")
+        self._delay = debounce
+        self._lasts_at: float | None = None  # when this turn has lasted so long that the device is no flapping one
+        self._told = ""
 
-    async def __aiter__(self) -> AsyncIterator[SerialDevice]:
-        try:
-            self._source = _source(self._kind)
-        except OSError as exc:
-            logger.info("%s: no events, so it is looked for at intervals: %s", self.node.name, exc)
-        watch = None if self._source is None else Watch(self._source, self._happened)
-        delay = self._debounce
-        try:
-            while True:
-                self._device, delay = await self._opened(delay)
-                began = anyio.current_time()
-                try:
-                    yield self._device
-                finally:
-                    self._device = None
-                    await self._hang_up()
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SerialDevice:
+        """End this turn, and wait until the device is open again.
+
+        :raises ~anyio.BusyResourceError: if another task is waiting
+        Cancellation: it is not open; the next call goes on.
+        """
+        await anyio.lowlevel.checkpoint()
+        with self._guard, self.node.using(idle=True):
+            if self._events is None:
+                self._events = _Events(self.node, self._kind)
+            else:
+                await self._end_turn()
                 if not self._reconnect:
-                    return
-                if anyio.current_time() - began > self._max_delay:
-                    delay = self._debounce
-                delay = await self._wait(delay)
-        finally:
-            if watch is not None:
-                watch.close()
+                    raise StopAsyncIteration
+                await self._wait(self._events)
+            while True:
+                try:
+                    return await self._open(self._events)
+                except OSError as exc:
+                    if not self._reconnect:
+                        raise
+                    if str(exc) != self._told:
+                        self._told = str(exc)
+                        logger.info("%s is waited for: %s", self.node.name, exc)
+                await self._wait(self._events)
 
     async def aclose(self) -> None:
         """Close it for good."""
         await self.node.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
+    def __del__(self) -> None:
+        if not self.node.revoked:
+            revoke_threadsafe(self.node, "nobody loops over it any more")
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
+    async def _open(self, events: _Events) -> SerialDevice:
+        path = await off_loop(lambda: _find(self._by_id))
+        device = await open_serial(str(path), owner=self.node, name=path.name, **self._options)
+        self._told = ""
+        self._lasts_at = anyio.current_time() + self._max_delay
+        events.begin(device)
+        return device
 
-    async def _opened(self, delay: float) -> tuple[SerialDevice, float]:
-        """Open it, as soon as that is possible."""
-        told = ""
-        while True:
-            try:
-                node = await off_loop(lambda: _find(self._by_id))
-                device = await open_serial(str(node), owner=self.node, name=node.name, **self._options)
-            except RevokedError:
-                raise
-            except OSError as exc:
-                if not self._reconnect:
-                    raise
-                if str(exc) != told:
-                    told = str(exc)
-                    logger.info("%s is waited for: %s", self.node.name, told)
-                delay = await self._wait(delay)
-            else:
-                # Events up to here are about what was there before: the removal of the last generation's node.
-                while self._source is not None and self._source.read() is not None:
-                    pass
-                return device, delay
-
-    async def _wait(self, delay: float) -> float:
-        """Wait for that long, or until an event is followed by none for a while. It returns how long to wait next."""
-        with self.node.using(idle=True):
-            with anyio.move_on_after(delay) as waiting:
-                await self._changed.wait()
-            while self._changed.is_set():
-                self._changed = anyio.Event()
-                await anyio.sleep(self._debounce)
-        return min(2 * delay, self._max_delay) if waiting.cancelled_caught else self._debounce
-
-    async def _hang_up(self) -> None:
+    async def _end_turn(self) -> None:
+        if self._lasts_at is None:
+            return
         try:
-            await self.node.hangup("its generation is over")
+            await self.node.hangup("its turn is over")
         except* Exception as group:  # noqa: BLE001  # a port that does not close is no reason not to open the next
             logger.warning("%s was not closed well: %s", self.node.name, group)
+        if anyio.current_time() > self._lasts_at:
+            self._delay = self._debounce
+        self._lasts_at = None
+
+    async def _wait(self, events: _Events) -> None:
+        """Wait for a while, each time longer; or until an event is followed by none for a moment."""
+        with anyio.move_on_after(self._delay) as waiting:
+            await events.changed.wait()
+        with anyio.move_on_after(self._max_delay):  # others' events may never end
+            while events.changed.is_set():
+                events.changed = anyio.Event()
+                await anyio.sleep(self._debounce)
+        self._delay = min(2 * self._delay, self._max_delay) if waiting.cancelled_caught else self._debounce
+
+
+class _Events:
+    """What the kernel tells while a device is waited for, and while it is in use.
+
+    :ivar changed: set by what may have brought it
+    """
+
+    def __init__(self, node: Name, kind: Kind) -> None:
+        self.changed = anyio.Event()
+        self._device: SerialDevice | None = None
+        self._number: int | None = None
+        self._source: _Source | None = None
+        try:
+            self._source = _source(kind)
+        except OSError as exc:
+            logger.info("%s: no events, so it is looked for at intervals: %s", node.name, exc)
+        else:
+            node.release = Watch(self._source, self._happened).close
+
+    def begin(self, device: SerialDevice) -> None:
+        """It is open. What was told up to here is about what was there before: the removal of its last generation."""
+        with contextlib.suppress(OSError):  # the watch comes upon it, too
+            while self._source is not None and _next(self._source) is not None:
+                pass
+        self._device = device
+        self._number = os.fstat(device.fileno()).st_rdev
 
     def _happened(self) -> None:
-        assert self._source is not None
-        while (event := self._source.read()) is not None:
-            device = self._device
-            if event.action == "remove" and device is not None and not device.node.revoked:
-                if event.number == os.fstat(device.fileno()).st_rdev:
-                    device.revoke(f"unplugged: the kernel has removed {event.node}")
+        source, self._source = self._source, None  # so it stays if the source is broken, which ends the watch
+        assert source is not None
+        while (event := _next(source)) is not None:
+            if event.action == "remove" and self._device is not None and event.number == self._number:
+                self._device.revoke(f"unplugged: the kernel has removed {event.node}")
             elif event.subsystem in ("tty", ""):
-                self._changed.set()
+                self.changed.set()
+        self._source = source
 
 
 def _find(by_id: str) -> pathlib.Path:
-    """The node of the device now."""
+    """The node of the device now, or the link that is missing."""
     link = pathlib.Path(by_id) if "/" in by_id else BY_ID / by_id
-    if link.exists():
-        return link.resolve()
-    if "/" not in by_id and TTYS.is_dir():
-        for tty in TTYS.iterdir():
-            for above in (tty / "device").resolve().parents:
+    if "/" not in by_id and not link.exists() and TTYS.is_dir():
+        for device, tty in sorted(((tty / "device").resolve(), tty) for tty in TTYS.iterdir()):
+            for above in device.parents:
                 serial = above / "serial"  # of a USB device, as it tells it itself
-                if serial.is_file() and serial.read_text().strip() == by_id:
+                if serial.is_file() and serial.read_bytes().strip() == os.fsencode(by_id):
                     return pathlib.Path("/dev") / tty.name
-    raise FileNotFoundError(errno.ENOENT, "no device of this name or serial number is plugged in", by_id)
+    return link.resolve()

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import select
 import struct
 import termios
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
-from types import EllipsisType, TracebackType
+from types import EllipsisType
 from typing import Any, Literal, Self, TypeVar
 
 import anyio
+import anyio.abc
 import anyio.lowlevel
 from anyio.streams.file import FileStreamAttribute
 
@@ -26,6 +28,11 @@ from asyncrevoke.adapters.serial_ports import BACKENDS, GONE, Port, SerialExcept
 from asyncrevoke.answers import Answers
 
 T = TypeVar("T")
+_KNOWN: dict[str, tuple[object, ...]] = {
+    "bytesize": (5, 6, 7, 8),
+    "parity": ("N", "E", "O", "M", "S"),
+    "stopbits": (1, 1.5, 2),
+}
 BackendName = Literal["descriptor", "pyserial-asyncio", "serialx"]
 
 
@@ -74,7 +81,8 @@ def open_serial(
 
     It is opened by ``async with`` or by ``await``, in a thread. pyserial is needed: ``asyncrevoke[serial]``.
 
-    :param url: the path of a device, or what else pyserial's `serial_for_url` takes that has a descriptor: socket://
+    :param url: the path of a device, or what else pyserial's `serial_for_url` takes that has a descriptor: socket://,
+        but not with serialx
     :param baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr: as pyserial's
     :param exclusive: lock it (flock) against others that do so, too
     :param backend: who waits: "descriptor" is ours; "pyserial-asyncio" and "serialx" are transports of those libraries, for
@@ -94,7 +102,7 @@ def open_serial(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: give one of {', '.join(map(repr, BACKENDS))}")
-    _check_baudrate(baudrate)
+    _check_baudrate(url, baudrate)
     if not close_timeout > 0:
         raise ValueError(f"close_timeout is {close_timeout!r}: give seconds, more than 0")
     settings = {
@@ -107,6 +115,9 @@ def open_serial(
         "dsrdtr": dsrdtr,
         "exclusive": exclusive,
     }
+    for option, known in _KNOWN.items():
+        if settings[option] not in known:
+            raise ValueError(f"{url!r}: {option} is {settings[option]!r}: give one of {', '.join(map(repr, known))}")
     return SerialDevice(
         url,
         settings,
@@ -119,14 +130,11 @@ def open_serial(
     )
 
 
-class SerialDevice:
+class SerialDevice(anyio.abc.AsyncResource):
     """An open serial port, as `open_serial` gives it. Closing it closes the port.
 
     :ivar url: what was opened
-    :ivar node: the node that is taken away, once it is open
     """
-
-    node: Revokable
 
     def __init__(
         self,
@@ -148,6 +156,8 @@ class SerialDevice:
         self._name = name or url
         self._answers = answers
         self._shared = Shared(self._receive, self._send_some, backlog=backlog, exact=backend == "descriptor")
+        self._used = False
+        self._node: Revokable | None = None
         self._port: Port | None = None
         self._watch: Watch | None = None
 
@@ -158,26 +168,29 @@ class SerialDevice:
     async def __aenter__(self) -> Self:
         return await self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     async def _open(self) -> Self:
-        if self._port is not None:
+        if self._used:
             raise RuntimeError(f"{self.url!r} was opened already: call open_serial() again")
+        self._used = True
         try:
             async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
-                self.node = node
                 self._port = await BACKENDS[self._backend](self.url, self._name, self._settings)
                 node.release = self._release
                 # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
                 epoll = select.epoll()
                 epoll.register(self._port.fileno(), 0)
                 self._watch = Watch(epoll, self._hung_up)
+                self._node = node
         except RevokedError as error:
             raise SerialRevokedError.of(error) from None
         return self
+
+    @property
+    def node(self) -> Revokable:
+        """The node that is taken away, once it is open."""
+        if self._node is None:
+            raise RuntimeError(f"{self.url!r} is not open: use `async with`, or await it")
+        return self._node
 
     def open(
         self, name: str = "", *, also: Iterable[Revokable] = (), answers: Answers | EllipsisType = ...
@@ -194,14 +207,12 @@ class SerialDevice:
 
     def fileno(self) -> int:
         """The port's descriptor."""
-        assert self._port is not None
-        return self._port.fileno()
+        return self._opened.fileno()
 
     @property
     def serial(self) -> Any:
         """The library's own object for the port. What is done with it is not guarded, and may block."""
-        assert self._port is not None
-        return self._port.serial
+        return self._opened.serial
 
     def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
         """Take the port away from all who use it, and close it. As `Revokable.revoke`."""
@@ -211,10 +222,14 @@ class SerialDevice:
         """The same as its owner, and wait until the port is closed."""
         await self.node.aclose()
 
+    @property
+    def _opened(self) -> Port:
+        assert self.node is not None
+        assert self._port is not None
+        return self._port
+
     def __repr__(self) -> str:
-        return (
-            f"<SerialDevice {self.url!r} of {self.node!r}>" if self._port else f"<SerialDevice {self.url!r} not open>"
-        )
+        return f"<SerialDevice {self.url!r} {'not open' if self._node is None else f'of {self._node!r}'}>"
 
     def _hung_up(self) -> None:
         assert self._watch is not None
@@ -222,12 +237,10 @@ class SerialDevice:
         self.node.revoke("unplugged: the kernel has hung it up")
 
     async def _receive(self, max_bytes: int) -> bytes:
-        assert self._port is not None
-        return await self.attempt(self._port.receive(max_bytes))
+        return await self.attempt(self._opened.receive(max_bytes))
 
     async def _send_some(self, item: memoryview) -> int:
-        assert self._port is not None
-        return await self.attempt(self._port.send_some(item))
+        return await self.attempt(self._opened.send_some(item))
 
     async def attempt(self, operation: Awaitable[T]) -> T:
         """Await what goes to the port, inside an operation of a stream's. If the port is gone, it is taken from all.
@@ -237,30 +250,35 @@ class SerialDevice:
         try:
             return await operation
         except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
-            self.node.revoke(f"unplugged: {exc.__cause__ or 'end of data'}")
-            await anyio.lowlevel.checkpoint()  # where the kick comes
-            raise
+            why: object = exc.__cause__ or "end of data"
         except (OSError, termios.error) as exc:
             error = explained(self._name, exc)
-            if error.errno in GONE:
-                self.node.revoke(f"unplugged: {exc}")
-                await anyio.lowlevel.checkpoint()
-            raise error from exc
+            if error.errno not in GONE:
+                raise error from exc
+            why = exc
+        self.node.revoke(f"unplugged: {why}")
+        await anyio.lowlevel.checkpoint()  # where the kick comes, unless the owner opened it with none
+        raise RevokedError(self.node, in_flight=True)
 
     async def request(self, call: Callable[[int], T]) -> T:
         """Have a thread make a request to the driver, as `attempt`. It is short, and waited for in any case."""
-        return await self.attempt(_in_any_case(off_loop(lambda: call(self.fileno()))))
+        return await self.attempt(off_loop(lambda: call(self.fileno()), patience=math.inf))
 
     async def set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, as `request`."""
-        _check_baudrate(baudrate)
-        assert self._port is not None
-        await self.attempt(_in_any_case(self._port.set_baudrate(baudrate)))
+        _check_baudrate(self._name, baudrate)
+        await self.request(lambda _: self._opened.set_baudrate(baudrate))
+
+    async def reset_input_buffer(self) -> None:
+        """Throw away what has come, as `request`."""
+        await self.request(lambda fd: termios.tcflush(fd, termios.TCIFLUSH))
+        self._opened.discard()
 
     def _release(self) -> Awaitable[None] | None:
         assert self._port is not None
         if self._watch is not None:
-            self._watch.close()
+            with contextlib.suppress(RuntimeError):  # its loop has ended, and the watch with it
+                self._watch.close()
         closing = self._port.close()
         return None if closing is None else self._closed(closing)
 
@@ -327,7 +345,9 @@ class SerialStream(SharedStream):
             try:
                 await anyio.sleep(seconds)
             finally:
-                with contextlib.suppress(SerialException):  # it is gone, or else the first would have failed
+                with contextlib.suppress(
+                    SerialException, RevokedError
+                ):  # it is gone, or else the first would have failed
                     await self._device.request(lambda fd: fcntl.ioctl(fd, _TIOCCBRK))
 
         await self._guarded(hold)
@@ -342,17 +362,23 @@ class SerialStream(SharedStream):
         """
 
         async def wait() -> None:
-            while await self._device.request(_queued):  # noqa: ASYNC110  # the driver tells nobody
+            while not await sent():  # noqa: ASYNC110  # the driver tells nobody
                 await anyio.sleep(0.01)
-            await self._device.request(termios.tcdrain)
-            await self._device.request(_queued)
+
+        async def sent() -> bool:
+            async with self.shared.turn_to_write:  # or another stream's data could stall the tcdrain
+                if await self._device.request(_queued):
+                    return False
+                await self._device.request(termios.tcdrain)
+                await self._device.request(_queued)
+                return True
 
         await self._guarded(wait)
 
     async def reset_input_buffer(self) -> None:
         """Throw away what has come and was not received, by this stream; in the driver, by any."""
+        await self._guarded(self._device.reset_input_buffer)
         self.unread.clear()
-        await self._guarded(lambda: self._device.request(lambda fd: termios.tcflush(fd, termios.TCIFLUSH)))
 
     async def reset_output_buffer(self) -> None:
         """Throw away what the driver was given by any stream, and has not sent."""
@@ -378,15 +404,9 @@ class SerialStream(SharedStream):
 _TIOCSBRK, _TIOCCBRK = 0x5427, 0x5428  # include/uapi/asm-generic/ioctls.h
 
 
-async def _in_any_case(operation: Awaitable[T]) -> T:
-    with anyio.CancelScope(shield=True):
-        result = await operation
-    return result  # noqa: RET504  # for mypy a scope may have swallowed something
-
-
-def _check_baudrate(baudrate: int) -> None:
+def _check_baudrate(port: str, baudrate: int) -> None:
     if not (isinstance(baudrate, int) and 0 < baudrate < 2**31):
-        raise ValueError(f"baudrate is {baudrate!r}: give bits per second, such as 115200")
+        raise ValueError(f"{port!r}: baudrate is {baudrate!r}: give bits per second, such as 115200")
 
 
 def _queued(fd: int) -> int:

@@ -14,6 +14,7 @@ import importlib
 import io
 import os
 import termios
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,8 +30,8 @@ else:
     except ImportError:  # serialx does without pyserial
         SerialException = OSError
 
-#: What the kernel answers when the device behind a port is gone. While a driver lets go of it, a write gives EPERM, too.
-GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO))
+#: What the kernel answers when the device behind a port is gone; EPERM while its driver lets go of it.
+GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EPERM))
 
 __all__ = ["BACKENDS", "GONE", "Port", "SerialException", "explained"]
 
@@ -57,7 +58,11 @@ class Port(Protocol):
     async def send_some(self, item: memoryview, /) -> int:
         """Send at least one byte, and return how many were taken."""
 
-    async def set_baudrate(self, baudrate: int, /) -> None: ...
+    def discard(self) -> None:
+        """Throw away what the driver has handed over and nobody received."""
+
+    def set_baudrate(self, baudrate: int, /) -> None:
+        """Change it: a request to the driver, which is no call for the loop's thread."""
 
     def close(self) -> Awaitable[object] | None:
         """Begin to close it, when nobody is inside any more. Awaiting what it returns is awaiting that it is closed."""
@@ -79,23 +84,58 @@ async def open_pyserial_asyncio(url: str, _: str, settings: dict[str, Any]) -> P
     close = serial.close
     # Its transport does both in the loop, even when it aborts: as long as a stalled line is stalled.
     serial.flush = serial.close = lambda: None
-    port = _TransportPort()
+    serial.is_open = False  # else it asks for the timeouts that it has, and all settings are made anew, in the loop
+    port = _TransportPort(loop)
     transport, _ = await serial_asyncio.connection_for_serial(loop, lambda: port, serial)
+    serial.is_open = True
     port.connection_made(transport)
-    return port.opened(serial.fileno(), functools.partial(_set_baudrate, serial), close)
+    return port.opened(serial.fileno(), functools.partial(setattr, serial, "baudrate"), close)
 
 
 async def open_serialx(url: str, _: str, settings: dict[str, Any]) -> Port:
-    """A transport of serialx, which opens and closes in threads itself."""
+    """A transport of serialx, which opens in a thread itself."""
     serialx = _import("serialx", "serialx")
     loop = _asyncio_loop("serialx")
     settings = {"byte_size" if option == "bytesize" else option: value for option, value in settings.items()}
-    port = _TransportPort()
-    with _explained(url, settings):
+    port = _TransportPort(loop)
+    with _explained(url, settings, serialx.SerialException):
         transport, _ = await serialx.create_serial_connection(loop, lambda: port, url, **settings)
-    # It closes its own by itself, and so at once: only the last close of a port waits, and that is ours.
-    fd = os.dup(transport.serial.fileno())
-    return port.opened(fd, lambda rate: transport.reconfigure_port(baudrate=rate), functools.partial(os.close, fd))
+        try:
+            serial = transport.serial
+            close = _keep_open(transport, port, serial.fileno())
+
+            def configure() -> None:
+                try:
+                    serial.reconfigure_port()
+                except BaseException:
+                    close()
+                    raise
+
+            serial._min_read_size = 1  # with 0, a read of what was flushed meanwhile finds an end of data: an unplug
+            transport.pause_reading()
+            await off_loop(configure, late=lambda _: close())
+            transport.resume_reading()
+        except BaseException:
+            transport.abort()
+            raise
+    return port.opened(serial.fileno(), lambda rate: serial.reconfigure_port(baudrate=rate), close)
+
+
+def _keep_open(transport: Any, port: _TransportPort, fd: int) -> Callable[[], None]:
+    """Have a transport of serialx leave its descriptor to us, whenever it is lost. It returns what closes it."""
+    for name in "_fileno", "_call_connection_lost", "_fatal_error":
+        if not hasattr(transport, name):
+            raise ImportError(f"this version of serialx is not known here, as it has no {name}: take another backend")
+
+    async def lost(exc: BaseException | None) -> None:
+        port.connection_lost(exc)
+
+    def close() -> None:
+        transport._fileno = None
+        os.close(fd)
+
+    transport._call_connection_lost = lost  # its own closes in a pool, whose threads a loop that ends would wait for
+    return close
 
 
 BACKENDS: dict[str, Backend] = {
@@ -123,28 +163,38 @@ async def _open_pyserial(url: str, settings: dict[str, Any]) -> Any:
         return await off_loop(open_url, late=lambda port: port.close())
 
 
-async def _set_baudrate(serial: Any, baudrate: int) -> None:
-    await off_loop(functools.partial(setattr, serial, "baudrate", baudrate))
-
-
 def _close_off_loop(close: Callable[[], object]) -> Awaitable[object] | None:
+    closed = threading.Event()
+
+    def run() -> None:
+        close()
+        closed.set()
+
+    async def wait() -> None:
+        try:
+            await closing
+        except anyio.get_cancelled_exc_class():
+            if not closed.is_set():
+                raise  # else it is done, and only a loop that ends cancels a release
+
     try:
-        return off_loop(close)
+        closing = off_loop(run, patience=1.0)
     except anyio.NoEventLoopError:  # nobody who could be kept waiting
         close()
         return None
+    return wait()
 
 
 @contextlib.contextmanager
-def _explained(url: str, settings: dict[str, Any]) -> Iterator[None]:
+def _explained(url: str, settings: dict[str, Any], refusal: type[Exception] = ValueError) -> Iterator[None]:
     """Say of an open that failed what is wrong, with the name of the port and what to do."""
     try:
         yield
     except io.UnsupportedOperation as exc:
-        raise ValueError(f"{url!r} has no descriptor to wait for: give the path of a device, or a socket://") from exc
+        raise ValueError(f"{url!r} has no descriptor to wait for: give the path of a device") from exc
     except OverflowError as exc:
-        raise ValueError(f"baudrate is {settings['baudrate']!r}: the kernel takes no such number") from exc
-    except ValueError as exc:
+        raise ValueError(f"{url!r}: the kernel takes no baudrate of {settings['baudrate']!r}") from exc
+    except (ValueError, refusal) as exc:
         raise ValueError(f"{url!r}: {exc}") from exc
     except (OSError, termios.error) as exc:
         raise explained(url, exc) from exc
@@ -202,7 +252,7 @@ class _DescriptorPort:
 
     def __init__(self, serial: Any, name: str) -> None:
         self.serial = serial
-        self._stream = FdStream(serial.fileno(), name=name, close=self._close)
+        self._stream = FdStream(serial.fileno(), name=name, close=lambda _: None)  # `close` does that
 
     def fileno(self) -> int:
         return self._stream.fileno()
@@ -213,13 +263,14 @@ class _DescriptorPort:
     async def send_some(self, item: memoryview) -> int:
         return await self._stream.send_some(item)
 
-    async def set_baudrate(self, baudrate: int) -> None:
-        await _set_baudrate(self.serial, baudrate)
+    def discard(self) -> None:
+        """Nothing is: it is read when it is asked for."""
 
-    def close(self) -> Awaitable[object]:
-        return self._stream.handle.close()
+    def set_baudrate(self, baudrate: int) -> None:
+        self.serial.baudrate = baudrate
 
-    def _close(self, _: int) -> Awaitable[object] | None:
+    def close(self) -> Awaitable[object] | None:
+        self._stream.handle.close()
         return _close_off_loop(self.serial.close)
 
 
@@ -228,8 +279,10 @@ class _TransportPort(asyncio.Protocol):
 
     exact = False  # what is left in a transport's buffer is thrown away
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._transport: Any = None
+        self._reader = anyio.ResourceGuard("reading from")
         self._unread = bytearray()
         self._reading = True
         self._writing = True  # the transport's buffer is empty
@@ -237,9 +290,7 @@ class _TransportPort(asyncio.Protocol):
         self._why: BaseException | None = None
         self._changed = anyio.Event()
 
-    def opened(
-        self, fd: int, set_baudrate: Callable[[int], Awaitable[object]], close: Callable[[], object]
-    ) -> _TransportPort:
+    def opened(self, fd: int, set_baudrate: Callable[[int], object], close: Callable[[], object]) -> _TransportPort:
         """What is known when the transport is open. `fd` stays open until `close` is called."""
         self._fd = fd
         self._set_baudrate = set_baudrate
@@ -250,6 +301,7 @@ class _TransportPort(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         transport.set_write_buffer_limits(0)
+        transport._fatal_error = self._failed
         self._transport = transport
         self.serial = transport.serial
         self._change()
@@ -270,8 +322,13 @@ class _TransportPort(asyncio.Protocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._lost = True
-        self._why = exc
+        self._why = self._why or exc
         self._change()
+
+    def _failed(self, exc: BaseException, _: str = "") -> None:
+        """In place of a transport's own, which tells the loop's error handler, too: an unplug is no case for that."""
+        self._why = exc
+        self._transport.abort()
 
     def _change(self) -> None:
         changed, self._changed = self._changed, anyio.Event()
@@ -283,42 +340,45 @@ class _TransportPort(asyncio.Protocol):
         return self._fd
 
     async def receive(self, max_bytes: int) -> bytes:
-        while not self._unread:
-            self._check()
-            if not self._reading:
-                self._reading = True
-                self._transport.resume_reading()
-            await self._changed.wait()
+        with self._reader:
+            while not self._unread:
+                self._check()
+                if not self._reading:
+                    self._reading = True
+                    self._transport.resume_reading()
+                await self._changed.wait()
         data = bytes(self._unread[:max_bytes])
         del self._unread[:max_bytes]
         return data
 
     async def send_some(self, item: memoryview) -> int:
-        self._check()
+        await self._sent()  # what somebody sent who was cancelled: else its buffer has no bound
         try:
             self._transport.write(bytes(item))
         except OSError as exc:
             raise anyio.BrokenResourceError(str(exc)) from exc
+        await self._sent()
+        return len(item)
+
+    async def _sent(self) -> None:
+        self._check()
         while not self._writing or self._transport.is_closing():  # then it is lost, which we have not been told yet
             await self._changed.wait()
             self._check()
-        return len(item)
 
     def _check(self) -> None:
         if self._lost:
             raise anyio.BrokenResourceError(f"{self._why or 'closed'}") from self._why
 
-    async def set_baudrate(self, baudrate: int) -> None:
-        await self._set_baudrate(baudrate)
+    def discard(self) -> None:
+        self._unread.clear()
+
+    def set_baudrate(self, baudrate: int) -> None:
+        self._set_baudrate(baudrate)
 
     def close(self) -> Awaitable[object] | None:
-        if not self._lost:  # twice is once too often for pyserial-asyncio
+        self._fd = -1
+        lost = self._transport.is_closing() and not self._transport.get_write_buffer_size()  # or about to be told so
+        if not (lost or self._loop.is_closed()):  # twice is once too often for pyserial-asyncio
             self._transport.abort()
-        return self._closed()
-
-    async def _closed(self) -> None:
-        while not self._lost:
-            await self._changed.wait()
-        closing = _close_off_loop(self._close)
-        if closing is not None:
-            await closing
+        return _close_off_loop(self._close)  # which the loop has no callbacks for any more

@@ -1,0 +1,164 @@
+"""A descriptor watched in the background: called as often as it is readable, closed once, whatever happens."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from asyncrevoke import Watch
+from conftest import settle
+
+pytestmark = pytest.mark.anyio
+
+Run = Callable[[Callable[[], Awaitable[object]]], object]
+
+
+@pytest.fixture
+def run(anyio_backend: tuple[str, dict[str, Any]]) -> Run:
+    """Run an async function in a loop of its own."""
+    return functools.partial(anyio.run, backend=anyio_backend[0], backend_options=anyio_backend[1])
+
+
+class End:
+    """One end of a socketpair, which counts how often it is closed."""
+
+    def __init__(self, *, rung: bool = False) -> None:
+        self.socket, self.far = socket.socketpair()
+        self.socket.setblocking(False)
+        self.closed = anyio.Event()
+        self.closes = 0
+        if rung:
+            self.far.send(b"x")
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        self.closes += 1
+        self.closed.set()
+        self.socket.close()
+        self.far.close()
+
+
+async def test_it_is_called_as_often_as_there_is_something_to_read() -> None:
+    """Each time the file is readable the function runs, until the watch is closed."""
+    end, read, came = End(), [], anyio.Event()
+
+    def call() -> None:
+        read.append(end.socket.recv(1))
+        came.set()
+
+    watch = Watch(end, call)
+    with anyio.fail_after(20):
+        for byte in b"a", b"b":
+            came = anyio.Event()
+            end.far.send(byte)
+            await came.wait()
+        watch.close()
+        watch.close()
+        await end.closed.wait()
+    assert (read, end.closes) == ([b"a", b"b"], 1)
+
+
+@pytest.mark.parametrize("rung", [False, True])
+@pytest.mark.parametrize("turns", [0, 1, 2, 12])
+async def test_after_close_it_is_called_no_more(rung: bool, turns: int) -> None:
+    """Also before its first step, and when it has become readable already; and the file is closed once."""
+    end, calls = End(), []
+    watch = Watch(end, lambda: calls.append(end.socket.recv(1)))
+    await settle(turns)
+    if rung:
+        end.far.send(b"x")
+    watch.close()
+    with anyio.fail_after(20):
+        await end.closed.wait()
+    await settle()
+    assert (calls, end.closes) == ([], 1)
+
+
+async def test_one_that_is_closed_by_another_ones_call_is_not_called() -> None:
+    """Of two that become readable in the same turn, only the first is called if that closes the other."""
+    ends, calls = [End(), End()], []
+    watches: list[Watch] = []
+
+    def call(own: int) -> None:
+        calls.append(own)
+        for watch in watches:
+            watch.close()
+
+    for own, end in enumerate(ends):
+        watches.append(Watch(end, functools.partial(call, own)))
+    await settle()
+    for end in ends:
+        end.far.send(b"x")
+    with anyio.fail_after(20):
+        for end in ends:
+            await end.closed.wait()
+    assert len(calls) == 1
+    assert [end.closes for end in ends] == [1, 1]
+
+
+async def test_what_the_call_raises_ends_it_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody awaits a watch: its failure is in the log, and its file closed."""
+    end = End(rung=True)
+    watch = Watch(end, lambda: 1 / 0)
+    with anyio.fail_after(20):
+        await end.closed.wait()
+    await settle()
+    watch.close()
+    assert end.closes == 1
+    assert ["ZeroDivisionError" in record.message for record in caplog.records] == [True]
+
+
+async def test_a_number_that_is_used_again_at_once_is_the_new_ones() -> None:
+    """Each of many, opened as soon as the last is closed, is told of its own file only."""
+    numbers, called = set(), 0
+
+    def call() -> None:
+        nonlocal called
+        called += 1
+        watch.close()
+
+    with anyio.fail_after(20):
+        for turn in range(50):
+            end = End(rung=turn % 2 == 0)
+            numbers.add(end.fileno())
+            watch = Watch(end, call)
+            if turn % 2:
+                await settle(turn % 4)
+                watch.close()
+            await end.closed.wait()
+    assert called == 25
+    assert len(numbers) < 25, "no number was used again"
+
+
+@pytest.mark.parametrize("turns", [0, 12])
+def test_the_end_of_the_loop_closes_it(run: Run, turns: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A watch that is open when its loop ends is closed there, once, and nobody complains."""
+    ends: list[End] = []
+
+    async def main() -> None:
+        ends.append(End())
+        Watch(ends[0], lambda: None)
+        await settle(turns)
+
+    run(main)
+    gc.collect()
+    assert ends[0].closes == 1
+    assert caplog.records == []
+
+
+def test_without_a_loop_the_file_stays_the_callers() -> None:
+    """The constructor raises, and closes nothing."""
+    end = End()
+    with pytest.raises(RuntimeError, match="needs a running event loop"):
+        Watch(end, lambda: None)
+    assert end.closes == 0
+    end.close()
