@@ -16,7 +16,11 @@ SAYS = {
     "guard_your_own_stream": ["the reader got: 'connection' was revoked: moved to another host"],
     "own_adapter": ["keeps the contract"],
     "drain_on_sigterm": ["1 kicked, 3 released", "b'done: request\\n' b''"],
-    "serial_device_returns": ["generation 1: b'17.3 kWh\\n'", "(generation 1) was revoked: unplugged", "generation 2: "],
+    "serial_device_returns": [
+        "generation 1: b'17.3 kWh\\n'",
+        "(generation 1) was revoked: unplugged",
+        "generation 2: ",
+    ],
     "home_automation": ["available: 20", "unavailable: unplugged: ", "available: 21"],
     "one_import_changed": ["measured b'17.3\\n'", "lost: '", "was revoked: unplugged: "],
     "alsa_disconnect": [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import functools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ import anyio.lowlevel
 
 from asyncrevoke import Revokable, RevokedError, answer, handle_of
 from asyncrevoke.adapters.serial import SerialDevice, SerialRevokedError, open_serial
-from asyncrevoke.answers import Answers
+from asyncrevoke.answers import TTY, Answers
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 R = TypeVar("R", bound=asyncio.StreamReader)
@@ -28,6 +29,9 @@ T = TypeVar("T")
 Convert = Callable[[RevokedError], RevokedError]
 
 _PATIENCE = 5.0  # seconds; an abort takes one turn of the loop
+
+#: By an end of data a transport would not know whether it was closed or revoked.
+_ERRORS = dataclasses.replace(TTY, read=TTY.write)
 
 #: Options of pyserial's and serialx's that say nothing to a transport.
 _VOID = {"timeout", "read_timeout", "write_timeout", "writeTimeout", "inter_byte_timeout"}
@@ -39,7 +43,8 @@ async def create_serial_connection(
     """Open a serial port for a protocol, as pyserial-asyncio's function of this name and serialx's do.
 
     `connection_made` is called before this returns. `connection_lost` is called exactly once, last, and when the port is
-    closed: with a `RevokedError` if it was revoked or unplugged, with None if it was closed here.
+    closed (a loop that ends does not wait for that): with a `RevokedError` if it was revoked or unplugged, with None if it
+    was closed here; whichever came first. What the protocol raises is reported to the loop, and loses nothing.
 
     :param loop: the running one
     :param options: as for `open_serial`; the timeouts of pyserial and serialx are taken, and mean nothing here
@@ -59,8 +64,9 @@ async def create_serial_connection(
         transport = SerialTransport(loop, protocol, device)
         protocol.connection_made(transport)
         transport.begin()
+        await asyncio.sleep(0)  # its task runs from here on: a loop that ends finds it, and it closes the port
     except BaseException:
-        device.node.close()
+        await device.aclose()
         raise
     return transport, protocol
 
@@ -90,7 +96,7 @@ class SerialTransport(asyncio.Transport):
     What is written when it is closing is ignored, as by other transports; `connection_lost` tells.
 
     :ivar device: the port
-    :ivar handle: the node of the stream on it that this uses
+    :ivar handle: its node: awaiting its revocation is awaiting that the port is closed
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.BaseProtocol, device: SerialDevice) -> None:
@@ -98,8 +104,8 @@ class SerialTransport(asyncio.Transport):
         self.loop = loop
         self.device = device
         self._protocol: Any = protocol
-        self._stream = device.open("transport")
-        self.handle = self._stream.handle
+        self._stream = device.open("transport", answers=_ERRORS)
+        self.handle = device.node
         self._unsent = bytearray()
         self._written = asyncio.Event()  # something was, or it is closing
         self._reading = asyncio.Event()
@@ -115,58 +121,59 @@ class SerialTransport(asyncio.Transport):
 
     async def _run(self) -> None:
         why: BaseException | None = None
-        self._reader = reader = self.loop.create_task(self._read_all(), name=f"reader of {self.handle.path!r}")
-        if self._closing:
-            reader.cancel()
-        writer = self.loop.create_task(self._write_all(), name=f"writer of {self.handle.path!r}")
         try:
-            # A closing reader is cancelled, and the writer goes on; any other end of one ends the other.
-            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_EXCEPTION)
-        finally:
-            self._closing = True
-            reader.cancel()
-            writer.cancel()
-            await asyncio.wait((reader, writer))
-            for task in reader, writer:
-                if not task.cancelled():
-                    why = why or task.exception()
+            async with asyncio.TaskGroup() as tasks:  # a closing reader is cancelled, and the writer goes on
+                self._reader = tasks.create_task(self._read_all(), name=f"reader of {self.handle.path!r}")
+                await self._write_all()
+        except BaseExceptionGroup as group:
+            why = group.exceptions[0]
             if isinstance(why, anyio.ClosedResourceError):
                 why = None
-            if why is None:
-                self.handle.close()  # to others who use it, it was closed and not revoked
+            elif isinstance(why, RevokedError):
+                why = SerialRevokedError.of(why)
+        finally:
+            self._closing = True
             try:
-                await self.device.aclose()
+                await (self.handle.close() if why is None else self.handle.revoke(str(why)))
             except Exception as exc:  # noqa: BLE001  # the protocol is told in any case
                 self._report("the port was not closed well", exc)
+            except BaseExceptionGroup:
+                pass  # the loop ends, and has cancelled the release: the thread that closes the port goes on
             finally:
-                self._protocol.connection_lost(why)
+                self._tell("connection_lost", why)
 
     async def _read_all(self) -> None:
-        while True:
-            data = await self._stream.receive()
-            if not self._reading.is_set():
-                with self.handle.using(idle=True):  # paused or not, it is noticed that the port is gone
-                    await self._reading.wait()
-            try:
-                self._protocol.data_received(data)
-            except Exception as exc:
-                self._report("protocol.data_received() failed", exc)
-                raise
+        while not self._closing:
+            with self.handle.using(idle=True):
+                data = await self._stream.receive()
+                await self._reading.wait()  # paused or not, it is noticed that the port is gone
+            self._tell("data_received", data)
 
     async def _write_all(self) -> None:
         while self._unsent or not self._closing:
             if self._unsent:
-                piece = bytes(self._unsent[:4096])
-                await self._stream.send(piece)
-                del self._unsent[: len(piece)]
+                unsent = self._unsent
+                piece = bytes(unsent[:4096])
+                with self.handle.using():
+                    await self._stream.send(piece)
+                del unsent[: len(piece)]
                 if self._full and len(self._unsent) <= self._low:
                     self._full = False
-                    self._protocol.resume_writing()
+                    self._tell("resume_writing")
             else:
                 self._written.clear()
                 await self._written.wait()
 
-    def _report(self, message: str, exc: Exception) -> None:
+    def _tell(self, callback: str, *args: object) -> None:
+        """Call the protocol. What it raises is reported, and is no reason to lose anything."""
+        try:
+            getattr(self._protocol, callback)(*args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # noqa: BLE001  # a CancelledError, too, such as that of a future it asks
+            self._report(f"protocol.{callback}() failed", exc)
+
+    def _report(self, message: str, exc: BaseException) -> None:
         self.loop.call_exception_handler(
             {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
         )
@@ -174,17 +181,17 @@ class SerialTransport(asyncio.Transport):
     # -- asyncio.Transport --
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closing or not data:
+        if self.is_closing() or not data:
             return
         self._unsent += data
         self._written.set()
         if not self._full and len(self._unsent) > self._high:
             self._full = True
-            self._protocol.pause_writing()
+            self._tell("pause_writing")
 
     def close(self) -> None:
         """Send what was written, then close the port. Nothing is received any more."""
-        if not self._closing:
+        if not self.is_closing():
             self._closing = True
             self._written.set()
             if self._reader is not None:
@@ -192,8 +199,8 @@ class SerialTransport(asyncio.Transport):
 
     def abort(self) -> None:
         """Close the port now, and throw away what was written."""
-        self._closing = True
-        self.handle.close()
+        if not self.handle.revoked:  # whichever was first is told
+            self.handle.close()
 
     def is_closing(self) -> bool:
         return self._closing or self.handle.revoked
@@ -206,7 +213,7 @@ class SerialTransport(asyncio.Transport):
 
     def flush(self) -> None:
         """Throw away what was written and not sent, as pyserial-asyncio's does."""
-        self._unsent.clear()
+        self._unsent = bytearray()  # not cleared: a piece of the old one may be on its way
 
     def pause_reading(self) -> None:
         self._reading.clear()
@@ -270,21 +277,25 @@ def wrap_streams(
     :raises RevokedError: if the owner was revoked; the connection is still yours then
     """
     for each, face in (reader, _Reader), (writer, _Writer):
-        if isinstance(each, face):
-            raise TypeError(f"{each!r} is revocable already")
+        if isinstance(each, face) or not isinstance(each, face.__base__ or object):
+            raise TypeError(
+                f"{each!r} is revocable already, or none of asyncio's: give its StreamReader and StreamWriter"
+            )
     name = name or str(writer.get_extra_info("peername") or writer.get_extra_info("pipe") or "connection")
 
     def release() -> Awaitable[None]:
         assert isinstance(writer, _Writer)
         return writer.aborted()
 
-    return _revocable(reader, writer, handle_of(owner, name, also, release, answers), lambda error: error)
+    handle = handle_of(owner or Revokable(), name, also, release, answers)
+    return _revocable(reader, writer, handle, lambda error: error)
 
 
 def _revocable(reader: R, writer: W, handle: Revokable, convert: Convert) -> tuple[R, W]:
     each: Any
+    uses = handle.open("streams")
     for each, face in (reader, _Reader), (writer, _Writer):
-        each.handle, each.convert = handle, convert
+        each.handle, each.uses, each.convert = handle, uses, convert
         each.__class__ = type(type(each).__name__, (face, type(each)), {})
     return reader, writer
 
@@ -292,10 +303,10 @@ def _revocable(reader: R, writer: W, handle: Revokable, convert: Convert) -> tup
 async def _guarded(face: _Reader | _Writer, kind: Literal["read", "write"], operation: Callable[[], Awaitable[T]]) -> T:
     await anyio.lowlevel.checkpoint()
     try:
-        with face.handle.using(idle=kind == "read"):
+        with face.handle.using(idle=kind == "read"), face.uses.using(idle=kind == "read"):
             try:
                 return await operation()
-            except OSError as exc:
+            except Exception as exc:
                 exc.__traceback__ = None  # the reader keeps it, and raises it each time: it would grow
                 raise
     except RevokedError as error:
@@ -304,9 +315,10 @@ async def _guarded(face: _Reader | _Writer, kind: Literal["read", "write"], oper
 
 
 class _Reader(asyncio.StreamReader):
-    """What a reader does otherwise when it is revocable. It may be of any class that has these methods."""
+    """What a reader does otherwise when it is revocable. It may be of any subclass."""
 
     handle: Revokable
+    uses: Revokable  # closed by a close that goes on sending: what its operations are on, too
     convert: Convert
 
     async def read(self, n: int = -1) -> bytes:
@@ -335,9 +347,10 @@ class _Reader(asyncio.StreamReader):
 
 
 class _Writer(asyncio.StreamWriter):
-    """What a writer does otherwise when it is revocable. It may be of any class that has these methods."""
+    """What a writer does otherwise when it is revocable. It may be of any subclass."""
 
     handle: Revokable
+    uses: Revokable  # closed by a close that goes on sending: what its operations are on, too
     convert: Convert
     _lost: asyncio.Future[None] | None = None
     _closing: asyncio.Task[None] | None = None
@@ -357,9 +370,18 @@ class _Writer(asyncio.StreamWriter):
     async def drain(self) -> None:
         await _guarded(self, "write", self._drained)
 
+    async def start_tls(self, *args: Any, **options: Any) -> None:
+        try:
+            await _guarded(self, "write", functools.partial(super().start_tls, *args, **options))
+        except BaseException:
+            if self.transport.is_closing():  # by a handshake that failed, of which asyncio does not tell the protocol
+                self._connection_lost().cancel()
+            raise
+
     def close(self) -> None:
         if self._closing is None:
             super().close()
+            self.uses.close()
             self._closing = asyncio.get_running_loop().create_task(self._close(), name=f"close of {self.handle.path!r}")
 
     async def wait_closed(self) -> None:
@@ -382,7 +404,7 @@ class _Writer(asyncio.StreamWriter):
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:
         try:
-            with self.handle.using():
+            with self.handle.using(), self.uses.using():
                 yield
         except RevokedError as error:
             with contextlib.suppress(anyio.EndOfStream):
@@ -398,6 +420,7 @@ class _Writer(asyncio.StreamWriter):
         with contextlib.suppress(RevokedError, anyio.ClosedResourceError), self.handle.using():
             await asyncio.wait((self._connection_lost(),))
         await self.handle.close()
+        await asyncio.wait((self._connection_lost(),))
 
     def _connection_lost(self) -> asyncio.Future[None]:
         """Told when the connection is lost. asyncio's own may be awaited once only: cancelled, it is no use to others."""

@@ -1,0 +1,72 @@
+"""The script that compares libraries, on our rows: what the table in docs/conformance.md says of us holds."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from ports import may_hang_up
+
+SCRIPT = pathlib.Path(__file__).parents[1] / "benchmarks" / "conformance.py"
+SERIAL = ["open_serial", "open_serial, pyserial-asyncio", "open_serial, serialx", "open_serial_connection"]
+ROWS = [*SERIAL, "FdStream"]
+Row = dict[str, str]
+
+
+def run(*options: str) -> str:
+    done = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@functools.cache
+def found() -> dict[str, tuple[Row, list[str]]]:
+    """By row: what was told in each cell, and the verdicts. All of it is measured once."""
+    rows: dict[str, Any] = json.loads(run("--ours", "--json"))
+    assert list(rows) == ROWS
+    return rows
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_nothing_hangs_spins_or_lies(row: str) -> None:
+    """No operation hangs or spins, none reports success for lost data, and the three endings are told apart."""
+    assert found()[row][1] == ["no", "no", "no", "yes"]
+
+
+@pytest.mark.parametrize("event", "VMCR")
+@pytest.mark.parametrize("row", ROWS)
+def test_each_ending_has_its_error(row: str, event: str) -> None:
+    """Pending and later alike: ClosedResourceError if it was closed here, else RevokedError with the reason."""
+    if event == "V" and not may_hang_up():
+        pytest.skip("TIOCVHANGUP needs CAP_SYS_ADMIN")
+    revoked = "RevokedError" if row == "FdStream" else "SerialRevokedError"
+    error = {"C": "ClosedResourceError: ", "R": f"{revoked}: needed elsewhere"}.get(event, f"{revoked}: unplugged: ")
+    errors = [error, error]
+    if row == "FdStream" and event in "VM":  # a bare descriptor's errors are those of AnyIO
+        errors = ["EndOfStream", "BrokenResourceError: "]
+    cells = found()[row][0]
+    told = [cells[f"read {event}"], cells[f"write {event}"], *cells[f"later {event}"].split(" / ")]
+    for each, expected in zip(told, [*errors, errors[0], errors[-1]], strict=False):
+        assert each.startswith(expected)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_second_reader_is_refused_and_a_port_opens_again(row: str) -> None:
+    """One reads at a time; closing twice does no harm; a port closed under a reader serves the next; all is sent."""
+    cells = found()[row][0]
+    busy = "RuntimeError: read() called while" if row == "open_serial_connection" else "BusyResourceError: "
+    assert cells["second -"].startswith(busy)
+    assert (cells["twice M"], cells["reopen -"], cells["parts -"]) == ("None", "b'new'", "None")
+
+
+def test_it_prints_a_table() -> None:
+    """For people, it prints a line of verdicts and one in each table for every row that was asked for."""
+    printed = run("--ours", "--only", "FdStream")
+    assert "| FdStream | no | no | no | yes |" in printed
+    assert printed.count("| FdStream |") == 9
