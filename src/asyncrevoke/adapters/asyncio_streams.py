@@ -157,12 +157,15 @@ class SerialTransport(asyncio.Transport):
                 with self.handle.using():
                     await self._stream.send(piece)
                 del unsent[: len(piece)]
-                if self._full and len(self._unsent) <= self._low:
-                    self._full = False
-                    self._tell("resume_writing")
+                self._perhaps_resume()
             else:
                 self._written.clear()
                 await self._written.wait()
+
+    def _perhaps_resume(self) -> None:
+        if self._full and len(self._unsent) <= self._low:
+            self._full = False
+            self._tell("resume_writing")
 
     def _tell(self, callback: str, *args: object) -> None:
         """Call the protocol. What it raises is reported, and is no reason to lose anything."""
@@ -214,6 +217,7 @@ class SerialTransport(asyncio.Transport):
     def flush(self) -> None:
         """Throw away what was written and not sent, as pyserial-asyncio's does."""
         self._unsent = bytearray()  # not cleared: a piece of the old one may be on its way
+        self._perhaps_resume()
 
     def pause_reading(self) -> None:
         self._reading.clear()
