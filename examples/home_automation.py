@@ -6,8 +6,8 @@ import tempfile
 
 import anyio
 
-from asyncrevoke import RevokedError
-from asyncrevoke.adapters.hotplug import SerialDevices, serial_device
+from asyncrevoke import RevokedError, serial_device
+from asyncrevoke.adapters.hotplug import SerialDevices
 
 by_id = pathlib.Path(tempfile.mkdtemp()) / "usb-Thermometer_42"
 

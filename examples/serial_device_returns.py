@@ -6,8 +6,7 @@ import tempfile
 
 import anyio
 
-from asyncrevoke import RevokedError
-from asyncrevoke.adapters.hotplug import serial_device
+from asyncrevoke import RevokedError, serial_device
 
 by_id = pathlib.Path(tempfile.mkdtemp()) / "usb-Meter_0001-if00"
 

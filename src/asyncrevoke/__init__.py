@@ -49,4 +49,6 @@ from .adapters.pty import open_pty as open_pty  # isort: skip
 from .adapters.serial import SerialDevice as SerialDevice  # isort: skip
 from .adapters.serial import SerialStream as SerialStream  # isort: skip
 from .adapters.serial import open_serial as open_serial  # isort: skip
+from .adapters.hotplug import serial_device as serial_device  # isort: skip
+from .adapters.hotplug import watch_devices as watch_devices  # isort: skip
 from .adapters.tty import Tty as Tty  # isort: skip

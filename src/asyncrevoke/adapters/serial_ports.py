@@ -202,11 +202,11 @@ def _explained(url: str, settings: dict[str, Any], refusal: type[Exception] = Va
 
 def explained(port: str, exc: BaseException) -> OSError:
     """The error of a request that failed, with the name of the port and what to do."""
-    number = next((number for number in map(_number, _causes(exc)) if number is not None), errno.EIO)
-    return SerialException(number, f"{_HINTS.get(number, 'it failed')} ({exc})", port)
+    number = next((number for number in map(_number, _causes(exc)) if number is not None), None)
+    return SerialException(number or errno.EIO, f"{_HINTS.get(number, 'it failed')} ({exc})", port)
 
 
-_HINTS = {
+_HINTS: dict[int | None, str] = {
     errno.ENOENT: "there is no such port: is it plugged in?",
     errno.ENXIO: "the device behind it is gone: wait until it is plugged in again",
     errno.ENODEV: "the device behind it is gone: wait until it is plugged in again",
