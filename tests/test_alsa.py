@@ -128,8 +128,9 @@ async def test_a_number_is_free_before_the_old_files_are_closed() -> None:
         assert list(cards) == [new]
         with pytest.raises(RevokedError):
             await stream.receive()
-        with pytest.raises(RevokedError):
+        with pytest.raises(RevokedError) as refused:
             old.device("pcm1")
+        assert refused.value.errno == errno.ENODEV
         await stream.aclose()
 
 

@@ -102,6 +102,7 @@ def test_revoked_error_tells_what_was_revoked_and_why() -> None:
     assert (exc.errno, exc.in_flight, exc.sent) == (errno.EIO, True, 3)
     assert str(exc) == exc.strerror == "'tty/alice' was revoked: unplugged; 3 bytes were accepted before"
     assert str(RevokedError(Revokable("tty"))) == "'tty' was revoked"
+    assert repr(RevokedError(Revokable("tty"))) == """RevokedError("'tty' was revoked")"""
 
 
 @pytest.mark.invariant("contract")

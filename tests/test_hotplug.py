@@ -12,6 +12,7 @@ import os
 import pathlib
 import select
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -583,6 +584,27 @@ def test_bad_options_are_told_at_the_call(error: type[Exception], options: dict[
 
 
 # -- the ends of the loop --
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_program_that_ends_in_the_loop_says_nothing(waits: bool, tmp_path: pathlib.Path) -> None:
+    """A mere `async for`, in its turn or while it waits, that is dropped only when the event loop ends or is over."""
+    program = """
+import asyncio, sys
+from asyncrevoke import serial_device
+async def main():
+    async for device in serial_device(sys.argv[1]):
+        return device
+async def given_up():
+    waiting = asyncio.create_task(main())
+    await asyncio.wait((waiting,), timeout=0.1)
+    return waiting
+kept = asyncio.run(given_up())
+"""
+    with serial_line() as end:
+        path = str(tmp_path / "missing") if waits else end.path
+        done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("bare", [True, False])

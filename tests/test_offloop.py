@@ -198,5 +198,5 @@ def test_without_a_loop_nothing_is_called() -> None:
     """It raises at once."""
     call = Stalled()
     with pytest.raises(anyio.NoEventLoopError):
-        off_loop(call).close()
+        off_loop(call)
     assert not call.running.is_set()

@@ -547,7 +547,7 @@ async def test_what_is_no_port_is_one_clear_error(backend: str, url: str, tmp_pa
 
 
 BAD: list[dict[str, Any]] = [
-    *({"baudrate": rate} for rate in (-1, 0, "x", 10**12, 1.5, None)),
+    *({"baudrate": rate} for rate in (-1, 0, "x", 10**12, 1.5, True, None)),
     *({"parity": parity} for parity in ("Q", 1)),
     *({"bytesize": size} for size in (9, 0)),
     *({"stopbits": bits} for bits in (7, "x")),
@@ -562,6 +562,13 @@ async def test_settings_that_make_no_sense_are_refused_with_the_name_of_the_port
     """One ValueError, before or while it is opened."""
     with serial_line() as end, pytest.raises(ValueError, match=repr(end.path)):
         await opened(end.path, backend, **options)
+
+
+async def test_the_path_may_be_a_path_object() -> None:
+    """As everywhere."""
+    with serial_line() as end:
+        async with open_serial(pathlib.Path(end.path)) as device:
+            assert device.url == device.node.path == end.path
 
 
 @pytest.mark.parametrize("options", [{"backend": "ours"}, {"close_timeout": 0}, {"fan_out": True, "backlog": 0}])

@@ -141,16 +141,18 @@ async def test_a_number_that_is_used_again_at_once_is_the_new_ones() -> None:
 
 @pytest.mark.parametrize("turns", [0, 12])
 def test_the_end_of_the_loop_closes_it(run: Run, turns: int, caplog: pytest.LogCaptureFixture) -> None:
-    """A watch that is open when its loop ends is closed there, once, and nobody complains."""
+    """A watch that is open when its loop ends is closed there, once, and nobody complains; nor later."""
     ends: list[End] = []
+    watches: list[Watch] = []
 
     async def main() -> None:
         ends.append(End())
-        Watch(ends[0], lambda: None)
+        watches.append(Watch(ends[0], lambda: None))
         await settle(turns)
 
     run(main)
     gc.collect()
+    watches[0].close()
     assert ends[0].closes == 1
     assert caplog.records == []
 

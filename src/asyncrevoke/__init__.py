@@ -20,6 +20,7 @@
 
 from . import answers as answers
 from ._fdstream import FdStream as FdStream
+from ._offloop import OffLoop as OffLoop
 from ._offloop import off_loop as off_loop
 from ._registry import Key as Key
 from ._registry import Name as Name

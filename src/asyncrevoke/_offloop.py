@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
 import anyio
@@ -15,10 +15,8 @@ from . import _loop
 T = TypeVar("T")
 
 
-def off_loop(
-    call: Callable[[], T], *, late: Callable[[T], object] | None = None, patience: float = 0.0
-) -> Coroutine[Any, Any, T]:
-    """Have a thread of its own make a blocking call, which begins before this returns. Await the result.
+def off_loop(call: Callable[[], T], *, late: Callable[[T], object] | None = None, patience: float = 0.0) -> OffLoop[T]:
+    """Have a thread of its own make a blocking call, which begins before this returns. Await the result, once, or do not.
 
     A pool's threads are waited for when the loop and the interpreter end, and a stalled call keeps others from a pool's
     threads. This one is left behind.
@@ -33,40 +31,53 @@ def off_loop(
     home = _loop.current()
     if home is None:
         raise anyio.NoEventLoopError("off_loop() needs a running event loop")
-    future: concurrent.futures.Future[T] = concurrent.futures.Future()
-    done = anyio.Event()
+    return OffLoop(home, call, late, patience)
 
-    def run() -> None:
+
+class OffLoop(Awaitable[T]):
+    """A call that a thread makes, as `off_loop` gives it."""
+
+    def __init__(
+        self, home: _loop.Home, call: Callable[[], T], late: Callable[[T], object] | None, patience: float
+    ) -> None:
+        self._home = home
+        self._call = call
+        self._late = late
+        self._patience = patience
+        self._result: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._ended = anyio.Event()
+        threading.Thread(target=self._run, name=f"off loop: {call!r}", daemon=True).start()
+
+    def done(self) -> bool:
+        """Whether the call has ended."""
+        return self._result.done()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> T:
         try:
-            result = call()
+            await self._ended.wait()
+        except BaseException:
+            deadline = anyio.current_time() + self._patience
+            while not self._ended.is_set() and anyio.current_time() < deadline:
+                with contextlib.suppress(anyio.get_cancelled_exc_class()):  # asyncio's own, which no scope keeps out
+                    with anyio.CancelScope(deadline=deadline, shield=True):
+                        await self._ended.wait()
+            self._result.add_done_callback(self._hand_over)
+            raise
+        return self._result.result()
+
+    def _run(self) -> None:
+        try:
+            result = self._call()
         except BaseException as exc:  # noqa: BLE001  # raised where the result is awaited
-            future.set_exception(exc)
+            self._result.set_exception(exc)
         else:
-            future.set_result(result)
+            self._result.set_result(result)
         with contextlib.suppress(RuntimeError):  # the loop is over: nobody waits
-            home.call_threadsafe(done.set)
+            self._home.call_threadsafe(self._ended.set)
 
-    threading.Thread(target=run, name=f"off loop: {call!r}", daemon=True).start()
-    return _result(future, done, late, patience)
-
-
-async def _result(
-    future: concurrent.futures.Future[T], done: anyio.Event, late: Callable[[T], object] | None, patience: float
-) -> T:
-    try:
-        await done.wait()
-    except BaseException:
-        deadline = anyio.current_time() + patience
-        while not done.is_set() and anyio.current_time() < deadline:
-            with contextlib.suppress(anyio.get_cancelled_exc_class()):  # asyncio's own, which no scope keeps out
-                with anyio.CancelScope(deadline=deadline, shield=True):
-                    await done.wait()
-        if late is not None:
-            future.add_done_callback(lambda _: _hand_over(future, late))
-        raise
-    return future.result()
-
-
-def _hand_over(future: concurrent.futures.Future[T], late: Callable[[T], object]) -> None:
-    if future.exception() is None:
-        threading.Thread(target=late, args=(future.result(),), daemon=True).start()
+    def _hand_over(self, result: concurrent.futures.Future[T]) -> None:
+        if self._late is not None and result.exception() is None:
+            threading.Thread(target=self._late, args=(result.result(),), daemon=True).start()

@@ -52,7 +52,8 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a revocation did. `str()` of it is one line to print.
+    """What a revocation did. `str()` of it is one line to print. It counts nodes and operations on them, those that an
+    adapter has made for its own work, too.
 
     :ivar kicked: operations that were waiting and were ended
     :ivar released: files released

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Protocol
@@ -51,4 +52,5 @@ class Watch:
 
     def close(self) -> None:
         """Call no more, from now on. Twice does no harm."""
-        self._scope.cancel()
+        with contextlib.suppress(RuntimeError):  # its loop is over, and so is the watch
+            self._scope.cancel()

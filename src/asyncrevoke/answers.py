@@ -69,6 +69,9 @@ class RevokedError(anyio.BrokenResourceError, OSError):
         sent = f"; {self.sent} bytes were accepted before" if self.in_flight and self.sent is not None else ""
         return f"{self.name or 'the file'!r}{number} was revoked{why}{sent}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
     @property
     def strerror(self) -> str:  # type: ignore[override]  # OSError's is a plain attribute; ours is worked out
         return str(self)

@@ -97,6 +97,8 @@ class Cards:
 class Card(anyio.abc.AsyncResource):
     """A card, as `Cards.add` gives it. Closing it is `free`.
 
+    It is not disconnected because something that was opened on it has come to its end: whoever learns of that does so.
+
     :ivar number: its own until it is disconnected; then another card may have it
     :ivar node: what is taken away
     """
@@ -126,9 +128,10 @@ class Card(anyio.abc.AsyncResource):
 
         :param control: it is no PCM: what is waiting on it answers ENODEV
         :param disconnect: is called with its node, and with that of each open substream, when the card is disconnected
-        :raises RevokedError: if the card was disconnected
+        :raises RevokedError: with ENODEV, if the card was disconnected
         """
-        return Device(self, name, CONTROL if control else ALSA, disconnect)
+        with _no_device(self.node):
+            return Device(self, name, CONTROL if control else ALSA, disconnect)
 
     def disconnect(self, reason: str = "disconnected") -> Revocation:
         """Take the card away from all who use it. When this returns, nothing new starts and its number is free.
@@ -184,7 +187,9 @@ class Card(anyio.abc.AsyncResource):
 class Device:
     """A device of a card, as `Card.device` gives it.
 
-    :ivar node: what substreams are opened on. Whatever else takes an owner may be opened on it, such as `open_serial`
+    :ivar node: what substreams are opened on. Whatever else takes an owner may be opened on it, such as a serial port by
+        ``open_serial(path, owner=device.node)``: that answers as the card does, and is closed by the disconnect itself; only
+        what `open` has opened is waited for until its owner closes it
     """
 
     def __init__(
@@ -203,7 +208,7 @@ class Device:
         :raises RevokedError: with ENODEV, if the card is or was disconnected, also meanwhile; what `source` opened as a
             function is closed, anything else is still yours
         """
-        try:
+        with _no_device(self.node):
             with self.node.using():
                 opened = source() if callable(source) else source
                 if inspect.isawaitable(opened):
@@ -217,10 +222,6 @@ class Device:
                 if callable(source):
                     await _let_go(opened)
                 raise
-        except RevokedError as error:
-            if error.node is self.node:
-                error.errno = errno.ENODEV
-            raise
 
     def _disconnected(self, node: Revokable) -> None:
         """The kick of the device and its substreams. A substream that is closed by itself is no matter of the device's."""
@@ -229,6 +230,17 @@ class Device:
 
     def __repr__(self) -> str:
         return f"<Device of {self.node!r}>"
+
+
+@contextlib.contextmanager
+def _no_device(node: Revokable) -> Iterator[None]:
+    """Where something is opened on what was disconnected."""
+    try:
+        yield
+    except RevokedError as error:
+        if error.node is node:
+            error.errno = errno.ENODEV
+        raise
 
 
 async def _closed(act: Revocation) -> Report:

@@ -44,7 +44,8 @@ async def create_serial_connection(
 
     `connection_made` is called before this returns. `connection_lost` is called exactly once, last, and when the port is
     closed (a loop that ends does not wait for that): with a `RevokedError` if it was revoked or unplugged, with None if it
-    was closed here; whichever came first. What the protocol raises is reported to the loop, and loses nothing.
+    was closed here; whichever came first. What `connection_made` raises comes out of this call, and the port is closed; what
+    the other callbacks raise is reported to the loop, and loses nothing.
 
     :param loop: the running one
     :param options: as for `open_serial`; the timeouts of pyserial and serialx are taken, and mean nothing here
@@ -76,7 +77,9 @@ async def open_serial_connection(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Open a serial port as a pair of reader and writer, as pyserial-asyncio's function of this name and serialx's do.
 
-    They are revocable, as those of `wrap_streams`; their errors are `serial.SerialException` too.
+    They are revocable, as those of `wrap_streams`; their errors are `serial.SerialException` too. As with other writers, a
+    `close` sends all that was written before, on a stalled line for ever; `writer.transport.abort()` and a revocation of
+    `writer.handle` end that.
 
     :param limit: of the reader's buffer, in bytes
     :param loop, options: as for `create_serial_connection`
@@ -93,7 +96,8 @@ async def open_serial_connection(
 class SerialTransport(asyncio.Transport):
     """The transport of a serial port, which is closed with it.
 
-    What is written when it is closing is ignored, as by other transports; `connection_lost` tells.
+    What is written when it is closing is ignored, as by other transports; `connection_lost` tells. For requests to the
+    driver, such as `set_modem_lines`, open a stream of your own: ``transport.device.open()``; but leave the reading to this.
 
     :ivar device: the port
     :ivar handle: its node: awaiting its revocation is awaiting that the port is closed
@@ -272,7 +276,8 @@ def wrap_streams(
     """Make a connection of asyncio's revocable, as a handle of `owner`: its reader and writer, in place.
 
     From now on they answer as our streams do: what they await is kicked, and what comes later is refused, with a fresh
-    `RevokedError` each time; every operation is a checkpoint, at the end of data, too. A revocation aborts the transport.
+    `RevokedError` each time; every operation is a checkpoint, at the end of data, too. A revocation aborts the transport, so
+    the peer cannot be told why.
     `writer.handle` is the node.
 
     :param owner: what it is opened on. None: it is a root of its own

@@ -204,7 +204,7 @@ class DeviceEvents(anyio.abc.AsyncResource):
 
 
 def serial_device(
-    by_id: str,
+    by_id: str | os.PathLike[str],
     baudrate: int = 9600,
     *,
     reconnect: bool = True,
@@ -218,7 +218,8 @@ def serial_device(
     """Use a serial device that comes and goes: ``async with serial_device("usb-FTDI_FT232R-if00") as devices: ...``
 
     Each turn of ``async for device in devices`` has the device open anew, as the next generation of one name, and ends
-    the turn before. While the device is away, the loop waits: for events, and by looking at growing intervals. Leaving
+    the turn before. While the device is away, the loop waits: for events, and by looking at growing intervals; the
+    logger "asyncrevoke" tells what for. Leaving
     the ``async with`` closes it, and so does dropping what this returns, as a mere ``async for`` over it does.
 
     :param by_id: which device: its name in /dev/serial/by-id, its USB serial number (of several ports, the first is
@@ -226,7 +227,8 @@ def serial_device(
     :param baudrate, options: as for `open_serial`, less `owner`
     :param reconnect: False: one turn, if the device is there
     :param debounce: seconds without further events until it is opened
-    :param max_delay: seconds between two looks, at the most
+    :param max_delay: seconds between two looks, at the most; each waits twice as long as the one before, until an event
+        comes, or a turn has lasted as long as this
     :param source: of events, as for `watch_devices`
     :param registry: where it can be found by its name
     :param name: left out: the last part of `by_id`
@@ -235,6 +237,7 @@ def serial_device(
     :raises RevokedError, ~anyio.ClosedResourceError: if the name was revoked for good, or closed
     :raises SerialException: without `reconnect`, if it cannot be opened
     """
+    by_id = os.fspath(by_id)
     if not by_id:
         raise ValueError("by_id is empty: give the device's name in /dev/serial/by-id, its serial number, or a path")
     if not 0 < debounce <= max_delay:
@@ -257,6 +260,8 @@ def serial_device(
 class SerialDevices(anyio.abc.AsyncResource):
     """The generations of one serial device, one after another, as `serial_device` gives them. One task at a time waits
     for the next, and takes the device from those who have it.
+
+    To lend the port to another program, revoke the turn's device, and begin the next turn when it is to be opened again.
 
     :ivar node: the name, which stays. Revoke it to take the device away for good, also while it is waited for
     """
@@ -311,7 +316,10 @@ class SerialDevices(anyio.abc.AsyncResource):
                         raise
                     if str(exc) != self._told:
                         self._told = str(exc)
-                        logger.info("%s is waited for: %s", self.node.name, exc)
+                        missing = exc.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV)
+                        logger.log(
+                            logging.INFO if missing else logging.WARNING, "%s is waited for: %s", self.node.name, exc
+                        )
                 await self._wait(self._events)
 
     async def aclose(self) -> None:

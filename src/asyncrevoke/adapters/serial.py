@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import math
+import os
 import select
 import struct
 import termios
@@ -23,7 +24,7 @@ import anyio.abc
 import anyio.lowlevel
 from anyio.streams.file import FileStreamAttribute
 
-from asyncrevoke import Revocation, Revokable, RevokedError, Shared, SharedStream, Watch, off_loop
+from asyncrevoke import OffLoop, Revocation, Revokable, RevokedError, Shared, SharedStream, Watch, off_loop
 from asyncrevoke.adapters.serial_ports import BACKENDS, GONE, Port, SerialException, explained
 from asyncrevoke.answers import Answers
 
@@ -59,7 +60,7 @@ class ModemLines:
 
 
 def open_serial(
-    url: str,
+    url: str | os.PathLike[str],
     baudrate: int = 9600,
     *,
     bytesize: int = 8,
@@ -87,7 +88,8 @@ def open_serial(
     :param exclusive: lock it (flock) against others that do so, too
     :param backend: who waits: "descriptor" is ours; "pyserial-asyncio" and "serialx" are transports of those libraries, for
         asyncio alone
-    :param fan_out: each stream gets a copy of all that comes. Else one task may read at a time
+    :param fan_out: each stream gets a copy of all that comes. Else one task may read at a time. What a stream has not
+        received when the port is taken away is thrown away
     :param backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow
     :param close_timeout: seconds to wait for the kernel to close it; a stalled line takes it 31
     :param owner: what the device is opened on; a `Name` gives it a generation
@@ -102,6 +104,7 @@ def open_serial(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: give one of {', '.join(map(repr, BACKENDS))}")
+    url = os.fspath(url)
     _check_baudrate(url, baudrate)
     if not close_timeout > 0:
         raise ValueError(f"close_timeout is {close_timeout!r}: give seconds, more than 0")
@@ -237,12 +240,12 @@ class SerialDevice(anyio.abc.AsyncResource):
         self.node.revoke("unplugged: the kernel has hung it up")
 
     async def _receive(self, max_bytes: int) -> bytes:
-        return await self.attempt(self._opened.receive(max_bytes))
+        return await self._attempt(self._opened.receive(max_bytes))
 
     async def _send_some(self, item: memoryview) -> int:
-        return await self.attempt(self._opened.send_some(item))
+        return await self._attempt(self._opened.send_some(item))
 
-    async def attempt(self, operation: Awaitable[T]) -> T:
+    async def _attempt(self, operation: Awaitable[T]) -> T:
         """Await what goes to the port, inside an operation of a stream's. If the port is gone, it is taken from all.
 
         :raises SerialException: if the driver refuses it
@@ -260,32 +263,34 @@ class SerialDevice(anyio.abc.AsyncResource):
         await anyio.lowlevel.checkpoint()  # where the kick comes, unless the owner opened it with none
         raise RevokedError(self.node, in_flight=True)
 
-    async def request(self, call: Callable[[int], T]) -> T:
-        """Have a thread make a request to the driver, as `attempt`. It is short, and waited for in any case."""
-        return await self.attempt(off_loop(lambda: call(self.fileno()), patience=math.inf))
+    async def _request(self, call: Callable[[int], T]) -> T:
+        """Have a thread make a request to the driver, as `_attempt`. It is short, and waited for in any case."""
+        return await self._attempt(off_loop(lambda: call(self.fileno()), patience=math.inf))
 
-    async def set_baudrate(self, baudrate: int) -> None:
-        """Change the baud rate, as `request`."""
+    async def _set_baudrate(self, baudrate: int) -> None:
+        """Change the baud rate, as `_request`."""
         _check_baudrate(self._name, baudrate)
-        await self.request(lambda _: self._opened.set_baudrate(baudrate))
+        await self._request(lambda _: self._opened.set_baudrate(baudrate))
 
-    async def reset_input_buffer(self) -> None:
-        """Throw away what has come, as `request`."""
-        await self.request(lambda fd: termios.tcflush(fd, termios.TCIFLUSH))
+    async def _reset_input_buffer(self) -> None:
+        """Throw away what has come, as `_request`."""
+        await self._request(lambda fd: termios.tcflush(fd, termios.TCIFLUSH))
         self._opened.discard()
 
     def _release(self) -> Awaitable[None] | None:
         assert self._port is not None
         if self._watch is not None:
-            with contextlib.suppress(RuntimeError):  # its loop has ended, and the watch with it
-                self._watch.close()
+            self._watch.close()
         closing = self._port.close()
         return None if closing is None else self._closed(closing)
 
-    async def _closed(self, closing: Awaitable[object]) -> None:
+    async def _closed(self, closing: OffLoop[object]) -> None:
         try:
             with anyio.fail_after(self._close_timeout):
                 await closing
+        except anyio.get_cancelled_exc_class():  # by a loop that ends
+            if not closing.done():
+                raise
         except TimeoutError as exc:
             raise TimeoutError(
                 f"{self.url!r}: the kernel has not closed it in {self._close_timeout:g} s, as its line is stalled; it goes on"
@@ -321,18 +326,18 @@ class SerialStream(SharedStream):
 
     async def modem_lines(self) -> ModemLines:
         """Read the lines."""
-        return await self._guarded(lambda: self._device.request(_modem_lines))
+        return await self._guarded(lambda: self._device._request(_modem_lines))
 
     async def set_modem_lines(self, *, rts: bool | None = None, dtr: bool | None = None) -> None:
         """Set those that are given."""
-        await self._guarded(lambda: self._device.request(lambda fd: _set_modem_lines(fd, rts=rts, dtr=dtr)))
+        await self._guarded(lambda: self._device._request(lambda fd: _set_modem_lines(fd, rts=rts, dtr=dtr)))
 
     async def set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, for all streams.
 
         :raises ValueError: if it is none
         """
-        await self._guarded(lambda: self._device.set_baudrate(baudrate))
+        await self._guarded(lambda: self._device._set_baudrate(baudrate))
 
     async def send_break(self, seconds: float = 0.25) -> None:
         """Hold the line in its break condition.
@@ -341,14 +346,14 @@ class SerialStream(SharedStream):
         """
 
         async def hold() -> None:
-            await self._device.request(lambda fd: fcntl.ioctl(fd, _TIOCSBRK))
+            await self._device._request(lambda fd: fcntl.ioctl(fd, _TIOCSBRK))
             try:
                 await anyio.sleep(seconds)
             finally:
                 with contextlib.suppress(
                     SerialException, RevokedError
                 ):  # it is gone, or else the first would have failed
-                    await self._device.request(lambda fd: fcntl.ioctl(fd, _TIOCCBRK))
+                    await self._device._request(lambda fd: fcntl.ioctl(fd, _TIOCCBRK))
 
         await self._guarded(hold)
 
@@ -367,22 +372,22 @@ class SerialStream(SharedStream):
 
         async def sent() -> bool:
             async with self.shared.turn_to_write:  # or another stream's data could stall the tcdrain
-                if await self._device.request(_queued):
+                if await self._device._request(_queued):
                     return False
-                await self._device.request(termios.tcdrain)
-                await self._device.request(_queued)
+                await self._device._request(termios.tcdrain)
+                await self._device._request(_queued)
                 return True
 
         await self._guarded(wait)
 
     async def reset_input_buffer(self) -> None:
         """Throw away what has come and was not received, by this stream; in the driver, by any."""
-        await self._guarded(self._device.reset_input_buffer)
+        await self._guarded(self._device._reset_input_buffer)
         self.unread.clear()
 
     async def reset_output_buffer(self) -> None:
         """Throw away what the driver was given by any stream, and has not sent."""
-        await self._guarded(lambda: self._device.request(lambda fd: termios.tcflush(fd, termios.TCOFLUSH)))
+        await self._guarded(lambda: self._device._request(lambda fd: termios.tcflush(fd, termios.TCOFLUSH)))
 
     async def _guarded(self, operation: Callable[[], Awaitable[T]]) -> T:
         await anyio.lowlevel.checkpoint()
@@ -405,7 +410,7 @@ _TIOCSBRK, _TIOCCBRK = 0x5427, 0x5428  # include/uapi/asm-generic/ioctls.h
 
 
 def _check_baudrate(port: str, baudrate: int) -> None:
-    if not (isinstance(baudrate, int) and 0 < baudrate < 2**31):
+    if not (isinstance(baudrate, int) and not isinstance(baudrate, bool) and 0 < baudrate < 2**31):
         raise ValueError(f"{port!r}: baudrate is {baudrate!r}: give bits per second, such as 115200")
 
 

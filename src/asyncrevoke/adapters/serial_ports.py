@@ -14,13 +14,12 @@ import importlib
 import io
 import os
 import termios
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from asyncrevoke import FdStream, off_loop
+from asyncrevoke import FdStream, OffLoop, off_loop
 
 if TYPE_CHECKING:
     from serial import SerialException
@@ -64,7 +63,7 @@ class Port(Protocol):
     def set_baudrate(self, baudrate: int, /) -> None:
         """Change it: a request to the driver, which is no call for the loop's thread."""
 
-    def close(self) -> Awaitable[object] | None:
+    def close(self) -> OffLoop[object] | None:
         """Begin to close it, when nobody is inside any more. Awaiting what it returns is awaiting that it is closed."""
 
 
@@ -163,26 +162,12 @@ async def _open_pyserial(url: str, settings: dict[str, Any]) -> Any:
         return await off_loop(open_url, late=lambda port: port.close())
 
 
-def _close_off_loop(close: Callable[[], object]) -> Awaitable[object] | None:
-    closed = threading.Event()
-
-    def run() -> None:
-        close()
-        closed.set()
-
-    async def wait() -> None:
-        try:
-            await closing
-        except anyio.get_cancelled_exc_class():
-            if not closed.is_set():
-                raise  # else it is done, and only a loop that ends cancels a release
-
+def _close_off_loop(close: Callable[[], object]) -> OffLoop[object] | None:
     try:
-        closing = off_loop(run, patience=1.0)
+        return off_loop(close, patience=1.0)  # most ports close at once, also when the loop ends
     except anyio.NoEventLoopError:  # nobody who could be kept waiting
         close()
         return None
-    return wait()
 
 
 @contextlib.contextmanager
@@ -203,7 +188,7 @@ def _explained(url: str, settings: dict[str, Any], refusal: type[Exception] = Va
 def explained(port: str, exc: BaseException) -> OSError:
     """The error of a request that failed, with the name of the port and what to do."""
     number = next((number for number in map(_number, _causes(exc)) if number is not None), None)
-    return SerialException(number or errno.EIO, f"{_HINTS.get(number, 'it failed')} ({exc})", port)
+    return SerialException(number or errno.EIO, _HINTS.get(number) or f"it failed: {exc}", port)
 
 
 _HINTS: dict[int | None, str] = {
@@ -213,9 +198,9 @@ _HINTS: dict[int | None, str] = {
     errno.EIO: "the device behind it does not answer: plug it in again",
     errno.EACCES: "you may not use it: be in the group that owns it, such as dialout",
     errno.EPERM: "you may not use it: be in the group that owns it, such as dialout",
-    errno.EBUSY: "somebody has it for himself alone: find him by `fuser`",
-    errno.EAGAIN: "somebody has it for himself alone: find him by `fuser`",
-    errno.ENOTTY: "it has no such thing: is it a serial port?",
+    errno.EBUSY: "another program has it open, or this one has already: find it by `fuser`",
+    errno.EAGAIN: "another program has it open, or this one has already: find it by `fuser`",
+    errno.ENOTTY: "it is no serial port, or its driver cannot do that, as a pty has no modem lines",
     errno.EISDIR: "it is no serial port",
     errno.EINVAL: "it does not take these settings",
     errno.ECONNREFUSED: "nobody serves it there",
@@ -269,7 +254,7 @@ class _DescriptorPort:
     def set_baudrate(self, baudrate: int) -> None:
         self.serial.baudrate = baudrate
 
-    def close(self) -> Awaitable[object] | None:
+    def close(self) -> OffLoop[object] | None:
         self._stream.handle.close()
         return _close_off_loop(self.serial.close)
 
@@ -376,7 +361,7 @@ class _TransportPort(asyncio.Protocol):
     def set_baudrate(self, baudrate: int) -> None:
         self._set_baudrate(baudrate)
 
-    def close(self) -> Awaitable[object] | None:
+    def close(self) -> OffLoop[object] | None:
         self._fd = -1
         lost = self._transport.is_closing() and not self._transport.get_write_buffer_size()  # or about to be told so
         if not (lost or self._loop.is_closed()):  # twice is once too often for pyserial-asyncio
