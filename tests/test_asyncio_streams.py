@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import gc
@@ -24,12 +25,14 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Revokable, RevokedError, answers
+from asyncrevoke.adapters import asyncio_streams
 from asyncrevoke.adapters.asyncio_streams import (
     SerialTransport,
     create_serial_connection,
     open_serial_connection,
     wrap_streams,
 )
+from asyncrevoke.adapters.serial import SerialRevokedError
 from asyncrevoke.testing import Subject, check_revokable
 from conftest import settle
 from operations import asyncio_only
@@ -130,6 +133,7 @@ async def connection(hooks: dict[str, Hook] | None = None, **options: Any) -> As
         transport.abort()
         transport.write(b"too late")
         await settle()
+        assert not transport.is_reading()
         assert told.log.count("lost") == 1
         assert told.log[-1] == "lost"
         assert told.flow() == ["pause", "resume"] * (len(told.flow()) // 2) + ["pause"] * (len(told.flow()) % 2)
@@ -257,7 +261,7 @@ async def test_the_first_to_end_it_is_told(acts: tuple[str, str], where: str) ->
                 told.far.received()
             await anyio.lowlevel.checkpoint()
         revoked = acts[0] == REVOKE or (acts == (CLOSE, REVOKE) and where == "pause")
-        assert isinstance(told.why, RevokedError) is revoked
+        assert isinstance(told.why, SerialRevokedError) is revoked
         assert (told.why is None) is not revoked
         assert told.transport.handle.revoked
 
@@ -272,6 +276,7 @@ async def test_an_unplug_is_noticed_and_told_once(beside: str | None, *, paused:
             told.transport.pause_reading()
             told.far.send(b"held")
             await settle()
+        assert told.transport.is_reading() is not paused
         told.far.hang_up()
         if beside:
             finish(told.transport, beside)
@@ -315,12 +320,53 @@ async def test_pausing_and_resuming_alternate() -> None:
         await until(lambda: not told.transport.get_write_buffer_size())
 
 
+async def test_a_protocol_is_paused_above_the_high_limit_and_resumed_at_the_low_one() -> None:
+    """At the high one it is not paused yet; one limit given, the other is in proportion, as asyncio's."""
+    async with connection() as told:
+        for given, limits in ({"low": 3}, (3, 12)), ({"high": 8}, (2, 8)), ({"high": 10, "low": 0}, (0, 10)):
+            told.transport.set_write_buffer_limits(**given)
+            assert told.transport.get_write_buffer_limits() == limits
+        told.transport.write(bytes(10))
+        assert told.flow() == []
+        told.transport.write(b"x")
+        assert told.flow() == ["pause"]
+        await until(lambda: told.flow() == ["pause", "resume"])
+
+
+async def test_a_reader_at_rest_does_not_use_up_a_grace() -> None:
+    """Nobody writes: a revocation with a grace is over at once, also when it is paused and holds what has come."""
+    async with connection() as told:
+        told.transport.pause_reading()
+        told.far.send(b"held")
+        await settle()
+        await told.transport.handle.revoke("taken", grace=1000)
+
+
+async def test_a_port_that_is_not_closed_well_is_reported() -> None:
+    """The protocol is told that the connection is lost, all the same, and that it was closed here."""
+    with reports() as reported:
+        async with connection() as told:
+            serial = told.transport.serial
+
+            def close() -> None:
+                del serial.close  # its finalizer calls it, too
+                serial.close()
+                fail()
+
+            serial.close = close
+            told.transport.close()
+            await told.lost.wait()
+            assert told.why is None
+    assert reported == ["the port was not closed well"]
+
+
 async def test_a_flush_throws_away_what_was_written_before_it_only() -> None:
     """Also while a part of that is being sent: what comes later is sent in full."""
     async with connection() as told:
         told.transport.write(b"a" * len(BIG))
         await settle()
         told.transport.flush()
+        assert told.flow() == ["pause", "resume"]  # at once: on a stalled line nothing else would do it
         told.transport.write(b"b" * 10_000)
         got = bytearray()
         while got.count(b"b") < 10_000:
@@ -510,7 +556,8 @@ async def test_a_reader_at_its_end_starves_nobody(kind: str, end: str) -> None:
                 assert len(traceback.extract_tb(errors[-1].__traceback__)) < 12
             if end == REVOKE:
                 assert len(set(map(id, errors))) == 50
-                assert all(isinstance(each, RevokedError) for each in errors)
+                kind_of = SerialRevokedError if kind == "serial" else RevokedError
+                assert all(isinstance(each, kind_of) for each in errors)
             if end == "tty":
                 ends = (asyncio.IncompleteReadError, StopAsyncIteration)
                 assert not errors or all(isinstance(each, ends) for each in errors)
@@ -557,9 +604,69 @@ async def test_wait_closed_is_for_many_and_may_be_given_up(kind: str, end: str) 
         await second
         writer.close()
         await writer.wait_closed()
+        assert node_of(writer).released
+
+
+@kinds
+@pytest.mark.parametrize("end", [CLOSE, REVOKE])
+async def test_nothing_is_written_after_the_end(kind: str, end: str) -> None:
+    """Each call is refused at once, also where a profile has reads and writes end as at the end of data."""
+    profile = dataclasses.replace(answers.TTY, write=answers.TTY.read)
+    async with revocable(kind, answers=profile) as ((_, writer), _):
+        finish(writer, end)
+        calls: list[Callable[[], object]] = [
+            lambda: writer.write(b"x"),
+            lambda: writer.writelines([b"x"]),
+            writer.write_eof,
+        ]
+        for call in calls:
+            with pytest.raises(RevokedError if end == REVOKE else anyio.ClosedResourceError):
+                call()
+
+
+async def test_the_limit_is_the_readers() -> None:
+    """A line that is longer is refused, as asyncio does."""
+    async with revocable("serial", limit=10) as ((reader, _), far):
+        far.send(bytes(100))
+        with pytest.raises(ValueError, match="limit"):
+            await reader.readline()
 
 
 # -- wrapping --
+
+
+class Stubborn(asyncio.Transport):
+    """A transport that is not impressed by an abort."""
+
+    def abort(self) -> None: ...
+
+    def is_closing(self) -> bool:
+        return True
+
+
+async def test_a_transport_that_does_not_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever awaits the revocation is told, when there has been patience enough."""
+    monkeypatch.setattr(asyncio_streams, "_PATIENCE", 0.0)
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    _, writer = wrap_streams(reader, asyncio.StreamWriter(Stubborn(), protocol, reader, loop))
+    with pytest.raises(ExceptionGroup) as caught:
+        await node_of(writer).revoke("taken")
+    assert [type(each) for each in caught.value.exceptions] == [TimeoutError]
+    protocol.connection_lost(None)
+    await writer.wait_closed()
+
+
+async def test_a_transport_of_pyserial_asyncio_that_is_lost_is_taken_away() -> None:
+    """Its abort fails when it is lost already, which is no reason to complain."""
+    serial_asyncio = pytest.importorskip("serial_asyncio")
+    with serial_line() as far:
+        reader, writer = wrap_streams(*await serial_asyncio.open_serial_connection(url=far.path))
+        writer.transport.abort()
+        await writer.wait_closed()
+        await node_of(writer).revoke("taken")
+        assert isinstance(await outcome(reader.read), RevokedError)
 
 
 async def test_an_owner_that_was_revoked_leaves_the_connection_yours() -> None:
