@@ -564,6 +564,24 @@ async def test_a_reader_at_its_end_starves_nobody(kind: str, end: str) -> None:
         ticker.cancel()
 
 
+async def test_what_was_written_is_sent_within_a_grace() -> None:
+    """A revocation with a grace lets a write and a drain in progress go on; who only reads leaves at once."""
+    with serial_line() as far:
+        reader, writer = await open_serial_connection(url=far.path)
+        reading = asyncio.create_task(reader.read(1))
+        writer.write(BIG)
+        draining = asyncio.create_task(writer.drain())
+        await settle()
+        act = node_of(writer).revoke("SIGTERM", grace=3600)
+        assert isinstance(await outcome(lambda: reading), RevokedError)
+        received = 0
+        while received < len(BIG):
+            received += len(far.received())
+            await asyncio.sleep(0)
+        assert await outcome(lambda: draining) is None
+        await act
+
+
 @kinds
 @pytest.mark.parametrize("end", [ABORT, REVOKE])
 @pytest.mark.parametrize("closing", [False, True], ids=["open", "closing"])

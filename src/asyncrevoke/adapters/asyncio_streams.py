@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import functools
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import EllipsisType
 from typing import Any, Literal, TypeVar
@@ -20,7 +20,7 @@ import anyio.lowlevel
 
 from asyncrevoke import Revokable, RevokedError, answer, handle_of
 from asyncrevoke.adapters.serial import SerialDevice, SerialRevokedError, open_serial
-from asyncrevoke.answers import TTY, Answers
+from asyncrevoke.answers import Answers
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 R = TypeVar("R", bound=asyncio.StreamReader)
@@ -29,9 +29,6 @@ T = TypeVar("T")
 Convert = Callable[[RevokedError], RevokedError]
 
 _PATIENCE = 5.0  # seconds; an abort takes one turn of the loop
-
-#: By an end of data a transport would not know whether it was closed or revoked.
-_ERRORS = dataclasses.replace(TTY, read=TTY.write)
 
 #: Options of pyserial's and serialx's that say nothing to a transport.
 _VOID = {"timeout", "read_timeout", "write_timeout", "writeTimeout", "inter_byte_timeout"}
@@ -44,8 +41,8 @@ async def create_serial_connection(
 
     `connection_made` is called before this returns. `connection_lost` is called exactly once, last, and when the port is
     closed (a loop that ends does not wait for that): with a `RevokedError` if it was revoked or unplugged, with None if it
-    was closed here; whichever came first. What `connection_made` raises comes out of this call, and the port is closed; what
-    the other callbacks raise is reported to the loop, and loses nothing.
+    was closed here; whichever came first. What `connection_made` raises comes out of this call, and the port is closed,
+    without another word to the protocol; what the other callbacks raise is reported to the loop, and loses nothing.
 
     :param loop: the running one
     :param options: as for `open_serial`; the timeouts of pyserial and serialx are taken, and mean nothing here
@@ -108,7 +105,7 @@ class SerialTransport(asyncio.Transport):
         self.loop = loop
         self.device = device
         self._protocol: Any = protocol
-        self._stream = device.open("transport", answers=_ERRORS)
+        self._stream = device.open("transport")
         self.handle = device.node
         self._unsent = bytearray()
         self._written = asyncio.Event()  # something was, or it is closing
@@ -117,6 +114,7 @@ class SerialTransport(asyncio.Transport):
         self._closing = False
         self._full = False
         self._reader: asyncio.Task[None] | None = None
+        self._why: BaseException | None = None  # it ended, if it was not closed
         self.set_write_buffer_limits()
 
     def begin(self) -> None:
@@ -124,21 +122,20 @@ class SerialTransport(asyncio.Transport):
         self._running = self.loop.create_task(self._run(), name=f"connection of {self.handle.path!r}")
 
     async def _run(self) -> None:
-        why: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as tasks:  # a closing reader is cancelled, and the writer goes on
                 self._reader = tasks.create_task(self._read_all(), name=f"reader of {self.handle.path!r}")
                 await self._write_all()
         except BaseExceptionGroup as group:
-            why = group.exceptions[0]
-            if isinstance(why, anyio.ClosedResourceError):
-                why = None
-            elif isinstance(why, RevokedError):
-                why = SerialRevokedError.of(why)
+            self._why = group.exceptions[0]
         finally:
+            why = None if isinstance(self._why, anyio.ClosedResourceError) else self._why
+            if isinstance(why, RevokedError):
+                why = SerialRevokedError.of(why)
             self._closing = True
+            grace = math.inf if self.handle.revoked else 0.0  # others' grace is not cut short
             try:
-                await (self.handle.close() if why is None else self.handle.revoke(str(why)))
+                await (self.handle.close() if why is None else self.handle.revoke(str(why), grace=grace))
             except Exception as exc:  # noqa: BLE001  # the protocol is told in any case
                 self._report("the port was not closed well", exc)
             except BaseExceptionGroup:
@@ -147,24 +144,34 @@ class SerialTransport(asyncio.Transport):
                 self._tell("connection_lost", why)
 
     async def _read_all(self) -> None:
-        while not self._closing:
-            with self.handle.using(idle=True):
-                data = await self._stream.receive()
-                await self._reading.wait()  # paused or not, it is noticed that the port is gone
-            self._tell("data_received", data)
+        try:
+            while not self._closing:
+                with self.handle.using(idle=True):
+                    data = await self._stream.receive()
+                    while not self._reading.is_set():
+                        await self._reading.wait()  # paused or not, it is noticed that the port is gone
+                self._tell("data_received", data)
+        except (RevokedError, anyio.ClosedResourceError) as exc:
+            self._why = exc
+            self._close()  # what is being sent has as long as the grace is
 
     async def _write_all(self) -> None:
         while self._unsent or not self._closing:
             if self._unsent:
-                unsent = self._unsent
-                piece = bytes(unsent[:4096])
-                with self.handle.using():
-                    await self._stream.send(piece)
-                del unsent[: len(piece)]
-                self._perhaps_resume()
+                with self.handle.using(), self._stream.handle.using():  # all of it is one operation, which has a grace
+                    while unsent := self._unsent:
+                        piece = bytes(unsent[:4096])
+                        await self._stream.send(piece)
+                        del unsent[: len(piece)]
+                        self._perhaps_resume()
             else:
                 self._written.clear()
                 await self._written.wait()
+
+    def _perhaps_pause(self) -> None:
+        if not self._full and len(self._unsent) > self._high:
+            self._full = True
+            self._tell("pause_writing")
 
     def _perhaps_resume(self) -> None:
         if self._full and len(self._unsent) <= self._low:
@@ -192,17 +199,18 @@ class SerialTransport(asyncio.Transport):
             return
         self._unsent += data
         self._written.set()
-        if not self._full and len(self._unsent) > self._high:
-            self._full = True
-            self._tell("pause_writing")
+        self._perhaps_pause()
 
     def close(self) -> None:
         """Send what was written, then close the port. Nothing is received any more."""
         if not self.is_closing():
-            self._closing = True
-            self._written.set()
+            self._close()
             if self._reader is not None:
                 self._reader.cancel()
+
+    def _close(self) -> None:
+        self._closing = True
+        self._written.set()
 
     def abort(self) -> None:
         """Close the port now, and throw away what was written."""
@@ -239,6 +247,7 @@ class SerialTransport(asyncio.Transport):
         if not high >= low >= 0:
             raise ValueError(f"high is {high!r} and low is {low!r}: give bytes, high the larger")
         self._high, self._low = high, low
+        self._perhaps_pause()
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         return self._low, self._high
@@ -422,7 +431,7 @@ class _Writer(asyncio.StreamWriter):
 
     async def _drained(self) -> None:
         await super().drain()
-        if self.transport.is_closing():
+        if self.transport.is_closing() and not self.handle.revoked:  # else there is a grace, or we are kicked
             raise ConnectionResetError(errno.ECONNRESET, "the connection is closing: what was not sent yet may be lost")
 
     async def _close(self) -> None:
