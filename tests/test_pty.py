@@ -304,8 +304,9 @@ async def test_signals_reach_the_whole_group() -> None:
 @loops
 async def test_end_of_data_is_sent_as_the_terminal_spells_it() -> None:
     """`send_eof` types the terminal's own end of file, once, and ends this stream's sending and no other's."""
-    async with open_pty(["sh", "-c", "stty -echo eof X; cat; echo over; exec sleep 1000"]) as session:
+    async with open_pty(["sh", "-c", "stty -echo eof X; echo ready; cat; echo over; exec sleep 1000"]) as session:
         alice, bob = session.open("alice"), session.open("bob")
+        await until(alice, b"ready")
         await alice.send(b"line\n")
         await until(alice, b"line\r\n")
         await alice.send_eof()
