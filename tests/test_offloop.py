@@ -132,6 +132,31 @@ async def test_an_error_that_nobody_waits_for_goes_nowhere(caplog: pytest.LogCap
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("patience", [0.0, 3600.0])
+async def test_a_cancellation_waits_for_a_call_as_long_as_it_has_patience(
+    patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And sleeps meanwhile."""
+    call, turns = Stalled(), 0
+    now = anyio.current_time
+
+    def counted() -> float:
+        nonlocal turns
+        turns += 1
+        return now()
+
+    monkeypatch.setattr(anyio, "current_time", counted)
+    with anyio.CancelScope() as scope:
+        waiting = off_loop(call, patience=patience)
+        scope.cancel()
+        threading.Timer(0.1, call.go.set).start()
+        await waiting
+    assert scope.cancelled_caught
+    assert call.go.is_set() == (patience > 0)
+    assert turns < 10
+    call.go.set()
+
+
 async def test_a_result_that_is_awaited_is_not_late() -> None:
     """It belongs to the one who awaits it, and to nobody else."""
     call = Stalled()

@@ -27,7 +27,7 @@ import serial
 import serialx.platforms.serial_posix
 
 from asyncrevoke import Name, Revokable, RevokedError, SerialDevice, SerialStream, answers, open_serial, testing
-from asyncrevoke.adapters.serial import SerialRevokedError
+from asyncrevoke.adapters.serial import ModemLines, SerialRevokedError
 from conftest import BACKENDS, settle
 from ports import FarEnd, may_hang_up, serial_line
 from test_fdstream import awake
@@ -348,6 +348,64 @@ async def test_what_the_driver_refuses_is_no_unplug(backend: str, number: int, m
         await stream.send(b"x")
 
 
+class Driver:
+    """A driver in place of the kernel's, as a pty has no lines: it notes what it is asked, and has RTS and CTS set."""
+
+    def __init__(self, patch: Patch) -> None:
+        self.asked: list[tuple[int, int]] = []
+        patch.setattr(fcntl, "ioctl", self._ioctl)
+        patch.setattr(termios, "tcflush", lambda _, queue: self.asked.append((0, queue)))
+
+    def _ioctl(self, _: int, request: int, given: bytes = bytes(4)) -> bytes:
+        self.asked.append((request, int.from_bytes(given, sys.byteorder)))
+        return (termios.TIOCM_RTS | termios.TIOCM_CTS).to_bytes(4, sys.byteorder)
+
+
+@on_each
+async def test_requests_are_those_of_the_driver(backend: str, monkeypatch: Patch) -> None:
+    """Each reads or sets what it says, and a break that is cancelled is ended."""
+    async with port(backend) as (device, _):
+        stream = device.open()
+        with monkeypatch.context() as patch:
+            driver = Driver(patch)
+            assert await stream.modem_lines() == ModemLines(
+                cts=True, dsr=False, ri=False, cd=False, rts=True, dtr=False
+            )
+            await stream.set_modem_lines(rts=True, dtr=False)
+            await stream.reset_input_buffer()
+            await stream.reset_output_buffer()
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(stream.send_break, 3600)
+                    await until(lambda: len(driver.asked) == 6)
+                    scope.cancel()
+        assert driver.asked == [
+            (termios.TIOCMGET, 0),
+            (termios.TIOCMBIS, termios.TIOCM_RTS),
+            (termios.TIOCMBIC, termios.TIOCM_DTR),
+            (0, termios.TCIFLUSH),
+            (0, termios.TCOFLUSH),
+            (0x5427, 0),  # TIOCSBRK
+            (0x5428, 0),  # TIOCCBRK
+        ]
+
+
+@on_asyncio
+async def test_a_closed_device_leaves_no_task_and_no_watch(backend: str) -> None:
+    """Not even as long as the loop goes on."""
+
+    def left() -> tuple[int, int]:
+        links = [str(entry.readlink()) for entry in pathlib.Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+        return len(asyncio.all_tasks()), sum("eventpoll" in link for link in links)
+
+    with serial_line() as end:
+        before = left()
+        async with opened(end.path, backend):
+            pass
+        await settle()
+        assert left() == before
+
+
 @on_each
 async def test_an_unplug_is_told_where_nobody_is_kicked(backend: str) -> None:
     """Below an owner with ``kick=None`` who comes upon it gets the same error, and not the library's."""
@@ -358,6 +416,7 @@ async def test_an_unplug_is_told_where_nobody_is_kicked(backend: str) -> None:
         end.close()
         await call.done.wait()
         assert isinstance(call.error, SerialRevokedError)
+        assert call.error.in_flight
         assert call.error.reason.startswith("unplugged")
 
 

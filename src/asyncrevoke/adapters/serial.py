@@ -346,13 +346,12 @@ class SerialStream(SharedStream):
         """
 
         async def hold() -> None:
-            await self._device._request(lambda fd: fcntl.ioctl(fd, _TIOCSBRK))
             try:
+                await self._device._request(lambda fd: fcntl.ioctl(fd, _TIOCSBRK))
                 await anyio.sleep(seconds)
             finally:
-                with contextlib.suppress(
-                    SerialException, RevokedError
-                ):  # it is gone, or else the first would have failed
+                # What it says the first has said, or the port is gone; and a cancellation is not to be hidden.
+                with contextlib.suppress(SerialException, RevokedError):
                     await self._device._request(lambda fd: fcntl.ioctl(fd, _TIOCCBRK))
 
         await self._guarded(hold)
