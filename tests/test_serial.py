@@ -865,7 +865,9 @@ async def test_it_is_opened_once_and_used_then(backend: str) -> None:
         assert first is device
         assert isinstance(second, RuntimeError)
         assert "opened already" in str(second)
-        await device.aclose()
+        async with device as same:  # what was awaited may be entered
+            assert same is device
+        assert device.node.closed
         assert held(end.path) == 1
 
 

@@ -169,7 +169,7 @@ class SerialDevice(anyio.abc.AsyncResource):
         return self._open().__await__()
 
     async def __aenter__(self) -> Self:
-        return await self
+        return self if self._node is not None else await self
 
     async def _open(self) -> Self:
         if self._used:
