@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 from typing import Literal
 
 import anyio
@@ -156,6 +157,13 @@ async def test_pieces_of_two_writers_are_not_mixed() -> None:
             start(tasks, line.open(name).send, name.encode() * 3 * 4096)
     pieces = [bytes(line.sent[at : at + 4096]) for at in range(0, len(line.sent), 4096)]
     assert pieces in ([b"a" * 4096, b"b" * 4096] * 3, [b"b" * 4096, b"a" * 4096] * 3)
+
+
+async def test_a_view_of_numbers_is_sent_by_its_bytes() -> None:
+    """All of them, whatever its items are."""
+    line = Line()
+    await line.open("one").send(memoryview(array.array("I", range(2000))))  # type: ignore[arg-type]  # as bytes are
+    assert line.sent == array.array("I", range(2000)).tobytes()
 
 
 @pytest.mark.parametrize(("exact", "sent"), [(True, [3000, 0]), (False, [None, None])])
