@@ -179,13 +179,13 @@ def answer(
         error.errno = profile.ioctl
         return
     pair = profile.read if kind == "read" else profile.write
-    answer = pair.in_flight if error.in_flight else pair.later
-    if answer is Answer.EOF_IF_TTY:
-        answer = Answer.EOF if tty else errno.EIO
-    if answer is Answer.EOF:
+    found = pair.in_flight if error.in_flight else pair.later
+    if found is Answer.EOF_IF_TTY:
+        found = Answer.EOF if tty else errno.EIO
+    if found is Answer.EOF:
         raise anyio.EndOfStream from error
-    if isinstance(answer, int):
-        error.errno = answer
+    if isinstance(found, int):
+        error.errno = found
 
 
 def handle_of(
