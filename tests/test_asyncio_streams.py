@@ -23,6 +23,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+import serial
 
 from asyncrevoke import Revokable, RevokedError, answers
 from asyncrevoke.adapters import asyncio_streams
@@ -82,9 +83,10 @@ class Told(asyncio.Protocol):
 
     transport: SerialTransport
 
-    def __init__(self, far: FarEnd, hooks: dict[str, Hook]) -> None:
+    def __init__(self, far: FarEnd, hooks: dict[str, Hook], *, closed: bool = True) -> None:
         self.far = far
         self.hooks = hooks
+        self.closed = closed  # the port is, when it is lost
         self.log: list[str] = []
         self.data = bytearray()
         self.lost = asyncio.Event()
@@ -108,7 +110,7 @@ class Told(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.why = exc
         self.lost.set()
-        assert not is_open(self.far)
+        assert not (self.closed and is_open(self.far))
         self._note("lost")
 
     def _note(self, what: str) -> None:
@@ -475,6 +477,36 @@ def test_a_loop_that_ends_closes_the_port(end: str, anyio_backend: tuple[str, di
     assert reported == []
 
 
+def test_a_loop_that_ends_leaves_a_stalled_close_behind(
+    anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends while the port is being closed, the protocol is told, and the thread closes the port in its own time."""
+    go, close = threading.Event(), serial.Serial.close
+
+    def stalled(port: serial.Serial) -> None:
+        if port.is_open:  # else it is the garbage collector's call, for one of another test
+            go.wait()
+        close(port)
+
+    monkeypatch.setattr(serial.Serial, "close", stalled)
+    told: list[Told] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        transport, protocol = await create_serial_connection(loop, lambda: Told(far, {}, closed=False), far.path)
+        told.append(protocol)
+        transport.close()
+        await settle()
+
+    with serial_line() as far:
+        anyio.run(main, backend_options=anyio_backend[1])
+        assert told[0].log == ["made", "lost"]
+        assert is_open(far)
+        go.set()
+        while is_open(far):
+            os.sched_yield()
+
+
 async def test_nothing_is_done_in_the_loop_that_may_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening, closing and settings go to the driver, who takes his time: they are made in threads."""
     blocking: list[str] = []
@@ -561,6 +593,7 @@ async def test_a_reader_at_its_end_starves_nobody(kind: str, end: str) -> None:
             if end == "tty":
                 ends = (asyncio.IncompleteReadError, StopAsyncIteration)
                 assert not errors or all(isinstance(each, ends) for each in errors)
+                assert reader.at_eof()
         ticker.cancel()
 
 

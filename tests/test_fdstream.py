@@ -120,6 +120,17 @@ class Ready:
 # -- taking over a descriptor --
 
 
+async def test_further_parents_take_a_stream_without_an_owner() -> None:
+    """Whichever goes first."""
+    token = Revokable("token")
+    near, far = socket.socketpair()
+    with far:
+        stream = FdStream(near.detach(), also=[token])
+        await token.revoke("the token is gone")
+        with pytest.raises(RevokedError, match="the token is gone"):
+            await stream.receive()
+
+
 @pytest.mark.parametrize("fd", [-1, 1 << 20, 1 << 40, -(1 << 40)])
 async def test_a_descriptor_that_is_not_open_is_named(fd: int) -> None:
     """EBADF with the number in the message, and nothing is opened below the owner."""

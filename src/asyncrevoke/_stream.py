@@ -200,8 +200,11 @@ def handle_of(
     :param owner: a node, or a function that opens as one does, such as `Name.pin`
     :param name, also, release, answers: as for `Revokable.open`
     """
+    also = tuple(also)
     if owner is None:
-        return Revokable(name, release=release, answers=answers)
+        if not also:
+            return Revokable(name, release=release, answers=answers)
+        owner = Revokable()
     make = owner.open if isinstance(owner, Revokable) else owner
     return make(name, also=also, release=release, answers=answers)
 

@@ -305,7 +305,7 @@ def wrap_streams(
         assert isinstance(writer, _Writer)
         return writer.aborted()
 
-    handle = handle_of(owner or Revokable(), name, also, release, answers)
+    handle = handle_of(owner, name, also, release, answers)
     return _revocable(reader, writer, handle, lambda error: error)
 
 
@@ -344,6 +344,14 @@ class _Reader(asyncio.StreamReader):
             return await _guarded(self, "read", functools.partial(super().read, n))
         except anyio.EndOfStream:
             return b""
+
+    def at_eof(self) -> bool:
+        if self.handle.revoked:
+            try:
+                answer(RevokedError(self.handle), self.handle, "read")
+            except anyio.EndOfStream:
+                return True
+        return super().at_eof()
 
     async def readline(self) -> bytes:
         try:
