@@ -8,7 +8,6 @@ import fcntl
 import mmap
 import os
 import pathlib
-import pty
 import select
 import struct
 import termios
@@ -24,27 +23,15 @@ from asyncrevoke import FdStream, RevokedError, answers
 from asyncrevoke.adapters.tty import TIOCVHANGUP, Tty
 from asyncrevoke.answers import Answer
 from conftest import settle
+from ports import may_hang_up
 from test_fdstream import terminal
 from test_stream import parked, start
 
 pytestmark = pytest.mark.anyio
 
 
-def _may_hang_up() -> bool:
-    """Whether TIOCVHANGUP is allowed here: tried on a pty of nobody's."""
-    master, slave = pty.openpty()
-    try:
-        fcntl.ioctl(slave, TIOCVHANGUP)
-    except PermissionError:
-        return False
-    finally:
-        os.close(slave)
-        os.close(master)
-    return True
-
-
 privileged = pytest.mark.skipif(
-    not _may_hang_up(), reason="TIOCVHANGUP needs CAP_SYS_ADMIN: no terminal is hung up here"
+    not may_hang_up(), reason="TIOCVHANGUP needs CAP_SYS_ADMIN: no terminal is hung up here"
 )
 
 

@@ -39,7 +39,7 @@ class FdStream(Face):
     :param owner: what it is opened on; a handle of it is made. None: the stream is a root of its own
     :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
     :param also: further parents of the handle, such as a token; whichever goes first takes it
-    :param close: what closes the descriptor, as its release; may return an awaitable
+    :param close: what closes the descriptor, as its release
     :raises OSError: if `fd` is not open
     :raises RevokedError: if the owner was revoked
 
@@ -167,11 +167,11 @@ class FdStream(Face):
         except OSError as exc:
             raise anyio.BrokenResourceError(f"{self.handle.path!r}: {exc}") from exc
 
-    def _release(self) -> object:
+    def _release(self) -> None:
         fd, self._fd = self._fd, -1
         self._readable.disarm()
         self._writable.disarm()
-        return self._close(fd)
+        self._close(fd)
 
     def __del__(self) -> None:
         if self._fd >= 0:

@@ -285,20 +285,18 @@ def wrap_streams(
     """Make a connection of asyncio's revocable, as a handle of `owner`: its reader and writer, in place.
 
     From now on they answer as our streams do: what they await is kicked, and what comes later is refused, with a fresh
-    `RevokedError` each time; every operation is a checkpoint, at the end of data, too. A revocation aborts the transport, so
-    the peer cannot be told why.
-    `writer.handle` is the node.
+    `RevokedError` each time; every operation is a checkpoint, at the end of data, too. `writer.handle` is the node. A
+    revocation of it aborts the transport, so the peer cannot be told why.
 
     :param owner: what it is opened on. None: it is a root of its own
     :param answers: a profile of `asyncrevoke.answers`: where it says end of data, `read` gives ``b""``
     :param also: further parents; whichever goes first takes it
     :raises RevokedError: if the owner was revoked; the connection is still yours then
     """
-    for each, face in (reader, _Reader), (writer, _Writer):
-        if isinstance(each, face) or not isinstance(each, face.__base__ or object):
-            raise TypeError(
-                f"{each!r} is revocable already, or none of asyncio's: give its StreamReader and StreamWriter"
-            )
+    if not (isinstance(reader, asyncio.StreamReader) and isinstance(writer, asyncio.StreamWriter)):
+        raise TypeError(f"{reader!r} and {writer!r}: give asyncio's StreamReader and StreamWriter")
+    if isinstance(reader, _Reader) or isinstance(writer, _Writer):
+        raise TypeError(f"{reader!r} and {writer!r} are revocable already")
     name = name or str(writer.get_extra_info("peername") or writer.get_extra_info("pipe") or "connection")
 
     def release() -> Awaitable[None]:

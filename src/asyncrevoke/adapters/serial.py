@@ -191,9 +191,7 @@ class SerialDevice(anyio.abc.AsyncResource):
     @property
     def node(self) -> Revokable:
         """The node that is taken away, once it is open."""
-        if self._node is None:
-            raise RuntimeError(f"{self.url!r} is not open: use `async with`, or await it")
-        return self._node
+        return self._opened[0]
 
     def open(
         self, name: str = "", *, also: Iterable[Revokable] = (), answers: Answers | EllipsisType = ...
@@ -210,12 +208,12 @@ class SerialDevice(anyio.abc.AsyncResource):
 
     def fileno(self) -> int:
         """The port's descriptor."""
-        return self._opened.fileno()
+        return self._opened[1].fileno()
 
     @property
     def serial(self) -> Any:
         """The library's own object for the port. What is done with it is not guarded, and may block."""
-        return self._opened.serial
+        return self._opened[1].serial
 
     def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
         """Take the port away from all who use it, and close it. As `Revokable.revoke`."""
@@ -226,10 +224,10 @@ class SerialDevice(anyio.abc.AsyncResource):
         await self.node.aclose()
 
     @property
-    def _opened(self) -> Port:
-        assert self.node is not None
-        assert self._port is not None
-        return self._port
+    def _opened(self) -> tuple[Revokable, Port]:
+        if self._node is None or self._port is None:
+            raise RuntimeError(f"{self.url!r} is not open: use `async with`, or await it")
+        return self._node, self._port
 
     def __repr__(self) -> str:
         return f"<SerialDevice {self.url!r} {'not open' if self._node is None else f'of {self._node!r}'}>"
@@ -240,10 +238,10 @@ class SerialDevice(anyio.abc.AsyncResource):
         self.node.revoke("unplugged: the kernel has hung it up")
 
     async def _receive(self, max_bytes: int) -> bytes:
-        return await self._attempt(self._opened.receive(max_bytes))
+        return await self._attempt(self._opened[1].receive(max_bytes))
 
     async def _send_some(self, item: memoryview) -> int:
-        return await self._attempt(self._opened.send_some(item))
+        return await self._attempt(self._opened[1].send_some(item))
 
     async def _attempt(self, operation: Awaitable[T]) -> T:
         """Await what goes to the port, inside an operation of a stream's. If the port is gone, it is taken from all.
@@ -270,12 +268,12 @@ class SerialDevice(anyio.abc.AsyncResource):
     async def _set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, as `_request`."""
         _check_baudrate(self._name, baudrate)
-        await self._request(lambda _: self._opened.set_baudrate(baudrate))
+        await self._request(lambda _: self._opened[1].set_baudrate(baudrate))
 
     async def _reset_input_buffer(self) -> None:
         """Throw away what has come, as `_request`."""
         await self._request(lambda fd: termios.tcflush(fd, termios.TCIFLUSH))
-        self._opened.discard()
+        self._opened[1].discard()
 
     def _release(self) -> Awaitable[None] | None:
         assert self._port is not None
