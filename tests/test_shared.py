@@ -24,8 +24,10 @@ class Stream(SharedStream):
 class Line:
     """A line in memory: what comes is put there by the test, what is sent is taken in bits, as long as there is room."""
 
-    def __init__(self, *, backlog: int | None = None, exact: bool = True, room: int = 1 << 20) -> None:
-        self.shared = Shared(self.receive, self.send_some, backlog=backlog, exact=exact)
+    def __init__(
+        self, *, backlog: int | None = None, exact: bool = True, room: int = 1 << 20, history: int = 0
+    ) -> None:
+        self.shared = Shared(self.receive, self.send_some, backlog=backlog, exact=exact, history=history)
         self.port = Revokable("port")
         self.sent = bytearray()
         self._room = room
@@ -33,8 +35,8 @@ class Line:
         self._over: Exception | None = None
         self._changed = anyio.Event()
 
-    def open(self, name: str) -> Stream:
-        return Stream(self.shared, self.port, name=name)
+    def open(self, name: str, *, replay: bool = False) -> Stream:
+        return Stream(self.shared, self.port, name=name, replay=replay)
 
     def arrive(self, data: bytes = b"", over: Exception | None = None) -> None:
         self._arrived += data
@@ -94,6 +96,21 @@ async def test_who_is_too_far_behind_is_revoked() -> None:
     assert list(line.shared.streams) == [fast]
     line.arrive(b"more")
     assert await fast.receive() == b"more"
+
+
+@pytest.mark.parametrize(("history", "kept"), [(0, b""), (4, b"3456"), (6, b"123456"), (9, b"123456")])
+async def test_late_stream_gets_what_came_last(history: int, kept: bytes) -> None:
+    """Opened with `replay`, a stream gets as much of what was read as is kept, then what comes, and nothing twice."""
+    line = Line(backlog=6, history=history)
+    early = line.open("early")
+    for piece in (b"123", b"456"):
+        line.arrive(piece)
+        await early.receive()
+    late = line.open("late", replay=True)
+    line.arrive(b"789abc")
+    assert await early.receive() == b"789abc"
+    assert await late.receive() == kept + b"789abc"
+    assert line.shared.history == b"123456789abc"[-history:] if history else not line.shared.history
 
 
 async def test_without_a_backlog_who_reads_gets_it() -> None:
@@ -189,3 +206,10 @@ async def test_a_backlog_that_is_none_is_refused(backlog: int) -> None:
     """A stream must be allowed to be behind by something."""
     with pytest.raises(ValueError, match="backlog is"):
         Line(backlog=backlog)
+
+
+@pytest.mark.parametrize(("history", "backlog"), [(-1, 6), (6, None)])
+async def test_a_history_of_nothing_is_refused(history: int, backlog: int | None) -> None:
+    """What is kept is kept of copies, which there are with a backlog only."""
+    with pytest.raises(ValueError, match="history is"):
+        Line(history=history, backlog=backlog)

@@ -22,6 +22,7 @@ class Shared:
     :param backlog: bytes that a stream may be behind before it is revoked as too slow. None: nobody gets a copy; who
         reads gets what he reads
     :param exact: whether `send_some`, cancelled, has sent nothing
+    :param history: bytes of what came last that are kept for streams opened with `replay`; with a backlog only
     """
 
     def __init__(
@@ -31,15 +32,22 @@ class Shared:
         *,
         backlog: int | None,
         exact: bool = True,
+        history: int = 0,
     ) -> None:
         if backlog is not None and not backlog > 0:
             raise ValueError(f"backlog is {backlog!r}: give bytes, 1 or more")
+        if history < 0 or (history and backlog is None):
+            raise ValueError(
+                f"history is {history!r}: give bytes, 0 or more, and more only where each stream gets a copy"
+            )
         self.streams: dict[SharedStream, None] = {}
+        self.history = bytearray()
         self.turn_to_write = anyio.Lock()
         self._receive = receive
         self._send_some = send_some
         self._backlog = backlog
         self._exact = exact
+        self._kept = history
         self._ended = False  # the last byte was read
         self._turn_to_read = anyio.Lock()
 
@@ -65,9 +73,11 @@ class Shared:
         except anyio.EndOfStream:
             self._ended = True
             return
+        self.history += data
+        del self.history[: -self._kept or None]
         for stream in list(self.streams):
             stream.unread += data
-            if len(stream.unread) > backlog:
+            if len(stream.unread) > backlog + self._kept:  # what was replayed is no delay of the reader's
                 stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {backlog}")
 
     async def send(self, item: bytes, handle: Revokable) -> None:
@@ -98,12 +108,13 @@ class SharedStream(Face):
         also: Iterable[Revokable] = (),
         answers: Answers | EllipsisType = ...,
         tty: bool = False,
+        replay: bool = False,
     ) -> None:
         super().__init__(
             owner.open(name, also=also, release=lambda: shared.streams.pop(self, None), answers=answers), tty=tty
         )
         self.shared = shared
-        self.unread = bytearray()
+        self.unread = bytearray(shared.history if replay else b"")
         shared.streams[self] = None
 
     async def _receive(self, max_bytes: int) -> bytes:

@@ -287,7 +287,8 @@ class SerialDevices(anyio.abc.AsyncResource):
         self._events: _Events | None = None
         self._guard = anyio.ResourceGuard("waiting for")
         self._delay = debounce
-        self._lasts_at: float | None = None  # when this turn has lasted so long that the device is no flapping one
+        self._latest: SerialDevice | None = None  # of this turn
+        self._lasts_at = 0.0  # when this turn has lasted so long that the device is no flapping one
         self._told = ""
 
     def __aiter__(self) -> Self:
@@ -334,20 +335,21 @@ class SerialDevices(anyio.abc.AsyncResource):
         path = await off_loop(lambda: _find(self._by_id))
         device = await open_serial(str(path), owner=self.node, name=path.name, **self._options)
         self._told = ""
+        self._latest = device
         self._lasts_at = anyio.current_time() + self._max_delay
         events.begin(device)
         return device
 
     async def _end_turn(self) -> None:
-        if self._lasts_at is None:
+        if self._latest is None:
             return
         try:
-            await self.node.hangup("its turn is over")
+            await self.node.hangup(self._latest.node.reason or "its turn is over")
         except* Exception as group:  # noqa: BLE001  # a port that does not close is no reason not to open the next
             logger.warning("%s was not closed well: %s", self.node.name, group)
         if anyio.current_time() > self._lasts_at:
             self._delay = self._debounce
-        self._lasts_at = None
+        self._latest = None
 
     async def _wait(self, events: _Events) -> None:
         """Wait for a while, each time longer; or until an event is followed by none for a moment."""

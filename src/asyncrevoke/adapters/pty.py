@@ -45,6 +45,7 @@ def open_pty(
     cwd: str | os.PathLike[str] | None = None,
     size: tuple[int, int] = (24, 80),
     backlog: int = 65536,
+    history: int = 0,
     kill_after: float = 5.0,
     answers: Answers | EllipsisType = ...,
 ) -> PtySession:
@@ -59,6 +60,7 @@ def open_pty(
     :param env: its whole environment; None: this process's
     :param size: rows and columns
     :param backlog: bytes that a client may be behind before it is revoked as too slow
+    :param history: bytes of the last output that are kept for streams opened with `replay`
     :param kill_after: seconds from the hang-up to SIGKILL for those who stay
     :raises TypeError, ValueError: if an option makes no sense
     :raises FileNotFoundError, PermissionError: if the program or `cwd` is not there, or may not be run
@@ -79,6 +81,7 @@ def open_pty(
         cwd=cwd,
         size=size,
         backlog=backlog,
+        history=history,
         kill_after=kill_after,
         answers=answers,
     )
@@ -101,12 +104,13 @@ class PtySession(anyio.abc.AsyncResource):
         cwd: str | os.PathLike[str] | None,
         size: tuple[int, int],
         backlog: int,
+        history: int,
         kill_after: float,
         answers: Answers | EllipsisType,
     ) -> None:
         name = name or pathlib.PurePath(argv[0]).name
         self._kill_after = kill_after
-        self._shared = Shared(self._receive, self._send_some, backlog=backlog)
+        self._shared = Shared(self._receive, self._send_some, backlog=backlog, history=history)
         self.node = Revokable(name, answers=answers) if owner is None else owner.open(name, answers=answers)
         started = None
         try:
@@ -123,14 +127,20 @@ class PtySession(anyio.abc.AsyncResource):
             raise
 
     def open(
-        self, name: str = "", *, also: Iterable[Revokable] = (), answers: Answers | EllipsisType = ...
+        self,
+        name: str = "",
+        *,
+        also: Iterable[Revokable] = (),
+        answers: Answers | EllipsisType = ...,
+        replay: bool = False,
     ) -> PtyStream:
         """Open one more stream on the terminal. It gets all output from now on, as every other does.
 
         :param also: further parents, such as a token; whichever goes first takes the stream
+        :param replay: it gets the history first: what somebody has read of the last output
         :raises RevokedError, ~anyio.ClosedResourceError: if the session is gone
         """
-        return PtyStream(self, name, also, answers)
+        return PtyStream(self, name, also, answers, replay)
 
     @property
     def clients(self) -> list[Revokable]:
@@ -237,9 +247,14 @@ class PtyStream(SharedStream):
     """One stream on a `PtySession`, as `PtySession.open` gives it."""
 
     def __init__(
-        self, session: PtySession, name: str, also: Iterable[Revokable], answers: Answers | EllipsisType
+        self,
+        session: PtySession,
+        name: str,
+        also: Iterable[Revokable],
+        answers: Answers | EllipsisType,
+        replay: bool,
     ) -> None:
-        super().__init__(session._shared, session.node, name=name, also=also, answers=answers, tty=True)
+        super().__init__(session._shared, session.node, name=name, also=also, answers=answers, tty=True, replay=replay)
         self._session = session
 
     async def _send_eof(self) -> None:

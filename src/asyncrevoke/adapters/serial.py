@@ -73,6 +73,7 @@ def open_serial(
     backend: BackendName = "descriptor",
     fan_out: bool = False,
     backlog: int = 65536,
+    history: int = 0,
     close_timeout: float = 40.0,
     owner: Revokable | None = None,
     name: str = "",
@@ -91,6 +92,7 @@ def open_serial(
     :param fan_out: each stream gets a copy of all that comes. Else one task may read at a time. What a stream has not
         received when the port is taken away is thrown away
     :param backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow
+    :param history: with `fan_out`, bytes of what came last that are kept for streams opened with `replay`
     :param close_timeout: seconds to wait for the kernel to close it; a stalled line takes it 31
     :param owner: what the device is opened on; a `Name` gives it a generation
     :param name: for errors and reports; left out: the url
@@ -126,6 +128,7 @@ def open_serial(
         settings,
         backend=backend,
         backlog=backlog if fan_out else None,
+        history=history,
         close_timeout=close_timeout,
         owner=owner,
         name=name,
@@ -146,6 +149,7 @@ class SerialDevice(anyio.abc.AsyncResource):
         *,
         backend: BackendName,
         backlog: int | None,
+        history: int,
         close_timeout: float,
         owner: Revokable | None,
         name: str,
@@ -158,7 +162,9 @@ class SerialDevice(anyio.abc.AsyncResource):
         self._owner = owner
         self._name = name or url
         self._answers = answers
-        self._shared = Shared(self._receive, self._send_some, backlog=backlog, exact=backend == "descriptor")
+        self._shared = Shared(
+            self._receive, self._send_some, backlog=backlog, exact=backend == "descriptor", history=history
+        )
         self._used = False
         self._node: Revokable | None = None
         self._port: Port | None = None
@@ -194,15 +200,21 @@ class SerialDevice(anyio.abc.AsyncResource):
         return self._opened[0]
 
     def open(
-        self, name: str = "", *, also: Iterable[Revokable] = (), answers: Answers | EllipsisType = ...
+        self,
+        name: str = "",
+        *,
+        also: Iterable[Revokable] = (),
+        answers: Answers | EllipsisType = ...,
+        replay: bool = False,
     ) -> SerialStream:
         """Open a stream on the port.
 
         :param also: further parents, such as a token; whichever goes first takes the stream
+        :param replay: it gets the history first: what somebody has read of what came last
         :raises RevokedError, ~anyio.ClosedResourceError: if the device is gone
         """
         try:
-            return SerialStream(self, self._shared, name=name, also=also, answers=answers)
+            return SerialStream(self, self._shared, name=name, also=also, answers=answers, replay=replay)
         except RevokedError as error:
             raise SerialRevokedError.of(error) from None
 
@@ -314,8 +326,9 @@ class SerialStream(SharedStream):
         name: str,
         also: Iterable[Revokable],
         answers: Answers | EllipsisType,
+        replay: bool,
     ) -> None:
-        super().__init__(shared, device.node, name=name, also=also, answers=answers, tty=True)
+        super().__init__(shared, device.node, name=name, also=also, answers=answers, tty=True, replay=replay)
         self._device = device
 
     @property
