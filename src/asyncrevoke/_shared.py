@@ -77,8 +77,8 @@ class Shared:
         del self.history[: -self._kept or None]
         for stream in list(self.streams):
             stream.unread += data
-            if len(stream.unread) > backlog + self._kept:  # what was replayed is no delay of the reader's
-                stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {backlog}")
+            if len(stream.unread) > (most := backlog + self._kept):  # what was replayed is no delay of the reader's
+                stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {most}")
 
     async def send(self, item: bytes, handle: Revokable) -> None:
         """Send all of `item` as an operation of `handle`, in pieces that are not mixed with those of others."""

@@ -19,6 +19,7 @@ import anyio.lowlevel
 
 from asyncrevoke import Name, Registry, Revokable, Watch, handle_of, off_loop, revoke_threadsafe
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
+from asyncrevoke.adapters.serial_ports import explained
 
 logger = logging.getLogger("asyncrevoke")
 
@@ -400,7 +401,10 @@ class _Events:
 
 
 def _find(by_id: str) -> pathlib.Path:
-    """The node of the device now, or the link that is missing."""
+    """The node of the device now.
+
+    :raises SerialException: if there is none; then no generation need begin
+    """
     link = pathlib.Path(by_id) if "/" in by_id else BY_ID / by_id
     if "/" not in by_id and not link.exists() and TTYS.is_dir():
         for device, tty in sorted(((tty / "device").resolve(), tty) for tty in TTYS.iterdir()):
@@ -408,4 +412,7 @@ def _find(by_id: str) -> pathlib.Path:
                 serial = above / "serial"  # of a USB device, as it tells it itself
                 if serial.is_file() and serial.read_bytes().strip() == os.fsencode(by_id):
                     return pathlib.Path("/dev") / tty.name
-    return link.resolve()
+    try:
+        return link.resolve(strict=True)
+    except OSError as exc:
+        raise explained(str(link), exc) from exc
