@@ -29,6 +29,12 @@ SAYS = {
         "later: ENODEV",
         "the card is freed\nclosed by its owner",
     ],
+    "prometheus_metrics": [
+        'asyncrevoke_events_total{event="opened"} 5.0',
+        'asyncrevoke_events_total{event="released"} 5.0',
+        "asyncrevoke_open 0.0",
+        "asyncrevoke_revocation_seconds_count 1.0",
+    ],
     "kill_terminals_of_a_token": [
         "alice by t1 is closed: the token was revoked",
         "in use: [('bob',), ('bob', 't3')]",

@@ -1892,7 +1892,7 @@ async def test_a_dead_handle_hangs_nobody_up(how: str) -> None:
 
 
 def test_a_string_is_a_name_before_a_path_before_a_key() -> None:
-    """`revoke` of one string: the device of that name, else a path if it has a slash, else a key."""
+    """`revoke` of one string: the device of that name, else a path if it begins with a slash, else a key."""
     live = Registry()
     user = live["tty"].open()
     tty = live.name("tty", "/dev/null").open()
@@ -1905,6 +1905,9 @@ def test_a_string_is_a_name_before_a_path_before_a_key() -> None:
     tty = live.find("tty").open()
     live.revoke("/dev/null")
     assert (tty.revoked, slash.revoked) == (True, False)
+    slash = live["a/b"].open()
+    live.revoke("a/b")
+    assert slash.revoked
 
 
 def test_a_name_that_is_gone_is_not_in_the_way(tmp_path: pathlib.Path) -> None:

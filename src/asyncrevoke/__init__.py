@@ -4,8 +4,10 @@
 #
 #   4  cli.py           parses and prints
 #   3  demo.py          what `asyncrevoke demo` shows
+#   2  telemetry.py     an observer that measures, for OpenTelemetry
 #   2  testing.py       check_revokable(): the contract, to be run on anybody's resource
 #   2  adapters/        one noun per file: pty, tty, serial (by serial_ports), hotplug, asyncio_streams, alsa
+#   1  _observe.py      what happens to a tree, told to observers
 #   1  _registry.py     names, keys, paths, generations
 #   1  _offloop.py      blocking calls, in threads of their own
 #   1  _watch.py        a descriptor watched in the background
@@ -20,6 +22,9 @@
 
 from . import answers as answers
 from ._fdstream import FdStream as FdStream
+from ._observe import Event as Event
+from ._observe import log_events as log_events
+from ._observe import observe as observe
 from ._offloop import OffLoop as OffLoop
 from ._offloop import off_loop as off_loop
 from ._registry import Key as Key

@@ -31,6 +31,9 @@ class Home(Protocol):
     #: The innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards by `outer`.
     inside: dict[Task, Inside]
 
+    #: Those who are told what happens to the nodes of this loop: each is called with (what, node, act, task).
+    observers: list[Callable[[str, Any, Any, Task | None], None]]
+
     #: The loop itself, or trio's token of it.
     loop: Any
     #: The loop that calls back when a descriptor is ready, or None where only a task can wait for that.
@@ -55,6 +58,7 @@ class _AsyncioHome:
         self.loop = loop
         self.thread = threading.get_ident()
         self.inside: dict[Task, Inside] = {}
+        self.observers: list[Callable[[str, Any, Any, Task | None], None]] = []
         self._tasks: set[asyncio.Task[BaseException | None]] = set()
         self._ending: AsyncGenerator[None, None] | None = None
 
@@ -107,6 +111,7 @@ class _TrioHome:
         self.loop = token
         self.thread = threading.get_ident()
         self.inside: dict[Task, Inside] = {}
+        self.observers: list[Callable[[str, Any, Any, Task | None], None]] = []
         self.over = False
         self._lowlevel = sys.modules["trio"].lowlevel
         self._lowlevel.add_instrument(self)

@@ -19,7 +19,7 @@ from typing import Any, Literal, Unpack
 import anyio
 
 from ._revocation import Revocation
-from ._revokable import RELEASED, Options, Revokable
+from ._revokable import RELEASED, Options, Revokable, tell
 from ._stream import Face
 
 Hangup = Callable[[int], Awaitable[object] | None]
@@ -196,6 +196,8 @@ class Key(Revokable):
         node: Revokable = self
         while (parent := node.parent) is not None and node not in (parent._children or ()):
             Revokable._link(parent, node)
+            parent._home = node._home
+            tell("opened", node)
             node = parent
 
     def _unused(self) -> None:
@@ -205,6 +207,7 @@ class Key(Revokable):
             assert parent is not None
             (parent._children or {}).pop(node, None)
             node._uses = None  # so that the next use attaches it
+            tell("released", node)
             node = parent
 
 
@@ -299,12 +302,12 @@ class Registry:
     def revoke(self, *what: str | os.PathLike[str], reason: str = "", grace: float = 0.0) -> Revocation:
         """Take away a key with all below it, or, as revoke(2), hang up the device that a name or a path leads to.
 
-        A single string is taken as a name first, then as a path if there is a slash in it, else as a key. To revoke a
-        key that nobody uses is complete at once.
+        A single string is taken as a name first, then as a path if it begins with a slash, else as a key: where others
+        choose the keys, revoke ``live[key]`` itself. To revoke a key that nobody uses is complete at once.
 
         :raises LookupError, OSError: as `find`, for paths
         """
-        if len(what) == 1 and (not isinstance(what[0], str) or self._named(what[0]) or "/" in what[0]):
+        if len(what) == 1 and (not isinstance(what[0], str) or self._named(what[0]) or what[0].startswith("/")):
             return self.find(what[0]).hangup(reason, grace=grace)
         return self[tuple(os.fspath(part) for part in what)].revoke(reason, grace=grace)
 

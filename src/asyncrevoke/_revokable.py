@@ -70,6 +70,9 @@ SLICE = 256
 def _begin(act: Revocation, grace: float) -> None:
     """Refuse, kick, wait, release: a slice of it now, the rest by a task of its own."""
     _refuse(act)
+    for root in act._roots:
+        if root._state != RELEASED:
+            tell("closed" if act._closer else "revoked", root, act)
     work = _work(act, grace)
     home = _loop.current()
     if home is None:
@@ -165,6 +168,7 @@ def _kick(act: Revocation, *, idle_only: bool) -> Generator[None, None, None]:
                     if use.kick(act):
                         for each in node._acts:
                             each._kicked += 1
+                        tell("kicked", node, act, use.task)
                     yield
         yield
 
@@ -236,6 +240,15 @@ def _released(node: Revokable) -> None:
         act._unreleased -= 1
         if not act._unreleased or node._number is not None:  # some wait for one generation alone
             act._progress()  # I4
+    tell("released", node, node._acts[0])
+
+
+def tell(what: str, node: Revokable, act: Revocation | None = None, task: _loop.Task | None = None) -> None:
+    """Tell the observers of this loop, if there are any, what has happened."""
+    home = node._home or _root(node)._home  # as it may not have been used in a loop yet
+    if home is not None and home.observers:
+        for observer in tuple(home.observers):
+            observer(what, node, act, task)
 
 
 T = TypeVar("T")
@@ -319,6 +332,11 @@ class Revokable:
     def in_use(self) -> int:
         """The number of users: running operations and open children."""
         return len(self._uses or ()) + self._bare + len(self._children or ())
+
+    @property
+    def children(self) -> tuple[Revokable, ...]:
+        """What is open below it, in order of opening."""
+        return tuple(self._children or ())
 
     @property
     def unclosed(self) -> int:
@@ -457,6 +475,7 @@ class Revokable:
         if self._unclosed:
             unclosed, self._unclosed = self._unclosed, 0
             self._count_unclosed(unclosed)
+        tell("opened", self)
 
     def _link(self, child: Revokable) -> None:
         if self._children is None:
