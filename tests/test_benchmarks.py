@@ -44,3 +44,22 @@ def test_lag_prints_a_row_for_each_way_of_closing() -> None:
         "pyserial-asyncio, abort()",
     ]
     assert all(line.endswith(" ms") for line in lines), run.stdout
+
+
+def test_fuzz_finds_nothing() -> None:
+    """`fuzz_control.py` feeds a control server with some thousand inputs, checks all answers, and prints what it did."""
+    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "fuzz_control.py"
+    run = subprocess.run([sys.executable, script, "3000"], capture_output=True, text=True, timeout=100, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    words = [line.split()[0] for line in run.stdout.splitlines()]
+    assert words == ["inputs", "connections", "seconds", "memory", "descriptors"]
+
+
+def test_control_load_prints_a_row_for_each_request() -> None:
+    """`control_load.py --quick` runs without a word on stderr, and says how long requests and events took."""
+    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "control_load.py"
+    run = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, timeout=100, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    _head, _columns, *lines, _lag, memory = run.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["list", "revoke", "event", "lag"]
+    assert memory.startswith("memory ")

@@ -3,6 +3,7 @@
 # The map of the floors. Imports go down only, and what stands above floor 1 uses public names only.
 #
 #   4  cli.py           parses and prints
+#   3  control/         take away from outside: a server on a Unix socket, its client, the lines between them
 #   3  demo.py          what `asyncrevoke demo` shows
 #   2  telemetry.py     an observer that measures, for OpenTelemetry
 #   2  testing.py       check_revokable(): the contract, to be run on anybody's resource

@@ -1,0 +1,9 @@
+"""Take away from outside: a server on a Unix socket that a service embeds, and its client."""
+
+from .client import Control as Control
+from .client import connect as connect
+from .lines import ControlError as ControlError
+from .server import Command as Command
+from .server import Peer as Peer
+from .server import Request as Request
+from .server import serve as serve

@@ -1,0 +1,150 @@
+"""The client of a control server: what is open in another process, listed, watched and taken away."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import anyio.abc
+
+from asyncrevoke import FdStream
+from asyncrevoke.control.lines import VERSION, ControlError, Lines, encode
+
+Record = dict[str, Any]
+
+
+async def connect(path: str | os.PathLike[str]) -> Control:
+    """Connect to a control server: ``async with await connect(path) as control: ...``
+
+    :raises OSError: if none listens at `path`, or you may not connect
+    """
+    path = os.fspath(path)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        while True:
+            with contextlib.suppress(BlockingIOError):  # too many wait there to be let in
+                connection.connect(path)
+                break
+            await anyio.sleep(0.05)
+        return Control(FdStream(connection.detach(), name=path))
+    except OSError as exc:  # one without a number is about the length
+        why = exc.strerror or str(exc)
+        raise OSError(exc.errno or errno.ENAMETOOLONG, f"no control server can be reached: {why}", path) from exc
+    finally:
+        connection.close()
+
+
+class Control(anyio.abc.AsyncResource):
+    """A connection to a control server, as `connect` makes it. One request at a time.
+
+    :raises ControlError: from each request, if the server refuses it, or has taken this connection away; its `code` says
+        which
+    Cancellation: of a request makes the connection useless: close it.
+    """
+
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+        self._stream = stream
+        self._lines = Lines(stream)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+    async def list(self, path: str = "", *, who: bool = False) -> list[Record]:
+        """What is open at `path` and below, one record each; with `who`, each has its `users`."""
+        nodes: list[Record] = []
+        async for record in self.request("list", path=path, who=who):
+            if "node" in record:
+                nodes.append(record["node"] | ({"users": []} if who else {}))
+            elif "user" in record and nodes:
+                nodes[-1]["users"].append(record["user"])
+        return nodes
+
+    async def revoke(
+        self,
+        path: str,
+        reason: str = "",
+        *,
+        grace: float = 0.0,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> Record:
+        """Take away what is at `path`, and wait until it is gone, or for so long.
+
+        :param path: of a node as listed; with ``/*``, all below it; of a device in the file system, which is hung up
+        :returns: `done`, `report` and `stragglers`
+        """
+        last: Record = {}
+        async for record in self.request("revoke", path=path, reason=reason, grace=grace, timeout=timeout):
+            last = record
+        return last
+
+    def watch(self, path: str = "") -> AsyncIterator[Record]:
+        """What happens at `path` and below, from now on; the first record says that it has begun."""
+        return _Answer(self, {"v": VERSION, "do": "watch", "path": path}, unwrap="event")
+
+    def request(self, do: str, **fields: Any) -> AsyncIterator[Record]:
+        """Send a request; what answers it, the last line with "ok" in it."""
+        return _Answer(self, {"v": VERSION, "do": do, **fields})
+
+    async def send(self, record: Record) -> None:
+        """Send a line.
+
+        :raises ControlError: why, if the server has gone
+        """
+        try:
+            await self._lines.send(encode(record))
+        except anyio.BrokenResourceError:
+            with contextlib.suppress(anyio.BusyResourceError):  # else another task is told
+                while True:
+                    await self.receive()  # what it said before
+            raise ControlError("gone", "the server has gone") from None
+
+    async def receive(self) -> Record:
+        """Receive a line.
+
+        :raises ControlError: also if it says that something failed, or has gone
+        """
+        try:
+            record = await self._lines.receive()
+        except ControlError as error:
+            if error.code != "garbage":
+                raise
+            with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):  # cut off, when the connection was
+                record = await self._lines.receive()
+                self._raise(record)
+            raise
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            raise ControlError("gone", "the server has gone without a word") from None
+        self._raise(record)
+        return record
+
+    def _raise(self, record: Record) -> None:
+        if "error" in record:
+            raise ControlError(str(record["error"]), str(record.get("message", "")))
+
+
+class _Answer(AsyncIterator[Record]):
+    """The lines that answer a request. Not a generator: one that is left in the middle would have to be closed."""
+
+    def __init__(self, control: Control, request: Record, unwrap: str = "") -> None:
+        self._control = control
+        self._request: Record | None = request
+        self._unwrap = unwrap
+        self._over = False
+
+    async def __anext__(self) -> Record:
+        if self._over:
+            raise StopAsyncIteration
+        request, self._request = self._request, None
+        if request is not None:
+            await self._control.send(request)
+        record = await self._control.receive()
+        self._over = "ok" in record
+        unwrapped: Record = record.get(self._unwrap, record)
+        return unwrapped

@@ -1,0 +1,99 @@
+"""The lines of the control protocol: one JSON object each. What they say is in docs/control-protocol.md."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+VERSION = 1
+LIMIT = 65536  # bytes of a line, its newline included
+_TOO_LONG = f"a line is longer than {LIMIT} bytes"
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class ControlError(Exception):
+    """What the other side of a control socket answered, or what is wrong with what it sent.
+
+    :ivar code: one of those in docs/control-protocol.md
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Lines:
+    """JSON lines over a byte stream, both ways."""
+
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+        self._stream = stream
+        self._received = BufferedByteReceiveStream(stream)
+
+    async def receive(self) -> dict[str, Any]:
+        """Receive a line.
+
+        :raises ~anyio.EndOfStream: at the end
+        :raises ControlError: "garbage", "too-long" or "cut-off"
+        :raises: what the stream raises
+        Cancellation: nothing was consumed.
+        """
+        while True:
+            try:
+                line = await self._received.receive_until(b"\n", LIMIT)
+            except anyio.DelimiterNotFound as exc:
+                raise ControlError("too-long", _TOO_LONG) from exc
+            except anyio.IncompleteRead as exc:
+                if not self._received.buffer:
+                    raise anyio.EndOfStream from exc
+                raise ControlError("cut-off", "the last line has no end") from exc
+            if len(line) >= LIMIT:  # its end came with what made it too long
+                raise ControlError("too-long", _TOO_LONG)
+            if line.strip():
+                return decode(line)
+            await anyio.lowlevel.checkpoint()  # who sends nothing but newlines shall not have the loop for himself
+
+    async def send(self, *records: bytes) -> None:
+        """Send lines, as `encode` makes them.
+
+        :raises: what the stream raises
+        Cancellation: any part may have been sent.
+        """
+        await self._stream.send(b"".join(records))
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """Make a line of a record."""
+    return _to_json(record).encode() + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """Read a line.
+
+    :raises ControlError: "garbage"
+    """
+    try:
+        record = json.loads(line.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError) as exc:
+        raise ControlError("garbage", f"a line is no JSON: {exc}") from exc
+    if not isinstance(record, dict):
+        raise ControlError("garbage", f"a line is no JSON object, but begins with {line[:20]!r}")
+    return record
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def short(text: str, most: int = 20_000) -> str:
+    """A name or a reason as it fits in a line, three to a record; those of nodes may be of any length.
+
+    :param most: bytes, as JSON; a character takes up to twelve
+    """
+    if len(text) <= most // 12 or (len(text) <= most and len(json.dumps(text)) <= most):
+        return text
+    return text[: most // 12] + "…"

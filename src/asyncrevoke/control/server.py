@@ -1,0 +1,568 @@
+"""A control server: what is open in this process, listed, watched and taken away by others, over a Unix socket.
+
+It runs in the loop of the service whose registry it serves. Who may connect is told by the socket's mode, and asked of the
+kernel for every connection (SO_PEERCRED, SO_PEERGROUPS): the owner of this process, root, and the members of one group, who
+may look but not take away. As revoke(2): from another process, the owner or root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import grp
+import itertools
+import logging
+import os
+import pwd
+import select
+import socket
+import stat
+import struct
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import anyio.abc
+
+from asyncrevoke import (
+    Event,
+    FdStream,
+    Name,
+    Registry,
+    Revocation,
+    Revokable,
+    RevokedError,
+    User,
+    observe,
+    revoke_all,
+)
+from asyncrevoke.control.lines import VERSION, ControlError, Lines, encode, short
+
+logger = logging.getLogger("asyncrevoke")
+
+_SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
+_LAST_WORDS = 5.0  # seconds for revocations that clients wait for when the server ends: they may be why it does
+_AT_ONCE = 64  # nodes that are listed before others have their turn
+_EVENTS = 500  # that are sent at once
+_PAUSE = 0.05  # seconds from one sending of events to the next, so that many who watch do not take the loop
+_ENDED = "the control server has ended"
+_OVER = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)  # the connection is
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a connection, as the kernel says."""
+
+    pid: int
+    uid: int
+    groups: frozenset[int]
+
+    @property
+    def owner(self) -> bool:
+        """Whether it is root, or the owner of this process."""
+        return self.uid in (0, os.geteuid())
+
+    @property
+    def name(self) -> str:
+        """The user's login name, or its number where there is none."""
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return str(self.uid)
+
+
+class Connection(Lines):
+    """The lines to and from a client, which is revoked if it does not take what it is sent."""
+
+    def __init__(self, stream: FdStream, patience: float) -> None:
+        super().__init__(stream)
+        self.handle = stream.handle
+        self.revoke = stream.revoke
+        self.life = anyio.CancelScope(shield=True)  # is over when the descriptor is closed
+        self.request = anyio.CancelScope()  # that is answered now or next; is over when the client has gone
+        self._patience = patience
+        self._turn = anyio.Lock()
+
+    async def send(self, *records: bytes) -> None:
+        with anyio.move_on_after(self._patience) as waiting:
+            async with self._turn:
+                await super().send(*records)
+        if waiting.cancelled_caught:
+            self.revoke(f"it has not received for {self._patience:g} s")
+            raise RevokedError(self.handle)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that a command of the service's own answers.
+
+    :ivar peer: who asks
+    :ivar connection: what is sent there goes to the client; what it sends meanwhile is received there
+    """
+
+    peer: Peer
+    connection: Connection
+    fields: Mapping[str, Any]
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A field that is text without control characters.
+
+        :raises ControlError: "bad-request"
+        """
+        value = self.fields.get(name, default)
+        if not isinstance(value, str) or not value.isprintable() or len(value) > 4096:
+            raise ControlError(
+                "bad-request", f"{name!r} must be text of up to 4096 characters, none of them a control character"
+            )
+        return value
+
+    def path(self, default: str | None = None) -> str:
+        """The field `path`: any text, as names may have anything in them.
+
+        :raises ControlError: "bad-request"
+        """
+        value = self.fields.get("path", default)
+        if not isinstance(value, str):
+            raise ControlError("bad-request", "'path' must be text, as 'list' tells it")
+        return value
+
+    def number(self, name: str, default: float, most: float) -> float:
+        """A field that is a number from 0 to `most`; null stands for `most`.
+
+        :raises ControlError: "bad-request"
+        """
+        value = self.fields.get(name, default)
+        if value is None:
+            return most
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            raise ControlError("bad-request", f"{name!r} must be a number from 0 to {most:g}")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        """A field that is true or false; false if it is left out.
+
+        :raises ControlError: "bad-request"
+        """
+        value = self.fields.get(name, False)
+        if not isinstance(value, bool):
+            raise ControlError("bad-request", f"{name!r} must be true or false")
+        return value
+
+
+#: Answers a request: sends records, and returns the fields of the last line.
+Command = Callable[[Request], Awaitable[Mapping[str, Any]]]
+
+
+async def serve(
+    registry: Registry,
+    path: str | os.PathLike[str],
+    *,
+    group: str | None = None,
+    commands: Mapping[str, Command] | None = None,
+    clients: int = 1000,
+    backlog: int = 4 << 20,
+    patience: float = 30.0,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve a registry until cancelled: ``await tasks.start(serve, registry, "/run/gateway/control.sock")``
+
+    :param path: of the socket. One that a dead server left is taken over
+    :param group: the name of a group whose members may connect, too; the mode is 0660 then, else 0600
+    :param commands: further requests, by name
+    :param clients: how many may be connected
+    :param backlog: bytes of events that one who watches may be behind before the connection is revoked as too slow
+    :param patience: seconds that a client may take to receive an answer
+    :raises OSError: if there is a live server at `path`, or something that is no socket, or it cannot be made there
+    :raises ValueError: if there is no such group
+    Cancellation: ends it; those who are connected are told.
+    """
+    gid = None if group is None else _gid(group)
+    async with _listening(os.fspath(path), gid) as listener:
+        with select.epoll() as hangups:
+            server = _Server(registry, commands or {}, backlog, patience, hangups)
+            async with anyio.create_task_group() as tasks:
+                try:
+                    await tasks.start(observe, registry.root, server.note)
+                    tasks.start_soon(server.notice_who_goes)
+                    task_status.started()
+                    while True:
+                        await anyio.wait_readable(listener)
+                        try:
+                            connection, _ = listener.accept()
+                        except BlockingIOError:
+                            continue
+                        except OSError as exc:  # too many files are open; who waits is let in when some are closed
+                            logger.warning("the control socket %s: %s", path, exc)
+                            await anyio.sleep(1)
+                            continue
+                        peer = _peer(connection)
+                        if not peer.owner and gid not in peer.groups:
+                            who = "the owner and root may" + (f", and the group {group}" if group else "")
+                            _turn_away(connection, "forbidden", f"{peer.name} may not connect here: {who}")
+                        elif len(server.connections.children) >= clients:
+                            _turn_away(connection, "too-many", f"{clients} are connected already: try again later")
+                        else:
+                            tasks.start_soon(server.talk, server.admit(connection, peer), peer)
+                finally:
+                    with anyio.move_on_after(_LAST_WORDS, shield=True):
+                        await server.awaited.revoke(_ENDED)
+                    server.connections.revoke(_ENDED)
+
+
+@dataclass(eq=False, slots=True)
+class _Watcher:
+    """One who is sent the events below a path."""
+
+    path: str
+    connection: Connection
+    unsent: deque[bytes] = field(default_factory=deque)
+    behind: int = 0  # bytes
+    more: anyio.Event = field(default_factory=anyio.Event)
+
+
+class _Server:
+    def __init__(
+        self,
+        registry: Registry,
+        commands: Mapping[str, Command],
+        backlog: int,
+        patience: float,
+        hangups: select.epoll,
+    ) -> None:
+        self.connections = Revokable("control connections")
+        self.awaited = Revokable("control server", kick=None)  # operations on it are revocations that clients wait for
+        self._registry = registry
+        self._backlog = backlog
+        self._patience = patience
+        self._hangups = hangups
+        self._clients: dict[int, Connection] = {}  # by descriptor
+        self._watchers: dict[_Watcher, None] = {}
+        self._opened: dict[Revokable, float] = {}
+        self._listing = anyio.Semaphore(8)  # parts of lists that are made in one turn of the loop, however many ask
+        self._commands = {"list": self._list, "revoke": self._revoke, "watch": self._watch, **commands}
+
+    def note(self, event: Event) -> None:
+        """Keep since when it is open, and queue it for those who watch."""
+        if event.what == "opened":
+            self._opened[event.node] = time.monotonic()
+        elif event.what == "released":
+            self._opened.pop(event.node, None)
+        if not self._watchers:
+            return
+        fields = event.fields
+        line = encode(
+            {"event": {name: short(each) if isinstance(each, str) else each for name, each in fields.items()}}
+        )
+        for watcher in tuple(self._watchers):
+            if _is_under(fields["path"], watcher.path):
+                watcher.unsent.append(line)
+                watcher.behind += len(line)
+                watcher.more.set()
+                if watcher.behind > self._backlog:
+                    del self._watchers[watcher]
+                    watcher.connection.revoke(f"it was {watcher.behind} bytes behind, and may be {self._backlog}")
+
+    # -- one connection --
+
+    def admit(self, connection: socket.socket, peer: Peer) -> Connection:
+        """Take a connection over. Who is taken away is told why, even if he has let all the rest lie."""
+
+        def close(fd: int) -> None:
+            del self._clients[fd]
+            self._hangups.unregister(fd)
+            with socket.socket(fileno=fd) as last, contextlib.suppress(OSError):
+                if not client.handle.closed:
+                    last.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+                    last.send(b"\n" + _refusal("revoked", client.handle.reason))
+            client.life.cancel()
+
+        fd = connection.detach()
+        client = Connection(
+            FdStream(fd, self.connections, name=f"{peer.name} ({peer.pid})", close=close), self._patience
+        )
+        self._clients[fd] = client
+        self._hangups.register(fd, select.EPOLLET)  # for hang-ups alone, and each once
+        return client
+
+    async def notice_who_goes(self) -> None:
+        """End the requests of clients that have closed the connection: a half of it they may close and still receive."""
+        while True:
+            await anyio.wait_readable(self._hangups.fileno())
+            for fd, _ in self._hangups.poll(0):
+                self._clients[fd].request.cancel()
+
+    async def talk(self, client: Connection, peer: Peer) -> None:
+        """Answer the requests of a client, one after another, until it goes or is taken away."""
+        with client.life:
+            try:
+                with contextlib.suppress(*_OVER):
+                    while await self._answer(client, peer):
+                        client.request = anyio.CancelScope()
+            finally:
+                client.handle.close()
+
+    async def _answer(self, client: Connection, peer: Peer) -> bool:
+        """Answer one request. It reports whether there may be a next."""
+        try:
+            fields = await client.receive()
+        except ControlError as error:
+            await client.send(_refusal(error.code, str(error)))
+            return False  # what follows may be anything
+        with client.request:
+            try:
+                with self.awaited.using() if fields.get("do") == "revoke" else contextlib.nullcontext():
+                    done = await self._command(fields)(Request(peer, client, fields))
+                    await client.send(encode({"ok": True, **done}))
+            except ControlError as error:
+                await client.send(_refusal(error.code, str(error)))
+                return error.code != "version"
+            except anyio.EndOfStream:
+                raise
+            except RevokedError as error:
+                await client.send(_refusal("revoked", str(error)))  # if it is the connection, this says so again
+            except Exception as exc:
+                await client.send(_refusal("failed", f"the server failed: {exc!r}; its log says more"))  # likewise
+                logger.exception("the control request %r of %s failed", fields.get("do"), peer.name)
+        return not client.request.cancel_called
+
+    def _command(self, fields: Mapping[str, Any]) -> Command:
+        version = fields.get("v")
+        if version != VERSION or isinstance(version, bool):
+            raise ControlError("version", f'this server speaks version {VERSION}: send {{"v": {VERSION}, ...}}')
+        do = fields.get("do")
+        if not isinstance(do, str) or do not in self._commands:
+            raise ControlError("unknown-request", f"'do' must be one of {', '.join(sorted(self._commands))}")
+        return self._commands[do]
+
+    # -- the requests --
+
+    async def _list(self, request: Request) -> Mapping[str, Any]:
+        path, who = request.path(""), request.flag("who")
+        found = 0
+        nodes = self._nodes()
+        while some := list(itertools.islice(nodes, _AT_ONCE // 8 if who else _AT_ONCE)):
+            async with self._listing:
+                some = [node for node in some if not node.released and _is_under(node.path, path)]
+                lines = [line for node in some for line in self._tell(node, who)]
+            await request.connection.send(*lines)
+            found += len(some)
+        return {"nodes": found}
+
+    def _tell(self, node: Revokable, who: bool) -> Iterator[bytes]:
+        latest = node.current if isinstance(node, Name) and node.current.generation else node
+        opened = self._opened.get(node)
+        yield encode(
+            {
+                "node": {
+                    "path": short(node.path),
+                    "kind": "file" if type(node) is Revokable else type(node).__name__.lower(),
+                    "generation": latest.generation,
+                    "state": "away" if latest.revoked and not node.revoked else _state(node),
+                    "in_use": node.in_use,
+                    "open": len(node.children),
+                    "since": None if opened is None else round(time.monotonic() - opened, 3),
+                    "reason": short(node.reason or latest.reason),
+                }
+            }
+        )
+        if who:
+            for user in node.users():
+                if user.kind != "open file":
+                    yield encode({"user": _user(user)})
+
+    async def _revoke(self, request: Request) -> Mapping[str, Any]:
+        if not request.peer.owner:
+            raise ControlError("forbidden", f"{request.peer.name} may look; to take away is for the owner and root")
+        path, reason = request.path(), request.text("reason", "")
+        grace, timeout = request.number("grace", 0.0, 86400.0), request.number("timeout", 30.0, 86400.0)
+        act = self._begin(path, reason, grace)
+        with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
+            await act
+        report = act.report
+        return {
+            "done": act.done(),
+            "report": {
+                "name": short(report.name, 10_000),
+                "reason": short(report.reason),
+                "kicked": report.kicked,
+                "released": report.released,
+                "remaining": report.remaining,
+                "unclosed": report.unclosed,
+                "seconds": round(report.seconds, 6),
+                "errors": [short(repr(error), 2_000) for error in report.errors[:5]],
+            },
+            "stragglers": [_user(user, 1_000) for user in act.stragglers()[:5]],
+        }
+
+    def _begin(self, path: str, reason: str, grace: float) -> Revocation:
+        """Revoke what is at a path: nodes of the tree; all below with ``/*``; a device by its path in the file system."""
+        above = "" if path == "*" else path.removesuffix("/*")
+        if path == "*":
+            found = list(self._registry.root.children)
+        elif above != path:  # what has the very path of what it is in, as a generation has its name's, stays
+            nodes = self._at(above)
+            found = [child for node in nodes for child in node.children if child.path != above]
+        else:
+            nodes = self._at(path)
+            found = [node for node in nodes if node.parent not in nodes]
+        found = [node for node in found if path and not node.revoked]
+        if found:
+            return revoke_all(found, reason, grace=grace)
+        if path.startswith("/"):
+            with contextlib.suppress(LookupError, OSError, ValueError):
+                return self._registry.revoke(path, reason=reason, grace=grace)
+        raise ControlError("unknown-path", f"nothing is open at {short(path)!r}: the request 'list' tells what is")
+
+    async def _watch(self, request: Request) -> Mapping[str, Any]:
+        watcher = _Watcher(request.path(""), request.connection)
+        self._watchers[watcher] = None
+        try:
+            await request.connection.send(encode({"watching": short(watcher.path)}))
+            while True:
+                await watcher.more.wait()
+                watcher.more = anyio.Event()
+                while watcher.unsent:
+                    lines = [watcher.unsent.popleft() for _ in range(min(len(watcher.unsent), _EVENTS))]
+                    watcher.behind -= sum(map(len, lines))
+                    await request.connection.send(*lines)
+                await anyio.sleep(_PAUSE)
+        finally:
+            self._watchers.pop(watcher, None)
+
+    def _at(self, path: str) -> list[Revokable]:
+        return [node for node in self._nodes() if path.endswith(node.name) and node.path == path]
+
+    def _nodes(self) -> Iterator[Revokable]:
+        """All that is open below the registry's root, each once, parents first; it may change meanwhile."""
+        seen = {self._registry.root}
+        unvisited = list(reversed(self._registry.root.children))
+        seen.update(unvisited)
+        while unvisited:
+            node = unvisited.pop()
+            yield node
+            new = [child for child in node.children if child not in seen]
+            seen.update(new)
+            unvisited += reversed(new)
+
+
+def _user(user: User, most: int = 20_000) -> dict[str, Any]:
+    since = None if user.since is None else round(user.since, 3)
+    return {
+        "kind": user.kind,
+        "name": short(user.name, most),
+        "path": short(user.path, most),
+        "since": since,
+        "where": short(user.where, most),
+    }
+
+
+def _state(node: Revokable) -> str:
+    for state in ("released", "releasing", "kicked", "revoked"):
+        if getattr(node, state):
+            return state
+    return "live"
+
+
+def _is_under(path: str, prefix: str) -> bool:
+    return not prefix or path == prefix or path.startswith(prefix + "/")
+
+
+def _refusal(code: str, message: str) -> bytes:
+    return encode({"error": code, "message": short(message)})
+
+
+def _turn_away(connection: socket.socket, code: str, message: str) -> None:
+    with connection, contextlib.suppress(OSError):
+        connection.setblocking(False)
+        connection.send(_refusal(code, message))
+
+
+# -- the socket --
+
+
+def _gid(group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {group!r}: create it, or leave it out") from None
+
+
+def _peer(connection: socket.socket) -> Peer:
+    pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    more = b""
+    with contextlib.suppress(OSError):  # more groups than fit: then the first counts
+        more = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    return Peer(pid, uid, frozenset({gid, *struct.unpack(f"{len(more) // 4}I", more)}))
+
+
+@contextlib.asynccontextmanager
+async def _listening(path: str, gid: int | None) -> AsyncIterator[socket.socket]:
+    """A listening socket at `path`. One that nobody listens on is replaced."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.setblocking(False)
+        try:
+            async with _alone_in(os.path.dirname(path) or "."):  # noqa: PTH120  # as it is, not as it would be written
+                _clear(path)
+                listener.bind(path)
+                own = os.lstat(path)
+                try:
+                    if gid is not None:
+                        os.chown(path, -1, gid)
+                    os.chmod(path, 0o600 if gid is None else 0o660)  # noqa: PTH101
+                    listener.listen(1024)  # nobody could connect before
+                except BaseException:
+                    os.unlink(path)  # noqa: PTH108
+                    raise
+        except OSError as exc:  # one without a number is about the length
+            why = exc.strerror or str(exc)
+            raise OSError(exc.errno or errno.ENAMETOOLONG, f"no control socket can be made: {why}", path) from exc
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):  # as long as we listen, its inode's number is not another's
+                if os.path.samestat(os.lstat(path), own):
+                    os.unlink(path)  # noqa: PTH108
+
+
+@contextlib.asynccontextmanager
+async def _alone_in(folder: str) -> AsyncIterator[None]:
+    """One server at a time begins in a folder: of two that find the same stale socket, one must not remove the other's."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for _ in range(100):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            await anyio.sleep(0.05)
+        else:
+            raise OSError(errno.EWOULDBLOCK, f"another process has kept a lock on {folder!r} for 5 s")
+        yield
+    finally:
+        os.close(fd)
+
+
+def _clear(path: str) -> None:
+    """Make way for a socket.
+
+    :raises OSError: EEXIST if there is something else, EADDRINUSE if a server listens there
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "there is something that is no socket: remove it, or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)  # noqa: PTH108  # its server is dead
+            return
+        except BlockingIOError:
+            pass  # its queue is full: it lives
+    raise OSError(errno.EADDRINUSE, "a server listens there already: end that, or choose another path")

@@ -1,0 +1,572 @@
+"""The control server: what it answers, whom it lets in, and what hostile, slow and dead clients do to it: nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import grp
+import json
+import os
+import pathlib
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import pytest
+
+from asyncrevoke import Registry, RevokedError
+from asyncrevoke.control import Control, ControlError, Request, connect, serve
+from conftest import settle
+from operations import operate, stubborn
+from test_fdstream import awake, terminal
+from test_stream import parked
+
+pytestmark = pytest.mark.anyio
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+NOBODY = 65534
+#: Values that the fields of a request may not have.
+WRONG: dict[str, tuple[Any, ...]] = {
+    "path": (None, 1, [], {}, True),
+    "who": (None, 0, "yes", []),
+    "grace": ("1", True, -1, 1e6, [], 10**30),
+    "timeout": ("", False, -0.1, 86401),
+    "reason": (None, 7, "a\nb", "\x1b[2J", "\u202e", "x" * 5000),
+}
+LIST = b'{"v": 1, "do": "list"}\n'
+
+
+@pytest.fixture
+def path() -> Iterator[str]:
+    """Where a socket can be, reachable by everybody."""
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder).chmod(0o755)
+        yield f"{folder}/control"
+
+
+@contextlib.asynccontextmanager
+async def served(path: str, **options: Any) -> AsyncIterator[tuple[Registry, anyio.abc.TaskGroup]]:
+    registry = Registry()
+    async with registry.root, anyio.create_task_group() as tasks:
+        await tasks.start(lambda *, task_status: serve(registry, path, task_status=task_status, **options))
+        yield registry, tasks
+        tasks.cancel_scope.cancel()
+
+
+async def ask(path: str, data: bytes) -> list[dict[str, Any]]:
+    """Send that, then nothing more; all that is answered until the end."""
+    answer = b""
+    async with await anyio.connect_unix(path) as stream:
+        with contextlib.suppress(anyio.BrokenResourceError):  # it may be closed already, but has said why
+            await stream.send(data)
+            await stream.send_eof()
+        with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            while True:
+                answer += await stream.receive()
+    assert not answer or answer.endswith(b"\n")
+    return [json.loads(line) for line in answer.splitlines() if line]
+
+
+async def until(ready: Callable[[], object]) -> None:
+    with anyio.fail_after(60):
+        while not ready():
+            await anyio.sleep(0.001)
+
+
+def line(**fields: Any) -> bytes:
+    return json.dumps({"v": 1, **fields}).encode() + b"\n"
+
+
+# -- list --
+
+
+async def test_list_says_what_is_open(path: str) -> None:
+    """Each is listed once, parents first, with its kind, generation, state, users and reason."""
+    async with served(path) as (registry, tasks):
+        lab = registry.name("lab")
+        alice = lab.open("alice", also=[registry["alice", "token"]])
+        tasks.start_soon(operate, alice, [], name="reader")
+        await parked(alice)
+        async with await connect(path) as control:
+            nodes = {(node["path"], node["kind"]): node for node in await control.list(who=True)}
+            assert list(nodes) == [
+                ("lab", "name"),
+                ("lab", "generation"),
+                ("lab/alice", "file"),
+                ("alice", "key"),
+                ("alice/token", "key"),
+            ]
+            file = nodes["lab/alice", "file"]
+            assert (file["generation"], file["state"], file["in_use"], file["open"]) == (1, "live", 1, 0)
+            assert file["since"] >= 0
+            (user,) = file["users"]
+            assert (user["kind"], user["name"], user["path"]) == ("operation", "reader", "lab/alice")
+            assert user["where"].startswith("operations.py:")
+            assert [node["path"] for node in await control.list("lab/alice")] == ["lab/alice"]
+            await lab.hangup("unplugged")
+            (away,) = await control.list()
+            assert (away["state"], away["generation"], away["reason"]) == ("away", 1, "unplugged")
+
+
+async def test_names_may_be_anything(path: str) -> None:
+    """Names with slashes, control characters, stars and of 10 kB are listed and can be revoked; longer ones are cut off."""
+    names = ["a/b", "x\n\x1b[2J\0", "\ud800", "\U0001f4a3" * 800, "n" * 10_000, "*", "é" * 10_000]
+    async with served(path) as (registry, _):
+        for name in names:
+            registry.root.open(name)
+        async with await connect(path) as control:
+            listed = [node["path"] for node in await control.list()]
+            assert listed[:-1] == names[:-1]
+            assert listed[-1] == "é" * (20_000 // 12) + "…"
+            for name in [*names[:5], "*"]:
+                assert (await control.revoke(name))["done"]
+            assert await control.list() == []
+
+
+# -- revoke --
+
+
+@pytest.mark.parametrize(
+    ("what", "left"),
+    [
+        ("lab/alice", "lab lab lab/bob key key/shell"),
+        ("lab/*", "lab lab key key/shell"),
+        ("lab", "key key/shell"),
+        ("key", "lab lab lab/alice lab/bob"),
+        ("*", ""),
+    ],
+)
+async def test_revoke_by_path(path: str, what: str, left: str) -> None:
+    """A path takes what is there and below, ``/*`` what is below alone and leaves a generation, ``*`` everything."""
+    async with served(path) as (registry, _):
+        lab = registry.name("lab")
+        opened = [lab.open("alice"), lab.open("bob"), registry["key"].open("shell")]
+        async with await connect(path) as control:
+            answer = await control.revoke(what, "maintenance")
+            assert (answer["done"], answer["report"]["reason"], answer["stragglers"]) == (True, "maintenance", [])
+            assert [node["path"] for node in await control.list()] == left.split()
+        assert {node.reason for node in opened if node.revoked} == {"maintenance"}
+
+
+async def test_revoke_by_path_of_a_device(path: str) -> None:
+    """A path in the file system hangs the device up that it leads to: the name stays."""
+    with terminal() as (_, slave):
+        async with served(path) as (registry, _):
+            lab = registry.name("lab", os.ttyname(slave))
+            alice = lab.open("alice")
+            async with await connect(path) as control:
+                assert (await control.revoke(os.ttyname(slave), "off"))["report"]["released"] == 2
+            assert (alice.reason, lab.revoked) == ("off", False)
+
+
+async def test_revoke_waits_and_names_who_stays(path: str) -> None:
+    """Until the grace is over nobody is kicked, at the timeout stragglers are named, and what fails is in the report."""
+    leave = anyio.Event()
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    async with served(path) as (registry, tasks):
+        alice = registry.root.open("alice", release=fail)
+        tasks.start_soon(stubborn, alice, [], leave)
+        await parked(alice)
+        async with await connect(path) as control:
+            answer = await control.revoke("alice", grace=60, timeout=0)
+            assert (answer["done"], answer["report"]["remaining"], alice.kicked) == (False, 1, False)
+            assert [each["path"] for each in answer["stragglers"]] == ["alice"]
+            with pytest.raises(ControlError) as refused:
+                await control.revoke("alice")
+            assert refused.value.code == "unknown-path"
+            bob = registry.root.open("bob", also=[alice.parent or alice], release=fail)
+            alice.revoke()
+            leave.set()
+            assert (await control.revoke("bob"))["report"]["errors"] == ["ValueError('no')"]
+            assert bob.released
+
+
+async def test_watch_tells_what_happens_there(path: str) -> None:
+    """From its first record on, a watch has every event at its path and below, and no other."""
+    async with served(path) as (registry, _), await connect(path) as control:
+        events = control.watch("lab")
+        assert await anext(events) == {"watching": "lab"}
+        registry.root.open("labyrinth")
+        registry.root.open("lab").open("alice").revoke("off")
+        told = [await anext(events) for _ in range(4)]
+        assert [(each["event"], each["path"], each["reason"]) for each in told] == [
+            ("opened", "lab", ""),
+            ("opened", "lab/alice", ""),
+            ("revoked", "lab/alice", "off"),
+            ("released", "lab/alice", "off"),
+        ]
+
+
+# -- bad input --
+
+
+@pytest.mark.parametrize(
+    ("data", "codes"),
+    [
+        (b"\n \r\n" + LIST, ["ok"]),
+        (b"GET / HTTP/1.1\r\n" + LIST, ["garbage"]),
+        (b"\xff\xfe\n", ["garbage"]),
+        (b"[]\n", ["garbage"]),
+        (b'{"v": 1, "do": "revoke", "path": "x", "grace": NaN}\n', ["garbage"]),
+        (b'{"a": ' + b"[" * 60000 + b"\n", ["garbage"]),
+        (b'{"a": ' + b"1" * 60000 + b"}\n", ["garbage"]),
+        (b'{"v": 1, "do": "li', ["cut-off"]),
+        (b"x" * 1_000_000 + b"\n" + LIST, ["too-long"]),
+        (line(do="list", more="x" * 65600), ["too-long"]),
+        (LIST + line(do="list", more="x" * 65600) + LIST, ["ok", "too-long"]),
+        (line(do="list", more="x" * 65000) * 2, ["ok"] * 2),
+        (b'{"do": "list"}\n' + LIST, ["version"]),
+        (line(do="list", v=2), ["version"]),
+        (line(do="list", v=True), ["version"]),
+        (line(do="shutdown") + line() + line(do=["list"]) + LIST, [*["unknown-request"] * 3, "ok"]),
+        (b'{"v": 2, "v": 1, "do": "nothing", "do": "list", "path": 1, "path": "", "new": {}}\n', ["ok"]),
+        (line(do="list", path="nothing") + line(do="revoke", path="nothing"), ["ok", "unknown-path"]),
+        (line(do="revoke", path="") + line(do="revoke", path="/nothing\0"), ["unknown-path"] * 2),
+        (line(do="revoke") + line(do="watch", path=None), ["bad-request"] * 2),
+        *(
+            (
+                line(**{"do": "list" if name in ("path", "who") else "revoke", "path": "alice", name: value}),
+                ["bad-request"],
+            )
+            for name, values in WRONG.items()
+            for value in values
+        ),
+    ],
+)
+async def test_bad_input_is_refused(path: str, data: bytes, codes: list[str]) -> None:
+    """Each request is answered once, or the connection ends with the reason; the server goes on, and nothing is revoked."""
+    async with served(path) as (registry, _):
+        alice = registry.root.open("alice")
+        answers = [answer for answer in await ask(path, data) if "node" not in answer]
+        assert [answer.get("error", "ok") for answer in answers] == codes
+        assert not alice.revoked
+        assert (await ask(path, LIST))[-1] == {"ok": True, "nodes": 1}
+
+
+async def test_a_fault_of_a_command_is_answered(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What a command raises, or returns in vain, is told and logged; what was revoked, too; the next request is read."""
+
+    async def fail(request: Request) -> dict[str, Any]:
+        match request.text("how"):
+            case "error":
+                raise ValueError("no")
+            case "revoked":
+                node = Registry("node").root
+                node.revoke("off")
+                raise RevokedError(node)
+        return {"no JSON": object()}
+
+    async with served(path, commands={"fail": fail}):
+        requests = b"".join(line(do="fail", how=how) for how in ("error", "value", "revoked"))
+        answers = await ask(path, requests + LIST)
+        assert [answer.get("error") for answer in answers] == ["failed", "failed", "revoked", None]
+        assert "ValueError('no')" in answers[0]["message"]
+        assert answers[2]["message"] == "'node' was revoked: off"
+    assert len(caplog.records) == 2
+
+
+# -- slow and dead clients --
+
+
+async def test_a_slow_watcher_is_taken_off_and_told(path: str) -> None:
+    """Who does not receive is revoked when he is too far behind, can still read why, and others get all that happens."""
+    told = 0
+
+    async def follow(control: Control, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        nonlocal told
+        with contextlib.suppress(anyio.ClosedResourceError):
+            async for event in control.watch():
+                if "watching" in event:
+                    task_status.started()
+                told += event.get("event") == "released"
+
+    async with served(path, backlog=400_000) as (registry, tasks), await connect(path) as control:
+        await tasks.start(follow, control)
+        async with await anyio.connect_unix(path) as slow:
+            await slow.send(line(do="watch"))
+            assert b"watching" in await slow.receive()
+            for number in range(500):
+                await registry.root.open(f"{number} " + "x" * 1000).revoke()
+                if number % 100 == 99:
+                    await until(lambda number=number: told == number + 1)  # type: ignore[misc]
+            received = b""
+            with contextlib.suppress(anyio.EndOfStream):
+                while True:
+                    received += await slow.receive()
+            last = json.loads(received.splitlines()[-1])
+            assert last["error"] == "revoked"
+            assert last["message"].endswith("bytes behind, and may be 400000")
+            assert len(received) < 1_000_000
+        tasks.cancel_scope.cancel()
+
+
+async def test_who_does_not_receive_an_answer_is_revoked(path: str) -> None:
+    """After the patience the connection is taken away, and the last line says so; others are answered meanwhile."""
+    async with served(path, patience=0.05) as (registry, _):
+        for number in range(300):
+            registry.root.open(f"{number} " + "x" * 5000)
+        with socket.socket(socket.AF_UNIX) as stuck:
+            stuck.connect(path)
+            stuck.sendall(LIST * 10)
+            poller = select.poll()
+            poller.register(stuck, select.POLLRDHUP)
+            assert len(await ask(path, LIST)) == 301
+            await until(lambda: poller.poll(0))
+            stuck.setblocking(True)
+            received = b"".join(iter(lambda: stuck.recv(1 << 20), b""))
+        assert json.loads(received.splitlines()[-1]) == {
+            "error": "revoked",
+            "message": "it has not received for 0.05 s",
+        }
+
+
+@pytest.mark.parametrize("request_", [line(do="watch"), line(do="revoke", path="alice", timeout=None), b'{"v": 1', b""])
+async def test_a_client_that_has_gone_leaves_nothing(path: str, request_: bytes) -> None:
+    """A connection ends when its client does, whatever was asked, though nothing happens that could be sent."""
+    leave = anyio.Event()
+    async with served(path, clients=1) as (registry, tasks):
+        alice = registry.root.open("alice")
+        tasks.start_soon(stubborn, alice, [], leave)
+        await parked(alice)
+        async with await anyio.connect_unix(path) as gone:
+            await gone.send(request_)
+            await settle(50)
+            assert (await ask(path, LIST))[0]["error"] == "too-many"
+        with anyio.fail_after(60):
+            while "error" in (await ask(path, LIST))[0]:
+                await anyio.lowlevel.checkpoint()
+        assert alice.revoked == (b"revoke" in request_)
+        leave.set()
+
+
+async def test_a_request_of_who_did_not_wait_is_done(path: str) -> None:
+    """What was sent before the connection was closed is read."""
+    async with served(path) as (registry, _):
+        alice = registry.root.open("alice")
+        with socket.socket(socket.AF_UNIX) as hasty:
+            hasty.connect(path)
+            hasty.sendall(line(do="revoke", path="alice", reason="bye"))
+        await until(lambda: alice.released)
+        assert alice.reason == "bye"
+
+
+async def test_the_end_of_the_server_is_told(path: str) -> None:
+    """Whoever is connected learns that the server has ended, or what became of the revocation it waits for."""
+    leave = anyio.Event()
+    async with anyio.create_task_group() as clients:
+        async with served(path) as (registry, tasks):
+            alice = registry.root.open("alice")
+            clients.start_soon(stubborn, alice, [], leave)
+            await parked(alice)
+            controls = [await connect(path) for _ in range(3)]
+            answer: list[dict[str, Any]] = []
+
+            async def revoke() -> None:
+                answer.append(await controls[0].revoke("alice"))
+
+            clients.start_soon(revoke)
+            events = controls[1].watch()
+            await anext(events)
+            await until(lambda: alice.revoked)
+            tasks.cancel_scope.cancel()
+            leave.set()
+        await until(lambda: answer)
+        assert answer[0]["done"]
+        with pytest.raises(ControlError, match="the control server has ended"):
+            while True:
+                await anext(events)
+        with pytest.raises(ControlError, match="the control server has ended") as told:
+            await controls[2].list()
+        assert told.value.code == "revoked"
+        for control in controls:
+            await control.aclose()
+    assert not pathlib.Path(path).exists()
+
+
+# -- who may --
+
+
+AS_NOBODY = """
+import os, socket, sys
+os.setgroups(list(map(int, sys.argv[2:])))
+os.setgid(65534)
+os.setuid(65534)
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(b'{"v": 1, "do": "list"}\\n{"v": 1, "do": "revoke", "path": "*"}\\n')
+s.shutdown(socket.SHUT_WR)
+for line in s.makefile():
+    print(line, end="")
+"""
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("group", "groups", "codes"),
+    [
+        (None, [], ["forbidden"]),
+        ("daemon", [], ["forbidden"]),
+        ("daemon", ["daemon"], ["ok", "forbidden"]),
+        ("nogroup", [], ["ok", "forbidden"]),
+    ],
+)
+async def test_another_user_is_told_what_he_may(
+    path: str, group: str | None, groups: list[str], codes: list[str]
+) -> None:
+    """By the kernel's word for the peer, not by the socket's mode: strangers nothing, members of the group may look."""
+    async with awake(), served(path, group=group) as (registry, _):
+        registry.root.open("alice")
+        pathlib.Path(path).chmod(0o666)
+        gids = [str(grp.getgrnam(name).gr_gid) for name in groups]
+        run = await anyio.run_process([sys.executable, "-c", AS_NOBODY, path, *gids], stderr=None, check=False)
+        answers = [json.loads(each) for each in run.stdout.splitlines()]
+        assert [each.get("error", "ok") for each in answers if "node" not in each] == codes
+        assert [node.name for node in registry.root.children] == ["alice"]
+        assert answers[-1]["message"].startswith("nobody may ")
+
+
+@as_root
+@pytest.mark.parametrize(("group", "mode"), [(None, 0o600), ("daemon", 0o660)])
+async def test_the_socket_is_for_its_owner_and_group(path: str, group: str | None, mode: int) -> None:
+    """The mode is 0600, or 0660 for the group, whatever the umask."""
+    before = os.umask(0)
+    try:
+        async with served(path, group=group):
+            status = pathlib.Path(path).stat()
+            assert stat.S_IMODE(status.st_mode) == mode
+            assert status.st_gid == (0 if group is None else grp.getgrnam(group).gr_gid)
+    finally:
+        os.umask(before)
+
+
+async def test_no_more_than_so_many(path: str) -> None:
+    """Who comes when all places are taken is told; when one is free again the next is let in."""
+    async with served(path, clients=2):
+        first, second = await connect(path), await connect(path)
+        assert await first.list() == await second.list() == []
+        third = await connect(path)
+        with pytest.raises(ControlError, match="2 are connected already") as refused:
+            await third.list()
+        assert refused.value.code == "too-many"
+        await first.aclose()
+        await third.aclose()
+        await settle(50)
+        assert (await ask(path, LIST))[-1]["ok"]
+        await second.aclose()
+
+
+# -- the socket --
+
+SERVER = """
+import sys, anyio
+from asyncrevoke import Registry
+from asyncrevoke.control import serve
+async def main():
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(serve, Registry(), sys.argv[1])
+        print("ready", flush=True)
+anyio.run(main)
+"""
+
+
+@pytest.fixture
+def stale(path: str) -> str:
+    """A socket whose server was killed."""
+    with subprocess.Popen([sys.executable, "-c", SERVER, path], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        server.send_signal(signal.SIGKILL)
+    assert stat.S_ISSOCK(pathlib.Path(path).stat().st_mode)
+    return path
+
+
+async def test_of_those_who_take_over_one_wins(stale: str) -> None:
+    """A dead server's socket is taken over, by one of several that begin at once; the others say that it is taken."""
+    won: list[int] = []
+    lost: list[int] = []
+
+    async def begin(number: int) -> None:
+        try:
+            async with served(stale) as (registry, _):
+                registry.root.open(str(number))
+                won.append(number)
+                await until(lambda: len(lost) == 4)
+                assert (await ask(stale, LIST))[0]["node"]["path"] == str(number)
+        except* OSError as group:
+            (error,) = group.exceptions
+            assert isinstance(error, OSError)
+            assert (error.errno, error.filename) == (errno.EADDRINUSE, stale)
+            lost.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(5):
+            tasks.start_soon(begin, number)
+    assert sorted(won + lost) == list(range(5))
+    assert not pathlib.Path(stale).exists()
+
+
+async def test_servers_begin_one_after_another(stale: str) -> None:
+    """As long as another process begins in the folder, which it says by a lock on it, a server waits."""
+
+    def listens() -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(stale) == 0
+
+    folder = os.open(pathlib.Path(stale).parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(serve, Registry(), stale)
+        await settle(50)
+        assert not listens()
+        os.close(folder)
+        await until(listens)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "number"),
+    [
+        (lambda path: pathlib.Path(path).write_text("precious"), "", errno.EEXIST),
+        (lambda path: pathlib.Path(path).symlink_to("nowhere"), "", errno.EEXIST),
+        (lambda _: None, "/missing/control", errno.ENOENT),
+        (lambda _: None, "x" * 150, errno.ENAMETOOLONG),
+    ],
+    ids=["file", "link", "folder", "length"],
+)
+async def test_where_no_socket_can_be(path: str, make: Callable[[str], object], place: str, number: int) -> None:
+    """The error names the path, and what is there is left as it is."""
+    make(path)
+    with pytest.raises(OSError, match="no control socket can be made") as refused:
+        await serve(Registry(), path + place)
+    assert (refused.value.errno, refused.value.filename) == (number, path + place)
+    assert os.path.lexists(path) == (number == errno.EEXIST)
+    with pytest.raises(OSError, match="no control server can be reached"):
+        await connect(path + place)
+
+
+async def test_unknown_group(path: str) -> None:
+    """A group that does not exist is named, and no socket is made."""
+    with pytest.raises(ValueError, match="there is no group 'nosuch'"):
+        await serve(Registry(), path, group="nosuch")
+    assert not pathlib.Path(path).exists()
+
+
+async def test_another_socket_in_its_place_stays(path: str) -> None:
+    """A server removes its own socket in the end, and not what has come in its place."""
+    async with served(path):
+        pathlib.Path(path).unlink()
+        pathlib.Path(path).write_text("another's")
+    assert pathlib.Path(path).read_text() == "another's"
