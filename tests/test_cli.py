@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
+import functools
+import grp
+import json
 import os
+import pathlib
 import pty
 import re
+import select
+import signal
+import socket
+import struct
 import subprocess
 import sys
+import termios
+from collections.abc import Iterator
+from typing import Any, Self
 
+import anyio
 import pytest
 
+from asyncrevoke import Registry
+from asyncrevoke.attach import printable
 from asyncrevoke.cli import main
+from asyncrevoke.console import read_config
+from asyncrevoke.control import serve
+from asyncrevoke.control.sockets import new_socket
+from ports import FarEnd, serial_line
+from test_kernel import privileged
+from test_tty import reader
 
 COMMAND = [sys.executable, "-W", "error", "-m", "asyncrevoke"]
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_demo_shows_who_saw_what_in_order() -> None:
@@ -63,3 +87,558 @@ def test_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         main(["frobnicate"])
     assert exit_.value.code == 2
     assert "invalid choice: 'frobnicate'" in capsys.readouterr().err
+
+
+# -- a console server, and clients on terminals of their own --
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Where the sockets are."""
+    for name in "ASYNCREVOKE_SOCKET", "PYTHONUNBUFFERED":
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setenv("ENV", "")
+    monkeypatch.setenv("PS1", "")
+    return tmp_path / "run"
+
+
+class Client:
+    """A command of ours on a terminal of its own, and what it shows there."""
+
+    def __init__(self, *words: str) -> None:
+        self.master, self.slave = pty.openpty()
+        self.settings = termios.tcgetattr(self.slave)
+        self.resize(24, 80)
+        take = functools.partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0)
+        self.process = subprocess.Popen(
+            [*COMMAND, *words],
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            start_new_session=True,
+            preexec_fn=take,  # noqa: PLW1509  # nothing else sets a controlling terminal
+        )
+        self.shown = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+        assert "Traceback" not in self.shown
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def types(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def sees(self, text: str) -> str:
+        """Wait until that is shown; what was shown until then is not looked at again."""
+        while text not in self.shown:
+            ready = select.select([self.master], [], [], 30)[0]
+            assert ready, f"{text!r} is not shown, but {self.shown!r}"
+            self.shown += os.read(self.master, 65536).decode(errors="replace")
+        before, _, self.shown = self.shown.partition(text)
+        return before
+
+    def ends(self, text: str) -> int:
+        """Wait until it says that and has ended, and its terminal is as it was before."""
+        self.sees(text)
+        status = self.process.wait(30)
+        assert termios.tcgetattr(self.slave) == self.settings
+        return status
+
+
+@contextlib.contextmanager
+def sharing(*words: str, ready: str = "sharing") -> Iterator[subprocess.Popen[str]]:
+    """A console server; its log must have no traceback."""
+    command = [*COMMAND, "share", *words]
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a job in the background ignores
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, preexec_fn=heed) as server:  # noqa: PLW1509
+        assert server.stdout
+        assert server.stderr
+        try:
+            line = server.stdout.readline()
+            assert line.startswith(ready), line + server.stderr.read()
+            yield server
+        finally:
+            server.terminate()
+            assert "Traceback" not in server.stderr.read()
+
+
+def attach(*words: str) -> Client:
+    client = Client("attach", *words)
+    client.sees("attached as ")
+    return client
+
+
+def runs(pid: str) -> bool:
+    """Whether there is such a process; one that has ended and is not reaped yet is none."""
+    try:
+        return pathlib.Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["ls", "--json", *words]) == 0
+    return {record["path"]: record for record in map(json.loads, capsys.readouterr().out.splitlines())}
+
+
+def test_one_is_taken_off_and_then_all(tmp_path: pathlib.Path, folder: pathlib.Path) -> None:
+    """Who is revoked by name returns with the reason, the other notices nothing; the session's end is a SIGHUP, and leaves nothing."""
+    heard = tmp_path / "heard"
+    with sharing("--name", "lab", "--", "bash", "--norc") as server, attach("lab") as alice, attach("lab") as bob:
+        assert "lab/root-2" in bob.sees(":") + bob.shown
+        alice.types(f"trap 'echo HUP > {heard}; exit' HUP; echo pid=$$.\n")
+        alice.sees("pid=")
+        alice.sees("pid=")
+        bash = alice.sees(".")
+        bob.sees(f"pid={bash}.")
+        assert main(["revoke", "lab/root-2", "--reason", "your shift is over"]) == 0
+        assert bob.ends("your shift is over") == 1
+        alice.types("echo still-$((6 * 7))\n")
+        assert "over" not in alice.sees("still-42")
+        alice.types("sleep 1000 & echo job=$!.; wait\n")  # where bash notices a signal
+        alice.sees("; wait")
+        alice.sees("job=")
+        job = alice.sees(".")
+        assert main(["revoke", "lab", "--reason", "maintenance"]) == 0
+        assert alice.ends("maintenance") == 1
+        assert server.wait(30) == 0
+        assert heard.read_text() == "HUP\n"
+        assert (runs(bash), runs(job)) == (False, False)
+        assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["q", "."])
+def test_escape_key_detaches(key: str) -> None:
+    """It says so on attach, helps, is sent when typed twice, and detaches; a program's screen modes are undone."""
+    with sharing("--name", "lab"), attach("lab") as client:
+        client.sees("ctrl-] then q")
+        client.sees("you have the keyboard")
+        client.types("\x1d?")
+        client.sees("ctrl-] then q")
+        client.types("one\x1d\x1dtwo")
+        client.sees("one\x1dtwo")
+        client.types("\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[?2004l.")
+        client.sees("2004l.")
+        client.types("\x1d")
+        client.types(key)
+        assert client.sees("asyncrevoke: ") == "\x1b[?1049l\x1b[?25h\x1b[m"
+        assert client.ends("lab: detached") == 0
+
+
+SIZES = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])
+while True:
+    print(tuple(os.get_terminal_size()), flush=True)
+    signal.sigwait([signal.SIGWINCH])
+"""
+
+
+def test_window_size_follows() -> None:
+    """The terminal has the size of the window from the first, and after every change of it."""
+    with sharing("--name", "lab", "--", sys.executable, "-ISc", SIZES), attach("lab") as client:
+        for rows, columns in (33, 101), (44, 99):
+            client.resize(rows, columns)
+            client.sees(f"({columns}, {rows})")
+
+
+def test_keyboard_changes_hands_and_both_are_told() -> None:
+    """One types and the other does not, until it is taken by force; who leaves hands it on."""
+    with sharing("--name", "lab"), attach("lab") as alice:
+        alice.sees("you have the keyboard")
+        with attach("lab") as bob:
+            bob.sees("root has the keyboard")
+            bob.types("unheard")
+            with attach("--force", "lab") as carol:
+                carol.sees("you have the keyboard")
+                for each in alice, bob:
+                    each.sees("root-3 has the keyboard")
+                alice.types("unheard")
+                carol.types("heard")
+                assert "un" not in bob.sees("heard")
+                carol.types("\x1dq")
+                assert carol.ends("detached") == 0
+            alice.sees("you have the keyboard")
+            bob.sees("root has the keyboard")
+
+
+def test_read_only_watches_from_the_last_output_on() -> None:
+    """It gets what was there before, never the keyboard, and ctrl-C detaches."""
+    with sharing("--name", "lab"), attach("lab") as alice:
+        alice.sees("you have the keyboard")
+        alice.types("before")
+        alice.sees("before")
+        with attach("--read-only", "lab") as bob:
+            bob.sees("before")
+            bob.types("unheard")
+            alice.types("heard")
+            assert "un" not in bob.sees("heard")
+            alice.types("\x1dq")
+            assert alice.ends("detached") == 0
+            bob.sees("nobody has the keyboard")
+            bob.types("\x03")
+            assert bob.ends("detached") == 0
+
+
+def test_input_from_a_pipe_is_sent_and_its_answer_shown() -> None:
+    """It waits for the keyboard, and detaches when there is nothing more to come."""
+    with sharing("--name", "lab", "--", "cat"), attach("lab") as alice:
+        alice.sees("you have the keyboard")
+        command = [*COMMAND, "attach", "lab"]
+        with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) as piped:
+            assert piped.stdin
+            assert piped.stderr
+            piped.stdin.write("hello\n")
+            piped.stdin.flush()
+            while "waiting for it" not in piped.stderr.readline():
+                pass
+            alice.types("\x1dq")
+            assert alice.ends("detached") == 0
+            out, err = piped.communicate(timeout=30)
+        assert (piped.returncode, out) == (0, "hello\nhello\n")
+        assert err.endswith("lab: detached\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_ends_a_client_in_order(number: signal.Signals) -> None:
+    """The terminal is as before, and it says by which."""
+    with sharing("--name", "lab"), attach("lab") as client:
+        client.process.send_signal(number)
+        assert client.ends(f"ended by {number.name}") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_a_server_in_order(number: signal.Signals, folder: pathlib.Path) -> None:
+    """Clients are told, the socket is removed, and it is no failure."""
+    with sharing("--name", "lab") as server, attach("lab") as client:
+        server.send_signal(number)
+        assert client.ends("the console server was stopped") == 1
+        assert server.wait(30) == 0
+        assert list(folder.iterdir()) == []
+
+
+def test_killed_server_is_told_and_its_socket_passed_over(
+    capsys: pytest.CaptureFixture[str], folder: pathlib.Path
+) -> None:
+    """Clients end with their terminal restored; the dead socket is in nobody's way."""
+    with sharing("--name", "lab") as server, attach("lab") as client:
+        server.kill()
+        assert client.ends("the server has gone without a word") == 1
+        server.wait(30)
+    assert [each.name for each in folder.iterdir()] == ["lab.sock"]
+    assert main(["ls"]) == 0
+    assert "nothing is shared: looked in " + str(folder) in capsys.readouterr().err
+    with sharing("--name", "lab"):
+        assert list(listed(capsys)) == ["lab"]
+
+
+def test_killed_client_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is gone from the list, and the keyboard is the next one's."""
+    with sharing("--name", "lab"), attach("lab") as alice, attach("lab") as bob:
+        alice.process.kill()
+        bob.sees("you have the keyboard")
+        assert [path for path in listed(capsys, "--who") if re.fullmatch("lab/root.*", path)] == [
+            "lab/root-2",
+            "lab/root-2/keyboard",
+        ]
+
+
+def test_program_ends_and_so_does_all() -> None:
+    """Clients get its last words and its status, and the server ends."""
+    with sharing("--name", "lab", "--", "sh", "-c", "read x; echo bye; exit 7") as server, attach("lab") as client:
+        client.sees("you have the keyboard")
+        client.types("\n")
+        client.sees("bye")
+        assert client.ends("lab: the program has ended with status 7") == 0
+        assert server.wait(30) == 0
+
+
+def test_device_goes_and_comes_back(tmp_path: pathlib.Path) -> None:
+    """Who waits is told, and goes on with the next generation; the others end."""
+    port = tmp_path / "port"
+    with serial_line() as first, serial_line() as second, sharing(str(port)):
+        port.symlink_to(first.path)
+        with attach("--wait", "port") as alice:
+            alice.sees("you have the keyboard")
+
+            def talks(end: FarEnd) -> None:
+                end.send(b"ready")
+                alice.sees("ready")
+                alice.types("typed")
+                received = b""
+                while received != b"typed":
+                    received += end.received(30)
+
+            talks(first)
+            with attach("--read-only", "port") as bob:
+                bob.sees("ready")
+                port.unlink()  # first: the number of a pty is soon another's
+                first.close()
+                alice.sees("[away: ")
+                assert bob.ends("port") == 1
+            port.symlink_to(second.path)
+            alice.sees("[back again]")
+            talks(second)
+
+
+def test_several_from_a_file(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They share one socket; who revokes one leaves the other; all output is in the log."""
+    config, log = tmp_path / "c.toml", tmp_path / "log"
+    config.write_text(f'[share.one]\ncommand = ["cat"]\nlog = "{log}"\n[share.two]\n')
+    with sharing("--config", str(config)) as server, attach("one") as client:
+        assert server.stdout
+        assert server.stdout.readline() == "sharing 'two' (loopback): asyncrevoke attach two\n"
+        client.sees("you have the keyboard")
+        client.types("hi\r")
+        client.sees("hi\r\nhi\r\n")
+        assert sorted(listed(capsys)) == ["one", "two"]
+        assert main(["revoke", "one"]) == 0
+        assert client.ends("revoked") == 1
+        assert list(listed(capsys)) == ["two"]
+        assert log.read_bytes() == b"hi\r\nhi\r\n"
+
+
+def test_ls_shows_who_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """A table for people, a record per line for programs, the clients and the keyboard with `--who`."""
+    with sharing("--name", "lab"), attach("lab") as client:
+        client.sees("you have the keyboard")
+        record = listed(capsys)["lab"]
+        assert (record["state"], record["generation"], record["clients"], record["reason"]) == ("live", 1, 1, "")
+        assert {"lab", "lab/root", "lab/root/keyboard"} <= set(listed(capsys, "--who"))
+        assert main(["ls"]) == 0
+        head, line = capsys.readouterr().out.splitlines()
+        assert head.split() == ["NAME", "STATE", "GENERATION", "CLIENTS", "IN", "USE", "SINCE", "REASON"]
+        assert line.split()[:4] == ["lab", "live", "1", "1"]
+        assert main(["ls", "--who"]) == 0
+        assert re.search(r"^  lab/root +live", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_ls_watch_shows_what_happens() -> None:
+    """Events as they come, until the server has ended, which it says."""
+    with sharing("--name", "lab") as server, Client("ls", "--watch", "--json") as watcher, attach("lab") as client:
+        watcher.sees('"watching"')
+        watcher.sees("\r\n")
+        client.types("\x1dq")
+        client.sees("detached")
+        while json.loads(watcher.sees("\r\n"))["event"] != "released":
+            pass
+        server.terminate()
+        assert watcher.ends("lab.sock: the control server has ended") == 1
+
+
+# -- errors --
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        ("attach nothing", 1, "nothing is shared as 'nothing': looked in "),
+        ("revoke nothing/bob", 1, "nothing is shared as 'nothing': looked in "),
+        ("ls --socket /nowhere", 1, "/nowhere: no control server can be reached: No such file"),
+        ("share -- no-such-program", 1, "no-such-program: No such file"),
+        ("share --name a/b", 1, "'a/b' is no name"),
+        ("share --group no-such-group", 1, "there is no group 'no-such-group'"),
+        ("share --config /nowhere.toml", 1, "/nowhere.toml: No such file"),
+        ("share --", 2, "a command after --"),
+        ("share /dev/ttyS0 -- bash", 2, "a command after --"),
+        ("share --config x --name y", 2, "--config goes with"),
+        ("revoke x --timeout -1", 2, "-1 is not from 0"),
+        ("revoke x --timeout soon", 2, "invalid"),
+        ("revoke /dev/ttyS0", 2, "--kernel"),
+        ("revoke --kernel /nowhere", 1, "/nowhere: No such file"),
+        ("revoke --kernel /dev/null", 1, "/dev/null: not a terminal"),
+        ("revoke --kernel pyproject.toml", 1, "pyproject.toml: not a terminal"),
+    ],
+)
+def test_error_is_one_line(words: str, status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It names the thing, and what to do."""
+    try:
+        assert main(words.split()) == status
+    except SystemExit as exit_:
+        assert exit_.code == status  # noqa: PT017  # usage errors exit
+    out, err = capsys.readouterr()
+    assert says in err.splitlines()[-1]
+    assert out == ""
+
+
+def test_name_that_is_shared_twice_is_ambiguous(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
+    """The error tells the sockets, one of which can be chosen."""
+    other = tmp_path / "run" / "other.sock"
+    with sharing("--name", "lab"), sharing("--name", "lab", "--socket", str(other)):
+        assert main(["revoke", "lab"]) == 1
+        assert f"lab.sock or {other}" in capsys.readouterr().err
+        assert main(["revoke", "lab", "--json", "--socket", str(other)]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["done"], report["report"]["name"], report["stragglers"]) == (True, "lab", [])
+        assert list(listed(capsys)) == ["lab"]
+
+
+def test_silent_server_is_named_and_hides_nobody(
+    capsys: pytest.CaptureFixture[str], folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is stopped, or hangs, is told of; the others are listed."""
+    monkeypatch.setattr("asyncrevoke.control.sockets._PATIENCE", 2.0)
+    with sharing("--name", "lab"), socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(folder / "a.sock"))
+        silent.listen()
+        assert main(["ls", "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["path"] == "lab"
+        assert err == f"asyncrevoke: {folder / 'a.sock'} (it does not answer)\n"
+        assert main(["revoke", "a"]) == 1
+        assert "a.sock (it does not answer)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("what", "status"), [("inside", 3), ("fails", 4), ("well", 0)])
+def test_revoke_tells_how_it_went(
+    what: str, status: int, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its exit status, and what it prints: who is still inside, and what failed."""
+    path = str(tmp_path / "s")
+
+    async def scenario() -> None:
+        registry = Registry()
+        name = registry.name("lab")
+        held = name.open("inside")
+        assert held.start_using()
+        fails = name.open("fails", release=lambda: 1 / 0)
+        name.open("well")
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(serve, registry, path)
+            words = ["revoke", f"lab/{what}", "--socket", path, "--timeout", "0.1", "--reason", "why\u00e9"]
+            assert await anyio.to_thread.run_sync(main, words) == status
+            held.stop_using()
+            held.close()
+            fails.close()
+            tasks.cancel_scope.cancel()
+
+    anyio.run(scenario)
+    out, _ = capsys.readouterr()
+    assert f"'lab/{what}' revoked (why\u00e9): " in out
+    assert ("inside: " in out, "failed: ZeroDivisionError" in out) == (status == 3, status == 4)
+
+
+def test_reader_of_the_output_may_leave() -> None:
+    """A closed pipe is no traceback."""
+    with sharing("--name", "lab"), subprocess.Popen([*COMMAND, "ls"], stdout=-1, stderr=-1, text=True) as ls:
+        assert ls.stdout
+        assert ls.stderr
+        ls.stdout.close()
+        assert ls.stderr.read() == ""
+        assert ls.wait(30) == 1
+
+
+def test_control_characters_do_nothing_to_a_terminal() -> None:
+    """They are shown; letters of any language stay."""
+    assert printable("é\x1b[2J\n\x9b\u202e\udc80") == r"é\x1b[2J\n\x9b\u202e\udc80"
+
+
+# -- the folder of the sockets --
+
+
+def test_folder_is_made_for_its_user_or_a_group(folder: pathlib.Path) -> None:
+    """0700, and 0750 for a group; one that is for another group is left as it is."""
+    assert new_socket("lab") == str(folder / "lab.sock")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    own, other = (grp.getgrgid(gid).gr_name for gid in (os.getegid(), 1 if os.getegid() != 1 else 2))
+    for _ in range(2):
+        new_socket("lab", own)
+        assert (folder.stat().st_mode & 0o777, folder.stat().st_gid) == (0o750, os.getegid())
+    with pytest.raises(PermissionError, match="another group"):
+        new_socket("lab", other)
+    folder.chmod(0o755)
+    new_socket("lab", other)
+
+
+@pytest.mark.parametrize("unsafe", ["writable", "another's", "another's link"])
+def test_folder_of_others_is_refused(unsafe: str, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Who can write there could put a socket of his own in the place of ours."""
+    if unsafe != "writable" and os.geteuid():
+        pytest.skip("only root can make a folder of another user's")
+    if unsafe == "another's link":
+        (tmp_path / "real").mkdir(0o700)
+        folder.symlink_to(tmp_path / "real")
+        os.chown(folder, 65534, -1, follow_symlinks=False)
+    else:
+        folder.mkdir(0o700)
+        if unsafe == "writable":
+            folder.chmod(0o770)
+        else:
+            os.chown(folder, 65534, -1)
+    with pytest.raises(PermissionError, match="--socket"):
+        new_socket("lab")
+
+
+# -- by the kernel --
+
+
+@privileged
+def test_kernel_revocation_names_the_holders_and_hangs_up(capsys: pytest.CaptureFixture[str]) -> None:
+    """Device and processes are told before; a reader gets the end."""
+    with serial_line() as end, reader(end.path) as child:
+        assert child.stdout
+        assert main(["revoke", "--kernel", end.path]) == 1
+        said = capsys.readouterr()
+        assert "give --yes" in said.err
+        assert re.search(rf"^{child.pid} +root +open +\S*python", said.out, re.MULTILINE)
+        assert child.poll() is None
+        assert main(["revoke", "--kernel", "--yes", end.path]) == 0
+        assert f"{end.path} is hung up" in capsys.readouterr().out
+        assert child.stdout.readline() == "b''\n"
+
+
+@privileged
+def test_kernel_revocation_without_the_privilege_does_nothing() -> None:
+    """It is refused as a whole: nothing is flushed, and nobody gets a signal."""
+    drop = functools.partial(ctypes.CDLL(None).prctl, 24, 21, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_SYS_ADMIN
+    with serial_line() as end, reader(end.path) as child:
+        assert child.stdout
+        command = [*COMMAND, "revoke", "--kernel", "--yes", end.path]
+        done = subprocess.run(command, preexec_fn=drop, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert done.stderr == f"asyncrevoke: {end.path}: only root may hang it up (CAP_SYS_ADMIN); nothing was done\n"
+        end.send(b"alive")
+        assert child.stdout.readline() == "b'alive'\n"
+
+
+@privileged
+def test_kernel_revocation_asks_on_a_terminal() -> None:
+    """What is not yes is no; one's own terminal is not asked about, but refused."""
+    with serial_line() as end, reader(end.path) as child:
+        assert child.stdout
+        for answer, says, status in ("n", "nothing was done", 1), ("y", "is hung up", 0):
+            with Client("revoke", "--kernel", end.path) as client:
+                client.sees("[y/N] ")
+                client.types(f"{answer}\n")
+                assert client.ends(says) == status
+        assert child.stdout.readline() == "b''\n"
+    with Client("revoke", "--kernel", "/dev/tty") as client:
+        assert client.ends("is your own terminal") == 1
+
+
+# -- what the documentation refers to --
+
+
+def test_examples_of_the_console_server_are_valid(tmp_path: pathlib.Path) -> None:
+    """The file is one that `share --config` reads, and the unit runs it."""
+    shares, group = read_config(str(ROOT / "examples/consoles.toml"))
+    assert [share.name for share in shares] == ["router", "kernel-log", "loopback"]
+    assert group == "dialout"
+    unit = (ROOT / "examples/asyncrevoke.service").read_text()
+    (command,) = re.findall(r"^ExecStart=\S+/asyncrevoke (.*)$", unit, re.MULTILINE)
+    assert command == "share --config /etc/asyncrevoke/consoles.toml"
+    with contextlib.suppress(FileNotFoundError):  # where there is no systemd
+        copy = tmp_path / "asyncrevoke.service"
+        copy.write_text(re.sub(r"ExecStart=\S+", f"ExecStart={sys.executable}", unit))
+        done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")

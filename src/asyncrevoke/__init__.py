@@ -3,6 +3,9 @@
 # The map of the floors. Imports go down only, and what stands above floor 1 uses public names only.
 #
 #   4  cli.py           parses and prints
+#   3  attach.py        the client's terminal, attached to a share
+#   3  console.py       a console server: what is shared over a control socket, and who is attached
+#   3  holders.py       who holds a terminal, in all programs, and the kernel's hang-up of it
 #   3  control/         take away from outside: a server on a Unix socket, its client, the lines between them
 #   3  demo.py          what `asyncrevoke demo` shows
 #   2  telemetry.py     an observer that measures, for OpenTelemetry

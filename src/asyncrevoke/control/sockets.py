@@ -1,0 +1,162 @@
+"""Where the sockets of `asyncrevoke share` are, and which of the servers there shares a name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pathlib
+import pwd
+from typing import Any
+
+import anyio
+import anyio.abc
+
+from asyncrevoke.control.client import Control, Record, connect
+from asyncrevoke.control.lines import ControlError
+
+SYSTEM = pathlib.Path("/run/asyncrevoke")
+_PATIENCE = 5.0  # seconds for a server to answer; one that is stopped must not keep the others from being found
+
+
+def own_folder() -> pathlib.Path:
+    """The folder for this user's sockets; systemd gives a service one of its own."""
+    if given := os.environ.get("RUNTIME_DIRECTORY"):
+        return pathlib.Path(given.split(":")[0])
+    if os.geteuid() == 0:
+        return SYSTEM
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return pathlib.Path(runtime, "asyncrevoke")
+    return pathlib.Path(f"/tmp/asyncrevoke-{os.geteuid()}")  # noqa: S108  # see _check
+
+
+def new_socket(name: str, group: str | None = None) -> str:
+    """The path of a socket to make, in this user's folder, which is made if there is none, and lets the group in.
+
+    :raises OSError: if others could put a socket of theirs in its place, or the group cannot be let in
+    :raises ValueError: if there is no such group
+    """
+    folder = own_folder()
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(0o700)
+    _check(folder)
+    if group is not None:
+        _let_in(folder, group)
+    return str(folder / f"{name}.sock")
+
+
+def _check(folder: pathlib.Path) -> None:
+    there = folder.stat()
+    for owner in (folder.lstat().st_uid, there.st_uid):
+        if owner not in (0, os.geteuid()):
+            raise _unsafe(folder, f"it belongs to {user_name(owner)}")
+    if there.st_mode & 0o022:
+        raise _unsafe(folder, "others may write there")
+
+
+def _unsafe(folder: pathlib.Path, why: str) -> PermissionError:
+    return PermissionError(errno.EPERM, f"sockets are not safe here, as {why}: give --socket PATH", str(folder))
+
+
+def _let_in(folder: pathlib.Path, group: str) -> None:
+    try:
+        gid = grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {group!r}: create it, or leave it out") from None
+    there = folder.stat()
+    if there.st_mode & 0o005 == 0o005 or (there.st_gid == gid and there.st_mode & 0o050 == 0o050):
+        return
+    if there.st_mode & 0o070:
+        raise PermissionError(errno.EPERM, f"it is for another group than {group!r}: give --socket PATH", str(folder))
+    os.chown(folder, -1, gid)
+    folder.chmod(0o750)
+
+
+def user_name(uid: int) -> str:
+    """The login name of a user, or its number where there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+async def look(socket: str = "") -> Servers:
+    """Connect to the server at `socket`, or to all in the user's folder and the system's; dead ones are passed over.
+
+    :raises OSError: if none can be reached at `socket`
+    """
+    servers = Servers()
+    if socket:
+        servers.looked.append(socket)
+        servers.controls[socket] = await connect(socket)
+        return servers
+    for folder in dict.fromkeys((own_folder(), SYSTEM)):
+        try:
+            if folder != SYSTEM:  # nobody but root can have made that
+                _check(folder)
+            paths = sorted(str(path) for path in folder.iterdir() if path.suffix == ".sock")
+        except OSError as exc:
+            servers.looked.append(f"{folder} ({exc.strerror})")
+            continue
+        servers.looked.append(str(folder))
+        for path in paths:
+            try:
+                servers.controls[path] = await connect(path)
+            except PermissionError:
+                servers.looked.append(f"{path} (you may not)")
+            except OSError:  # its server is dead, or has gone just now
+                pass
+    return servers
+
+
+class Servers(anyio.abc.AsyncResource):
+    """Connections to control servers, as `look` makes them.
+
+    :ivar controls: by the path of the socket
+    :ivar looked: where they were looked for, and what was in the way
+    :ivar unanswered: those that `nodes` has dropped, and why
+    """
+
+    def __init__(self) -> None:
+        self.controls: dict[str, Control] = {}
+        self.looked: list[str] = []
+        self.unanswered: list[str] = []
+
+    def __str__(self) -> str:
+        return ", ".join(self.looked + self.unanswered)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for control in self.controls.values():
+            await control.aclose()
+
+    async def nodes(self, path: str = "", **options: Any) -> dict[str, list[Record]]:
+        """What is open at `path` and below, by the path of the socket. Options as for `Control.list`."""
+        found = {}
+        for socket, control in list(self.controls.items()):
+            try:
+                with anyio.fail_after(_PATIENCE):
+                    found[socket] = await control.list(path, **options)
+                continue
+            except TimeoutError:
+                self.unanswered.append(f"{socket} (it does not answer)")
+            except ControlError as error:
+                self.unanswered.append(f"{socket} ({error})")
+            del self.controls[socket]
+            await control.aclose()
+        return found
+
+    async def sharing(self, name: str) -> Control:
+        """The one server that shares `name`.
+
+        :raises ControlError: "unknown-path", if there is none, or several
+        """
+        sockets = [socket for socket, nodes in (await self.nodes(name)).items() if nodes]
+        if len(sockets) > 1:
+            raise ControlError(
+                "unknown-path", f"{name!r} is shared more than once: choose by --socket {' or '.join(sockets)}"
+            )
+        if not sockets:
+            raise ControlError("unknown-path", f"nothing is shared as {name!r}: looked in {self}")
+        return self.controls[sockets[0]]

@@ -1,0 +1,499 @@
+"""Consoles: programs and devices that are shared over a control socket, and taken away from those who are attached."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import os
+import pathlib
+import sys
+import termios
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import pytest
+from anyio.abc import SocketAttribute
+
+from asyncrevoke.console import Share, host, read_config
+from asyncrevoke.control import Control, ControlError, connect
+from conftest import BACKENDS, settle
+from test_hotplug import Plug
+
+pytestmark = pytest.mark.anyio
+
+#: A program that gives back what it gets, byte for byte.
+ECHO = ("sh", "-c", "stty raw -echo; exec cat")
+#: Floods: numbers without end; to whoever writes M7 it answers OUT7. What it was written goes to a file.
+DEVICE = """
+import os, sys, threading
+os.system("stty raw -echo")
+def flood():
+    n = 0
+    while True:
+        os.write(1, b"".join(b"%d\\n" % each for each in range(n, n + 50)))
+        n += 50
+threading.Thread(target=flood, daemon=True).start()
+with open(sys.argv[1], "wb", buffering=0) as record:
+    for line in sys.stdin.buffer:
+        record.write(line)
+        if line.startswith(b"M"):
+            os.write(1, b"OUT" + line[1:])
+"""
+
+
+class Attached:
+    """A client that is attached: what it has been told."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self.output = b""
+        self.told: list[dict[str, Any]] = []
+        self.end: dict[str, Any] | ControlError | None = None
+        self._news = anyio.Event()
+
+    async def listen(self, name: str, **fields: Any) -> None:
+        try:
+            async for record in self.control.request("attach", name=name, **fields):
+                if "data" in record:
+                    self.output += base64.b64decode(record["data"])
+                elif "ok" in record:
+                    self.end = record
+                else:
+                    self.told.append(record)
+                self._tell()
+        except ControlError as error:
+            self.end = error
+        except anyio.ClosedResourceError:
+            pass  # by the test
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
+    async def until(self, ready: Callable[[], object]) -> None:
+        with anyio.fail_after(30):
+            while not ready():
+                await self._news.wait()
+
+    async def hears(self, text: bytes) -> None:
+        await self.until(lambda: text in self.output)
+
+    async def is_told(self, **what: object) -> None:
+        await self.until(lambda: self.told and what.items() <= self.told[-1].items())
+
+    async def ends(self) -> str:
+        await self.until(lambda: self.end is not None)
+        return str(self.end) if isinstance(self.end, ControlError) else str((self.end or {})["ended"])
+
+    async def types(self, data: bytes) -> None:
+        await self.control.send({"data": base64.b64encode(data).decode()})
+
+
+class Lab:
+    """A console server, and its clients."""
+
+    def __init__(self, socket: str, tasks: anyio.abc.TaskGroup) -> None:
+        self.socket = socket
+        self.hosting = anyio.CancelScope()
+        self._tasks = tasks
+        self._open = contextlib.AsyncExitStack()
+
+    async def start(self, *shares: Share) -> None:
+        async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            with self.hosting:
+                await host(shares, self.socket, task_status=task_status)
+
+        await self._tasks.start(run)
+
+    async def connect(self) -> Control:
+        return await self._open.enter_async_context(await connect(self.socket))
+
+    async def attach(self, mode: str = "write", name: str = "lab", **fields: Any) -> Attached:
+        attached = Attached(await self.connect())
+        self._tasks.start_soon(lambda: attached.listen(name, mode=mode, **fields))
+        await attached.until(lambda: attached.told or attached.end)
+        return attached
+
+    async def close(self) -> None:
+        await self._open.aclose()
+        self.hosting.cancel()
+
+
+@contextlib.asynccontextmanager
+async def lab(folder: pathlib.Path, *shares: Share) -> AsyncIterator[Lab]:
+    async with anyio.create_task_group() as tasks:
+        opened = Lab(str(folder / "socket"), tasks)
+        try:
+            await opened.start(*shares)
+            yield opened
+        finally:
+            await opened.close()
+
+
+async def test_each_sees_all_and_one_types(tmp_path: pathlib.Path) -> None:
+    """The first who may has the keyboard; what others type is thrown away; output, also the last, goes to all."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        watcher, first, second = [await server.attach(mode) for mode in ("watch", "write", "write")]
+        await first.is_told(keyboard="root-2", yours=True)
+        for other in (watcher, second):
+            await other.is_told(keyboard="root-2", yours=False)
+            await other.types(b"mine")
+        await first.types(b"hello")
+        for each in (watcher, first, second):
+            await each.hears(b"hello")
+        late = await server.attach("watch")
+        await late.hears(b"hello")
+        assert {each.output for each in (watcher, first, second, late)} == {b"hello"}
+
+
+async def test_keyboard_goes_from_hand_to_hand(tmp_path: pathlib.Path) -> None:
+    """It is taken by force, comes back when that one leaves, is taken away alone; all are told each time."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        one, two, watcher = [await server.attach(mode) for mode in ("write", "write", "watch")]
+        boss = await server.attach("force")
+        for each in (one, two, watcher, boss):
+            await each.is_told(keyboard="root-4", yours=each is boss)
+        await one.types(b"lost")
+        await boss.types(b"boss")
+        await one.hears(b"boss")
+        await boss.control.send({"detach": True})
+        assert await boss.ends() == "detached"
+        await one.is_told(keyboard="root", yours=True)
+        admin = await server.connect()
+        await admin.revoke("lab/root/keyboard", "hands off")
+        await two.is_told(keyboard="root-2", yours=True)
+        await two.control.aclose()
+        await watcher.is_told(keyboard=None, yours=False)
+        assert watcher.output == b"boss"
+
+
+async def test_window_is_that_of_whoever_types(tmp_path: pathlib.Path) -> None:
+    """The terminal has the size of the window of the one who has the keyboard, and follows it."""
+    program = ("sh", "-c", "trap 'stty size' WINCH; echo ready; while :; do read line; stty size; done")
+    async with lab(tmp_path, Share("lab", program)) as server:
+        one = await server.attach(size=[30, 100])
+        await one.hears(b"ready")
+        two = await server.attach(size=[40, 120])
+        await one.types(b"\n")
+        await one.hears(b"30 100")
+        await two.control.send({"size": [41, 121]})
+        await one.control.send({"size": [31, 101]})
+        await one.hears(b"31 101")
+        assert b"41 121" not in one.output
+        await one.control.send({"detach": True})
+        await two.hears(b"41 121")
+
+
+async def test_one_is_taken_off_and_the_others_notice_nothing(tmp_path: pathlib.Path) -> None:
+    """Who is revoked is told why, and may come again; then the session goes from all, and so does the server."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        alice, bob = await server.attach(), await server.attach()
+        admin = await server.connect()
+        assert (await admin.revoke("lab/root-2", "shift over"))["done"]
+        assert await bob.ends() == "'lab/root-2' was revoked: shift over"
+        bob = await server.attach()
+        await alice.types(b"still here")
+        await bob.hears(b"still here")
+        assert alice.told[1:] == [{"keyboard": "root", "yours": True}]
+        reply = await admin.revoke("lab", "maintenance")
+        assert reply["done"], "it is answered, though the server has nothing to share any more"
+        assert [await each.ends() for each in (alice, bob)] == [
+            f"'lab/{name}' was revoked: maintenance" for name in ("root", "root-2")
+        ]
+    assert not pathlib.Path(server.socket).exists()
+
+
+@pytest.mark.parametrize("status", [0, 3])
+async def test_end_of_the_program_is_told_after_its_last_output(tmp_path: pathlib.Path, status: int) -> None:
+    """All clients get the last byte, then the status; the server ends."""
+    program = ("sh", "-c", f"read line; echo last words; exit {status}")
+    async with lab(tmp_path, Share("lab", program)) as server:
+        clients = [await server.attach(), await server.attach("watch")]
+        await clients[0].types(b"\n")
+        for each in clients:
+            assert await each.ends() == f"the program has ended with status {status}"
+            assert each.output.endswith(b"last words\r\n")
+
+
+async def test_stopped_server_tells_all_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    """Its cancellation takes the programs away, which are reaped, and each client learns why."""
+    async with lab(tmp_path, Share("lab", ("sh", "-c", "echo pid $$.; exec cat")), Share("other")) as server:
+        clients = [await server.attach(), await server.attach(name="other")]
+        await clients[0].hears(b".")
+        pid = int(clients[0].output.split()[1].strip(b"."))
+        server.hosting.cancel()
+        for each in clients:
+            assert (await each.ends()).endswith("was revoked: the console server was stopped")
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_who_does_not_read_is_taken_off_and_told(tmp_path: pathlib.Path) -> None:
+    """Of a flood, a slow client is a bounded number of bytes behind, then off; the others get all of it."""
+    total = 3_000_000
+    program = (
+        sys.executable,
+        "-ISc",
+        f"import os, sys; input(); sys.stdout.write('x' * {total}); print('end'); input()",
+    )
+    async with lab(tmp_path, Share("lab", program, history=0)) as server:
+        slow = await server.connect()
+        await slow.send({"v": 1, "do": "attach", "name": "lab", "mode": "watch"})
+        reader = await server.attach()
+        await reader.types(b"\n")
+        await reader.hears(b"end\r\n")
+        assert reader.output.count(b"x") == total
+        got = 0
+        with pytest.raises(ControlError, match=r"was revoked: it was \d+ bytes behind, and may be 65536"):
+            while True:
+                got += len((await slow.receive()).get("data", ""))
+        assert got < total
+        assert reader.end is None
+
+
+async def test_what_waits_for_a_client_is_not_sent_after_the_report(tmp_path: pathlib.Path) -> None:
+    """To one who does not read, output waits to be sent: once the revocation is reported, only the reason still comes."""
+    program = ("sh", "-c", "stty -echo; echo ready; while read line; do printf %01000d 7; done")
+    async with (
+        lab(tmp_path, Share("lab", program, history=0)) as server,
+        await anyio.connect_unix(server.socket) as slow,
+    ):
+        await slow.send(b'{"v": 1, "do": "attach", "name": "lab", "mode": "watch"}\n')
+        writer, admin = await server.attach(), await server.connect()
+        socket = slow.extra(SocketAttribute.raw_socket)
+
+        def queued() -> int:
+            return int.from_bytes(fcntl.ioctl(socket, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+        before, stuck = -1, 0
+        while stuck < 8:  # far less than it may be behind
+            writer.output = b""
+            await writer.types(b"\n")
+            await writer.hears(b"7")
+            await settle()
+            stuck = stuck + 1 if queued() == before else 0
+            before = queued()
+        assert (await admin.revoke("lab/root", "enough"))["done"]
+        sent = queued()
+        received = b""
+        with anyio.fail_after(30):
+            while b'"error"' not in received:
+                received += await slow.receive()
+        output, _, reason = received.rpartition(b'{"error"')
+        assert len(output) <= sent
+        assert b"'lab/root' was revoked: enough" in reason
+
+
+async def test_client_that_dies_while_the_device_is_stalled_is_gone(tmp_path: pathlib.Path) -> None:
+    """What it has typed waits for the device, for ever; its end is noticed all the same, and the next has the keyboard."""
+    async with lab(tmp_path, Share("lab", ("sh", "-c", "stty raw -echo; echo ready; exec sleep 1000"))) as server:
+        dies = await server.attach()
+        await dies.hears(b"ready")
+        lives, admin = await server.attach(), await server.connect()
+        while not any(node["path"] == "lab/root/keyboard" and node["in_use"] for node in await admin.list()):
+            await dies.types(b"x" * 4096)
+        await dies.control.aclose()
+        await lives.is_told(keyboard="root-2", yours=True)
+
+
+async def test_unplugged_device_comes_back_to_those_who_wait(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who asked for it stays, is told, and goes on with the next generation; others end with the reason."""
+    caplog.set_level("INFO", "asyncrevoke")
+    plug = Plug(tmp_path / "port")
+    plug.plug_in()
+    try:
+        async with lab(tmp_path, Share("lab", device=str(plug.link))) as server:
+            admin = await server.connect()
+            while not any(node["path"].endswith("/recorder") for node in await admin.list()):
+                pass
+            stays, goes = await server.attach(wait=True), await server.attach("watch", wait=False)
+            assert plug.end is not None
+            plug.end.send(b"one")
+            await stays.hears(b"one")
+            plug.unplug()
+            assert ": unplugged: " in await goes.ends()
+            await stays.until(lambda: "away" in stays.told[-1])
+            assert stays.told[-1]["away"].startswith("unplugged: ")
+            late = await server.attach()
+            assert "'lab' is away: unplugged: " in await late.ends()
+            with anyio.fail_after(30):
+                while "lab is waited for" not in caplog.text:  # it was tried to open it, in vain
+                    await anyio.lowlevel.checkpoint()
+            node = (await admin.list("lab"))[0]
+            assert node["state"] == "away"
+            assert node["reason"].startswith("unplugged: ")
+            plug.plug_in()
+            await stays.until(lambda: "back" in stays.told[-1])
+            assert stays.told[-1] == {"back": node["generation"] + 1}
+            plug.end.send(b"two")
+            await stays.hears(b"two")
+            await stays.types(b"typed")
+            got = b""
+            with anyio.fail_after(30):
+                while got != b"typed":
+                    await anyio.lowlevel.checkpoint()
+                    got += plug.end.received()
+            await admin.revoke("lab", "no more")
+            assert await stays.ends() == "'lab/root' was revoked: no more"
+    finally:
+        plug.close()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mode": "shout"},
+        {"mode": None},
+        {"name": "nothing"},
+        {"name": ["lab"]},
+        {"wait": 1},
+        {"size": [0, 80]},
+        {"size": [24, 80, 0]},
+        {"size": "24x80"},
+        {"size": [24.0, True]},
+    ],
+)
+async def test_request_that_makes_no_sense_is_refused(tmp_path: pathlib.Path, fields: dict[str, Any]) -> None:
+    """What is wrong is named, nobody is attached, and the connection can be used on."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        control = await server.connect()
+        with pytest.raises(ControlError, match=next(iter(fields)) if "name" not in fields else "name|nothing"):
+            async for _ in control.request("attach", **{"name": "lab", **fields}):
+                pass
+        assert not [node for node in await control.list("lab") if node["path"] == "lab/root"]
+
+
+@pytest.mark.parametrize("line", [{"data": "%%%"}, {"data": 1}, {"detach": 1}, {"size": [1]}])
+async def test_line_that_makes_no_sense_ends_one_client_alone(tmp_path: pathlib.Path, line: dict[str, Any]) -> None:
+    """It is told, and off; nothing of it reaches the device."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        bad, good = await server.attach(), await server.attach()
+        await bad.control.send(line)
+        await bad.ends()
+        assert isinstance(bad.end, ControlError)
+        assert bad.end.code == "bad-request"
+        await good.is_told(keyboard="root-2", yours=True)
+        await good.types(b"fine")
+        await good.hears(b"fine")
+        assert good.output == b"fine"
+
+
+async def test_output_is_logged_and_a_full_disk_is_no_end(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All output is appended to the log; where that fails, it is told, and the console goes on."""
+    log = tmp_path / "log"
+    log.write_bytes(b"before\n")
+    async with lab(tmp_path, Share("lab", ECHO, log=str(log)), Share("full", ECHO, log="/dev/full")) as server:
+        for name in ("lab", "full"):
+            client = await server.attach(name=name)
+            for text in (b"one ", b"two"):
+                await client.types(text)
+                await client.hears(text)
+    assert log.read_bytes() == b"before\none two"
+    assert "full is logged no longer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("share", "error", "match"),
+    [
+        ({"command": ("/no/such/program",)}, FileNotFoundError, "/no/such/program"),
+        ({"name": "good"}, ValueError, "'good' is taken"),
+        ({"log": "/no/such/folder/log"}, FileNotFoundError, "/no/such/folder/log"),
+    ],
+)
+async def test_what_cannot_be_shared_says_so(
+    tmp_path: pathlib.Path, share: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    """The error names it; what was opened before it is closed, and the socket is gone."""
+    with pytest.raises(error, match=match):
+        await host([Share("good", ECHO), Share(**{"name": "bad", **share})], str(tmp_path / "socket"))
+    assert not (tmp_path / "socket").exists()
+
+
+def test_share_that_makes_no_sense_is_refused() -> None:
+    """A name is short and printable, and has no place in a path."""
+    for name in ("", "a/b", "*", "a\nb", "x" * 65):
+        with pytest.raises(ValueError, match="is no name"):
+            Share(name)
+    with pytest.raises(ValueError, match="a command and a device"):
+        Share("lab", ("sh",), "/dev/ttyS0")
+
+
+def test_shares_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
+    """A table for each share; what is wrong is named with the file."""
+    file = tmp_path / "lab.toml"
+    file.write_text(
+        'group = "lab"\n[share.a]\ndevice = "/dev/ttyUSB0"\nbaudrate = 115200\n[share.b]\ncommand = ["sh", "-l"]\n'
+    )
+    assert read_config(str(file)) == (
+        [Share("a", device="/dev/ttyUSB0", baudrate=115200), Share("b", command=("sh", "-l"))],
+        "lab",
+    )
+    for text, match in [
+        ("", "give .share.NAME."),
+        ("[shares.a]", "give .share.NAME."),
+        ("group = 1\n[share.a]", "give .share.NAME."),
+        ("[share.a]\nbaud = 1", "baud = 1"),
+        ('[share.a]\ncommand = "sh"', "command = 'sh'"),
+        ("[share.a]\nbaudrate = true", "baudrate = True"),
+        ("share.a = 1", "a"),
+        ('[share."a/b"]', "'a/b' is no name"),
+        ("[share", "lab.toml"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(ValueError, match=match) as info:
+            read_config(str(file))
+        assert "lab.toml" in str(info.value)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("anyio_backend", "times"),
+    [pytest.param(each.values[0], 1000 if each.id == "asyncio" else 50, id=each.id) for each in BACKENDS],
+)
+async def test_nothing_passes_once_the_revocation_is_reported(tmp_path: pathlib.Path, times: int) -> None:
+    """Both ways are flooded. After each report no byte of the revoked client reaches the device, and none that the device
+    sends from then on reaches the client.
+    """
+    record = tmp_path / "record"
+    program = (sys.executable, "-ISc", DEVICE, str(record))
+    async with lab(tmp_path, Share("lab", program, history=0)) as server, anyio.create_task_group() as tasks:
+        bob = await server.attach()
+        admin = await server.connect()
+        floods = []
+        for number in range(times):
+            alice = await server.attach("force")
+
+            async def flood(alice: Attached = alice, line: bytes = b"a%d;\n" % number * 100) -> None:
+                with contextlib.suppress(ControlError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    while alice.end is None:
+                        await alice.types(line)
+
+            tasks.start_soon(flood)
+            await alice.until(lambda alice=alice: alice.output)  # type: ignore[misc]
+            assert (await admin.revoke("lab/root-2", "enough"))["done"]
+            await bob.is_told(yours=True)
+            await bob.types(b"\nM%d\n" % number)
+            await bob.hears(b"OUT%d\n" % number)
+            bob.output = bob.output[-20:]
+            assert await alice.ends() == "'lab/root-2' was revoked: enough"
+            assert b"OUT%d\n" % number not in alice.output
+            floods.append(alice.output)
+            await alice.control.aclose()
+        tasks.cancel_scope.cancel()
+    marks = 0
+    for line in record.read_bytes().splitlines():
+        if line.startswith(b"M"):
+            assert line == b"M%d" % marks
+            marks += 1
+        else:
+            assert (b"a%d;" % marks).startswith(line), "typed after its revocation was reported"
+    assert marks == times
