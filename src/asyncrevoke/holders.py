@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from asyncrevoke.adapters.tty import KernelDriver
-from asyncrevoke.control.sockets import user_name
+from asyncrevoke.control.peer import user_name
 
 _TIOCGDEV = 0x80045432  # include/uapi/asm-generic/ioctls.h: /dev/tty, too, tells which it is
 

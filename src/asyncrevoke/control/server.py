@@ -8,20 +8,14 @@ may look but not take away. As revoke(2): from another process, the owner or roo
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import grp
 import itertools
 import logging
 import os
-import pwd
 import select
 import socket
-import stat
-import struct
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,38 +35,17 @@ from asyncrevoke import (
     revoke_all,
 )
 from asyncrevoke.control.lines import VERSION, ControlError, Lines, encode, short
+from asyncrevoke.control.listener import listening
+from asyncrevoke.control.peer import Peer, group_number, peer_of
 
 logger = logging.getLogger("asyncrevoke")
 
-_SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
 _LAST_WORDS = 5.0  # seconds for revocations that clients wait for when the server ends: they may be why it does
 _AT_ONCE = 64  # nodes that are listed before others have their turn
 _EVENTS = 500  # that are sent at once
 _PAUSE = 0.05  # seconds from one sending of events to the next, so that many who watch do not take the loop
 _ENDED = "the control server has ended"
 _OVER = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)  # the connection is
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who is at the other end of a connection, as the kernel says."""
-
-    pid: int
-    uid: int
-    groups: frozenset[int]
-
-    @property
-    def owner(self) -> bool:
-        """Whether it is root, or the owner of this process."""
-        return self.uid in (0, os.geteuid())
-
-    @property
-    def name(self) -> str:
-        """The user's login name, or its number where there is none."""
-        try:
-            return pwd.getpwuid(self.uid).pw_name
-        except KeyError:
-            return str(self.uid)
 
 
 class Connection(Lines):
@@ -180,10 +153,19 @@ async def serve(
     :raises ValueError: if there is no such group
     Cancellation: ends it; those who are connected are told.
     """
-    gid = None if group is None else _gid(group)
-    async with _listening(os.fspath(path), gid) as listener:
+    gid = None if group is None else group_number(group)
+    async with listening(os.fspath(path), gid) as listener:
         with select.epoll() as hangups:
-            server = _Server(registry, commands or {}, backlog, patience, hangups)
+            server = _Server(
+                registry,
+                commands or {},
+                hangups,
+                group=group,
+                gid=gid,
+                most=clients,
+                backlog=backlog,
+                patience=patience,
+            )
             async with anyio.create_task_group() as tasks:
                 try:
                     await tasks.start(observe, registry.root, server.note)
@@ -192,21 +174,10 @@ async def serve(
                     while True:
                         await anyio.wait_readable(listener)
                         try:
-                            connection, _ = listener.accept()
-                        except BlockingIOError:
-                            continue
+                            server.let_in(listener, tasks)
                         except OSError as exc:  # too many files are open; who waits is let in when some are closed
                             logger.warning("the control socket %s: %s", path, exc)
                             await anyio.sleep(1)
-                            continue
-                        peer = _peer(connection)
-                        if not peer.owner and gid not in peer.groups:
-                            who = "the owner and root may" + (f", and the group {group}" if group else "")
-                            _turn_away(connection, "forbidden", f"{peer.name} may not connect here: {who}")
-                        elif len(server.connections.children) >= clients:
-                            _turn_away(connection, "too-many", f"{clients} are connected already: try again later")
-                        else:
-                            tasks.start_soon(server.talk, server.admit(connection, peer), peer)
                 finally:
                     with anyio.move_on_after(_LAST_WORDS, shield=True):
                         await server.awaited.revoke(_ENDED)
@@ -229,13 +200,20 @@ class _Server:
         self,
         registry: Registry,
         commands: Mapping[str, Command],
+        hangups: select.epoll,
+        *,
+        group: str | None,
+        gid: int | None,
+        most: int,
         backlog: int,
         patience: float,
-        hangups: select.epoll,
     ) -> None:
         self.connections = Revokable("control connections")
         self.awaited = Revokable("control server", kick=None)  # operations on it are revocations that clients wait for
         self._registry = registry
+        self._group = group
+        self._gid = gid
+        self._most = most
         self._backlog = backlog
         self._patience = patience
         self._hangups = hangups
@@ -268,7 +246,22 @@ class _Server:
 
     # -- one connection --
 
-    def admit(self, connection: socket.socket, peer: Peer) -> Connection:
+    def let_in(self, listener: socket.socket, tasks: anyio.abc.TaskGroup) -> None:
+        """Let in who comes next, if he may come."""
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        peer = peer_of(connection)
+        if not peer.owner and self._gid not in peer.groups:
+            who = "the owner and root may" + (f", and the group {self._group}" if self._group else "")
+            _turn_away(connection, "forbidden", f"{peer.name} may not connect here: {who}")
+        elif len(self._clients) >= self._most:
+            _turn_away(connection, "too-many", f"{self._most} are connected already: try again later")
+        else:
+            tasks.start_soon(self.talk, self._admit(connection, peer), peer)
+
+    def _admit(self, connection: socket.socket, peer: Peer) -> Connection:
         """Take a connection over. Who is taken away is told why, even if he has let all the rest lie."""
 
         def close(fd: int) -> None:
@@ -479,90 +472,3 @@ def _turn_away(connection: socket.socket, code: str, message: str) -> None:
     with connection, contextlib.suppress(OSError):
         connection.setblocking(False)
         connection.send(_refusal(code, message))
-
-
-# -- the socket --
-
-
-def _gid(group: str) -> int:
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise ValueError(f"there is no group {group!r}: create it, or leave it out") from None
-
-
-def _peer(connection: socket.socket) -> Peer:
-    pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    more = b""
-    with contextlib.suppress(OSError):  # more groups than fit: then the first counts
-        more = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
-    return Peer(pid, uid, frozenset({gid, *struct.unpack(f"{len(more) // 4}I", more)}))
-
-
-@contextlib.asynccontextmanager
-async def _listening(path: str, gid: int | None) -> AsyncIterator[socket.socket]:
-    """A listening socket at `path`. One that nobody listens on is replaced."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.setblocking(False)
-        try:
-            async with _alone_in(os.path.dirname(path) or "."):  # noqa: PTH120  # as it is, not as it would be written
-                _clear(path)
-                listener.bind(path)
-                own = os.lstat(path)
-                try:
-                    if gid is not None:
-                        os.chown(path, -1, gid)
-                    os.chmod(path, 0o600 if gid is None else 0o660)  # noqa: PTH101
-                    listener.listen(1024)  # nobody could connect before
-                except BaseException:
-                    os.unlink(path)  # noqa: PTH108
-                    raise
-        except OSError as exc:  # one without a number is about the length
-            why = exc.strerror or str(exc)
-            raise OSError(exc.errno or errno.ENAMETOOLONG, f"no control socket can be made: {why}", path) from exc
-        try:
-            yield listener
-        finally:
-            with contextlib.suppress(OSError):  # as long as we listen, its inode's number is not another's
-                if os.path.samestat(os.lstat(path), own):
-                    os.unlink(path)  # noqa: PTH108
-
-
-@contextlib.asynccontextmanager
-async def _alone_in(folder: str) -> AsyncIterator[None]:
-    """One server at a time begins in a folder: of two that find the same stale socket, one must not remove the other's."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for _ in range(100):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            await anyio.sleep(0.05)
-        else:
-            raise OSError(errno.EWOULDBLOCK, f"another process has kept a lock on {folder!r} for 5 s")
-        yield
-    finally:
-        os.close(fd)
-
-
-def _clear(path: str) -> None:
-    """Make way for a socket.
-
-    :raises OSError: EEXIST if there is something else, EADDRINUSE if a server listens there
-    """
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "there is something that is no socket: remove it, or choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)  # noqa: PTH108  # its server is dead
-            return
-        except BlockingIOError:
-            pass  # its queue is full: it lives
-    raise OSError(errno.EADDRINUSE, "a server listens there already: end that, or choose another path")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
 import pathlib
-import pwd
 from typing import Any
 
 import anyio
@@ -15,6 +13,7 @@ import anyio.abc
 
 from asyncrevoke.control.client import Control, Record, connect
 from asyncrevoke.control.lines import ControlError
+from asyncrevoke.control.peer import group_number, user_name
 
 SYSTEM = pathlib.Path("/run/asyncrevoke")
 _PATIENCE = 5.0  # seconds for a server to answer; one that is stopped must not keep the others from being found
@@ -60,10 +59,7 @@ def _unsafe(folder: pathlib.Path, why: str) -> PermissionError:
 
 
 def _let_in(folder: pathlib.Path, group: str) -> None:
-    try:
-        gid = grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise ValueError(f"there is no group {group!r}: create it, or leave it out") from None
+    gid = group_number(group)
     there = folder.stat()
     if there.st_mode & 0o005 == 0o005 or (there.st_gid == gid and there.st_mode & 0o050 == 0o050):
         return
@@ -71,14 +67,6 @@ def _let_in(folder: pathlib.Path, group: str) -> None:
         raise PermissionError(errno.EPERM, f"it is for another group than {group!r}: give --socket PATH", str(folder))
     os.chown(folder, -1, gid)
     folder.chmod(0o750)
-
-
-def user_name(uid: int) -> str:
-    """The login name of a user, or its number where there is none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 async def look(socket: str = "") -> Servers:

@@ -1,0 +1,60 @@
+"""Who is at the other end of a Unix socket, as the kernel says."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import socket
+import struct
+from dataclasses import dataclass
+
+_SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A process that has connected; what it was when it did."""
+
+    pid: int
+    uid: int
+    groups: frozenset[int]
+
+    @property
+    def owner(self) -> bool:
+        """Whether it is root, or the owner of this process."""
+        return self.uid in (0, os.geteuid())
+
+    @property
+    def name(self) -> str:
+        """The user's login name, or its number where there is none."""
+        return user_name(self.uid)
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Ask the kernel who has connected."""
+    pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    more = b""
+    with contextlib.suppress(OSError):  # more groups than fit: then the first counts
+        more = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    return Peer(pid, uid, frozenset({gid, *struct.unpack(f"{len(more) // 4}I", more)}))
+
+
+def user_name(uid: int) -> str:
+    """The login name of a user, or its number where there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def group_number(group: str) -> int:
+    """The number of a group.
+
+    :raises ValueError: if there is none of that name
+    """
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {group!r}: create it, or leave it out") from None
