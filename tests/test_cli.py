@@ -94,7 +94,8 @@ def test_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Where the sockets are."""
+    """Where the sockets are; whoever else shares something on this machine is not seen."""
+    monkeypatch.setattr("asyncrevoke.control.sockets.SYSTEM", tmp_path / "system")
     for name in "ASYNCREVOKE_SOCKET", "PYTHONUNBUFFERED":
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
@@ -497,6 +498,23 @@ def test_silent_server_is_named_and_hides_nobody(
         assert err == f"asyncrevoke: {folder / 'a.sock'} (it does not answer)\n"
         assert main(["revoke", "a"]) == 1
         assert "a.sock (it does not answer)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["alice/t1", "alice/*", "/dev/zero"])
+def test_service_is_asked_by_its_socket(what: str, tmp_path: pathlib.Path) -> None:
+    """Where it is, all that its registry has can be revoked: keys, what is below them, devices by their path."""
+    path = str(tmp_path / "s")
+
+    async def scenario() -> None:
+        registry = Registry()
+        handle = registry["alice", "t1"].open() if "alice" in what else registry.name("zero", "/dev/zero").open()
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(serve, registry, path)
+            assert await anyio.to_thread.run_sync(main, ["revoke", what, "--socket", path]) == 0
+            assert handle.released
+            tasks.cancel_scope.cancel()
+
+    anyio.run(scenario)
 
 
 @pytest.mark.parametrize(("what", "status"), [("inside", 3), ("fails", 4), ("well", 0)])

@@ -127,7 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
     add = command("revoke", _revoke, "take a share away, or a client from it, or any terminal by the kernel", _REVOKE)
-    add("what", metavar="NAME[/CLIENT]", help="as `ls --who` shows it; with --kernel, the path of a terminal")
+    add(
+        "what", metavar="NAME[/CLIENT]", help="as `ls --who` shows it, or NAME/*; with --kernel, the path of a terminal"
+    )
     add("--reason", default="", help="what everybody is told")
     add("--grace", type=_seconds, default=0.0, metavar="S", help="seconds to finish what is being done")
     add("--timeout", type=_seconds, default=30.0, metavar="S", help="seconds to wait until it is gone (%(default)g)")
@@ -321,14 +323,16 @@ async def _watch(servers: Servers, *, as_json: bool) -> int:
 def _revoke(args: argparse.Namespace) -> int:
     if args.kernel:
         return _revoke_by_kernel(args.what, asks=not args.yes)
-    if args.what.startswith("/") or args.yes:
-        args.usage("revoke: give NAME or NAME/CLIENT; or the path of a terminal and --kernel, with which --yes goes")
+    if args.yes or (args.what.startswith("/") and not args.socket):
+        args.usage(
+            "revoke: a path goes with --kernel, or with the --socket of a service that has it; --yes with --kernel"
+        )
 
     async def run() -> Record:
         async with await look(args.socket) as servers:
-            control = await servers.sharing(args.what.partition("/")[0])
+            sharing = servers.controls.get(args.socket) or await servers.sharing(args.what.partition("/")[0])
             with anyio.fail_after(args.timeout + 10):
-                return await control.revoke(args.what, args.reason, grace=args.grace, timeout=args.timeout)
+                return await sharing.revoke(args.what, args.reason, grace=args.grace, timeout=args.timeout)
 
     try:
         answer = anyio.run(run)
