@@ -424,9 +424,10 @@ def test_ls_shows_who_is_there(capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(r"^  lab/root +live", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_ls_watch_shows_what_happens() -> None:
+def test_ls_watch_shows_what_happens(folder: pathlib.Path) -> None:
     """Events as they come, until the server has ended, which it says."""
-    with sharing("--name", "lab") as server, Client("ls", "--watch", "--json") as watcher, attach("lab") as client:
+    watch = "ls", "--watch", "--json", "--socket", str(folder / "lab.sock")
+    with sharing("--name", "lab") as server, Client(*watch) as watcher, attach("lab") as client:
         watcher.sees('"watching"')
         watcher.sees("\r\n")
         client.types("\x1dq")

@@ -141,13 +141,14 @@ class _Hosting:
                         serving.start_soon(observe, self.registry.root, log_events)
                         for share in self._shares:
                             self._consoles[share.name] = _Console(share, self.registry)
-                    except (OSError, ValueError, ImportError) as exc:
+                    except (OSError, ValueError) as exc:
                         self.failure = exc
+                        self.registry.root.revoke(str(exc))
                     else:
                         task_status.started()
-                        async with anyio.create_task_group() as running:
-                            for console in self._consoles.values():
-                                running.start_soon(console.run)
+                    async with anyio.create_task_group() as running:
+                        for console in self._consoles.values():
+                            running.start_soon(console.run)
                     serving.cancel_scope.cancel()
         finally:
             self.over.set()
@@ -166,7 +167,7 @@ class _Hosting:
         try:
             client = _Client(console, request, writes=mode != "watch", wait=wait)
         except (RevokedError, anyio.ClosedResourceError) as error:
-            raise ControlError("revoked", str(error)) from None
+            raise ControlError("revoked", console.ended or str(error)) from None
         return {"ended": await client.run(force=mode == "force")}
 
 
@@ -230,7 +231,10 @@ class _Console:
             while self.clients:
                 self._left = anyio.Event()
                 await self._left.wait()
-        await self.node.aclose()
+        try:
+            await self.node.aclose()
+        except* Exception:
+            logger.exception("%s was not closed well", self.share.name)
         self._close_log()
 
     async def _serve(self, session: Session) -> None:
@@ -281,28 +285,27 @@ class _Console:
             self._hand_to(client)
 
     def leave(self, client: _Client) -> None:
-        """Somebody has gone; the keyboard is for whoever has been here longest."""
+        """Somebody has gone; the handle is still to be closed."""
         del self.clients[client]
-        if self.keyboard is client:
-            self._hand_on()
         self._left.set()
 
     def _hand_on(self) -> None:
+        """Nobody has it any more: it is for whoever has been here longest."""
         self._hand_to(next((each for each in self.clients if each.writes and not each.handle.revoked), None))
 
     def _hand_to(self, client: _Client | None) -> None:
         before, self.keyboard = self.keyboard, client
         if before is not None and before.keyboard is not None:
-            before.keyboard.revoke("another has the keyboard")  # and what was just typed there
-            before.keyboard = None
+            keyboard, before.keyboard = before.keyboard, None
+            keyboard.revoke("another has the keyboard")  # and what was just typed there
         if client is not None:
 
             def lost() -> None:
-                if self.keyboard is client and not client.handle.revoked:  # it alone was taken away
+                if client.keyboard is new:  # it was closed or taken away, alone or with all that the client has
                     client.writes = False
                     self._hand_on()
 
-            client.keyboard = client.handle.open("keyboard", release=lost)
+            client.keyboard = new = client.handle.open("keyboard", release=lost)
             client.resize()
         for each in self.clients:
             each.news.set()
@@ -330,7 +333,7 @@ class _Client:
         self._connection = request.connection
         self._size = _size(request.fields.get("size"))
         self._wait = wait
-        self._stream: SharedStream | None = None
+        self._stream: SharedStream | None = None  # the latest
         self._outcome: str | Exception | None = None
         self.handle = console.node.pin(self.name)
 
@@ -392,15 +395,14 @@ class _Client:
             if self.handle.revoked or not (self._wait and session.node.revoked):
                 raise
         finally:
-            self._stream = None
             await stream.aclose()
 
     async def _await_next(self) -> None:
         console = self._console
         await self._connection.send(encode({"away": console.away}))
         await self._until(lambda: console.ended or console.away is None)
-        if console.session is not None and console.away is None:
-            await self._connection.send(encode({"back": console.session.node.generation}))
+        if not console.ended:
+            await self._connection.send(encode({"back": console.node.current.generation}))
 
     async def _until(self, ready: Callable[[], object]) -> None:
         with self.handle.using(idle=True):
