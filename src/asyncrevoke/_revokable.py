@@ -71,7 +71,7 @@ def _begin(act: Revocation, grace: float) -> None:
     """Refuse, kick, wait, release: a slice of it now, the rest by a task of its own."""
     _refuse(act)
     for root in act._roots:
-        if root._state != RELEASED:
+        if root._acts and root._acts[0] is act:
             tell("closed" if act._closer else "revoked", root, act)
     work = _work(act, grace)
     home = _loop.current()
