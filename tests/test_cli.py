@@ -107,10 +107,10 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> pathlib.P
 class Client:
     """A command of ours on a terminal of its own, and what it shows there."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, size: tuple[int, int] = (24, 80)) -> None:
         self.master, self.slave = pty.openpty()
         self.settings = termios.tcgetattr(self.slave)
-        self.resize(24, 80)
+        self.resize(*size)
         take = functools.partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0)
         self.process = subprocess.Popen(
             [*COMMAND, *words],
@@ -222,17 +222,17 @@ def test_one_is_taken_off_and_then_all(tmp_path: pathlib.Path, folder: pathlib.P
 def test_escape_key_detaches(key: str) -> None:
     """It says so on attach, helps, is sent when typed twice, and detaches; a program's screen modes are undone."""
     with sharing("--name", "lab"), attach("lab") as client:
-        client.sees("ctrl-] then q")
+        client.sees("ctrl-] q detaches")
         client.sees("you have the keyboard")
         client.types("\x1d?")
-        client.sees("ctrl-] then q")
+        client.sees("ctrl-] then q, or a dot, detaches")
         client.types("one\x1d\x1dtwo")
         client.sees("one\x1dtwo")
         client.types("\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[?2004l.")
         client.sees("2004l.")
         client.types("\x1d")
         client.types(key)
-        assert client.sees("asyncrevoke: ") == "\x1b[?1049l\x1b[?25h\x1b[m"
+        assert client.sees("asyncrevoke: ") == "\r\n\x1b[?1049l\x1b[?25h\x1b[m"
         assert client.ends("lab: detached") == 0
 
 
@@ -251,6 +251,16 @@ def test_window_size_follows() -> None:
         for rows, columns in (33, 101), (44, 99):
             client.resize(rows, columns)
             client.sees(f"({columns}, {rows})")
+
+
+@pytest.mark.parametrize(("window", "size"), [((0, 0), "24 80"), ((20, 2000), "20 999")])
+def test_window_may_have_any_size(window: tuple[int, int], size: str) -> None:
+    """One that tells none, as on a serial line, leaves the terminal's as it is; one that is huge is cut."""
+    program = "sh", "-c", "while read line; do stty size; done"
+    with sharing("--name", "lab", "--", *program), Client("attach", "lab", size=window) as client:
+        client.sees("you have the keyboard")
+        client.types("\r")
+        client.sees(size)
 
 
 def test_keyboard_changes_hands_and_both_are_told() -> None:
@@ -452,10 +462,12 @@ def test_ls_watch_shows_what_happens(folder: pathlib.Path) -> None:
         ("share --group no-such-group", 1, "there is no group 'no-such-group'"),
         ("share --config /nowhere.toml", 1, "/nowhere.toml: No such file"),
         ("share --", 2, "a command after --"),
+        ("share sh", 2, "'sh' is a program, which comes after two dashes: share -- sh"),
+        ("share --nam x", 2, "--nam"),
         ("share /dev/ttyS0 -- bash", 2, "a command after --"),
         ("share --config x --name y", 2, "--config goes with"),
-        ("revoke x --timeout -1", 2, "-1 is not from 0"),
-        ("revoke x --timeout soon", 2, "invalid"),
+        ("revoke x --timeout -1", 2, "'-1' is no number of seconds"),
+        ("revoke x --timeout soon", 2, "'soon' is no number of seconds"),
         ("revoke /dev/ttyS0", 2, "--kernel"),
         ("revoke --kernel /nowhere", 1, "/nowhere: No such file"),
         ("revoke --kernel /dev/null", 1, "/dev/null: not a terminal"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import math
 import os
 import pathlib
 import sys
@@ -18,6 +19,8 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute
 
+from asyncrevoke import console
+from asyncrevoke.adapters.pty import PtySession
 from asyncrevoke.console import Share, host, read_config
 from asyncrevoke.control import Control, ControlError, connect
 from conftest import BACKENDS, settle
@@ -151,10 +154,20 @@ async def test_each_sees_all_and_one_types(tmp_path: pathlib.Path) -> None:
         assert {each.output for each in (watcher, first, second, late)} == {b"hello"}
 
 
+async def test_late_client_gets_the_last_output(tmp_path: pathlib.Path) -> None:
+    """In lines that are not too long, however much it is."""
+    program = (sys.executable, "-ISc", "print('x' * 60000 + 'end'); input()")
+    async with lab(tmp_path, Share("lab", program)) as server:
+        for _ in range(2):
+            client = await server.attach()
+            await client.hears(b"end")
+            assert client.output.count(b"x") == 60000
+
+
 async def test_keyboard_goes_from_hand_to_hand(tmp_path: pathlib.Path) -> None:
     """It is taken by force, comes back when that one leaves, is taken away alone; all are told each time."""
     async with lab(tmp_path, Share("lab", ECHO)) as server:
-        one, two, watcher = [await server.attach(mode) for mode in ("write", "write", "watch")]
+        one, two, watcher = [await server.attach(mode) for mode in ("force", "write", "watch")]
         boss = await server.attach("force")
         for each in (one, two, watcher, boss):
             await each.is_told(keyboard="root-4", yours=each is boss)
@@ -166,6 +179,7 @@ async def test_keyboard_goes_from_hand_to_hand(tmp_path: pathlib.Path) -> None:
         await one.is_told(keyboard="root", yours=True)
         admin = await server.connect()
         await admin.revoke("lab/root/keyboard", "hands off")
+        await one.is_told(yours=False, reason="hands off")
         await two.is_told(keyboard="root-2", yours=True)
         await two.control.aclose()
         await watcher.is_told(keyboard=None, yours=False)
@@ -182,6 +196,9 @@ async def test_window_is_that_of_whoever_types(tmp_path: pathlib.Path) -> None:
         await one.types(b"\n")
         await one.hears(b"30 100")
         await two.control.send({"size": [41, 121]})
+        await settle(50)
+        await one.types(b"\n")
+        await one.until(lambda: one.output.count(b"30 100") > 1)
         await one.control.send({"size": [31, 101]})
         await one.hears(b"31 101")
         assert b"41 121" not in one.output
@@ -199,7 +216,7 @@ async def test_one_is_taken_off_and_the_others_notice_nothing(tmp_path: pathlib.
         bob = await server.attach()
         await alice.types(b"still here")
         await bob.hears(b"still here")
-        assert alice.told[1:] == [{"keyboard": "root", "yours": True}]
+        assert alice.told[1:] == [{"keyboard": "root", "yours": True, "reason": ""}]
         reply = await admin.revoke("lab", "maintenance")
         assert reply["done"], "it is answered, though the server has nothing to share any more"
         assert [await each.ends() for each in (alice, bob)] == [
@@ -208,16 +225,26 @@ async def test_one_is_taken_off_and_the_others_notice_nothing(tmp_path: pathlib.
     assert not pathlib.Path(server.socket).exists()
 
 
-@pytest.mark.parametrize("status", [0, 3])
-async def test_end_of_the_program_is_told_after_its_last_output(tmp_path: pathlib.Path, status: int) -> None:
-    """All clients get the last byte, then the status; the server ends."""
-    program = ("sh", "-c", f"read line; echo last words; exit {status}")
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("exit 0", "the program has ended with status 0"),
+        ("exit 3", "the program has ended with status 3"),
+        ("exec sleep 1000 <&- >&- 2>&-", "the program has closed its terminal"),
+    ],
+)
+async def test_end_of_the_program_is_told_after_its_last_output(
+    tmp_path: pathlib.Path, end: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All clients get the last byte, once, then how it ended; the server ends when they have it."""
+    monkeypatch.setattr(console, "_LAST_WORDS", math.inf)
+    program = ("sh", "-c", f"read line; echo last words; {end}")
     async with lab(tmp_path, Share("lab", program)) as server:
         clients = [await server.attach(), await server.attach("watch")]
         await clients[0].types(b"\n")
         for each in clients:
-            assert await each.ends() == f"the program has ended with status {status}"
-            assert each.output.endswith(b"last words\r\n")
+            assert await each.ends() == told
+            assert each.output == b"\r\nlast words\r\n"
 
 
 async def test_stopped_server_tells_all_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
@@ -256,14 +283,28 @@ async def test_who_does_not_read_is_taken_off_and_told(tmp_path: pathlib.Path) -
         assert reader.end is None
 
 
-async def test_what_waits_for_a_client_is_not_sent_after_the_report(tmp_path: pathlib.Path) -> None:
-    """To one who does not read, output waits to be sent: once the revocation is reported, only the reason still comes."""
+@pytest.mark.parametrize(
+    ("what", "wait", "why"),
+    [
+        ("lab/root", b"false", b"'lab/root' was revoked: enough"),
+        ("lab/sh", b"false", b'"revoked"'),  # if it is not sent until the server has ended, that is the reason
+        ("lab/sh/root", b"true", b"'lab/sh/root' (generation 1) was revoked: enough"),
+        ("", b"true", b"the control server has ended"),
+    ],
+)
+async def test_what_waits_for_a_client_is_not_sent_after_the_report(
+    tmp_path: pathlib.Path, what: str, wait: bytes, why: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To one who does not read, output waits to be sent: once the revocation is reported, only the reason still comes.
+    Nor does the end of a program wait for him for ever.
+    """
+    monkeypatch.setattr(console, "_LAST_WORDS", 60 if what else 0.01)
     program = ("sh", "-c", "stty -echo; echo ready; while read line; do printf %01000d 7; done")
     async with (
         lab(tmp_path, Share("lab", program, history=0)) as server,
         await anyio.connect_unix(server.socket) as slow,
     ):
-        await slow.send(b'{"v": 1, "do": "attach", "name": "lab", "mode": "watch"}\n')
+        await slow.send(b'{"v": 1, "do": "attach", "name": "lab", "mode": "watch", "wait": %b}\n' % wait)
         writer, admin = await server.attach(), await server.connect()
         socket = slow.extra(SocketAttribute.raw_socket)
 
@@ -278,27 +319,125 @@ async def test_what_waits_for_a_client_is_not_sent_after_the_report(tmp_path: pa
             await settle()
             stuck = stuck + 1 if queued() == before else 0
             before = queued()
-        assert (await admin.revoke("lab/root", "enough"))["done"]
+        if what:
+            assert (await admin.revoke(what, "enough"))["done"]
+        else:
+            await writer.types(b"\x04")  # the program ends
+            with anyio.fail_after(30):
+                while pathlib.Path(server.socket).exists():
+                    await anyio.sleep(0.01)
         sent = queued()
         received = b""
         with anyio.fail_after(30):
             while b'"error"' not in received:
                 received += await slow.receive()
-        output, _, reason = received.rpartition(b'{"error"')
-        assert len(output) <= sent
-        assert b"'lab/root' was revoked: enough" in reason
+        assert b'"data"' not in received[sent:]
+        assert why in received
 
 
-async def test_client_that_dies_while_the_device_is_stalled_is_gone(tmp_path: pathlib.Path) -> None:
-    """What it has typed waits for the device, for ever; its end is noticed all the same, and the next has the keyboard."""
+@pytest.mark.parametrize("how", ["dies", "force", "lab/root/keyboard", "lab/root"])
+async def test_keyboard_of_a_stalled_device_changes_hands(tmp_path: pathlib.Path, how: str) -> None:
+    """What was typed waits for the device, for ever; whoever loses the keyboard, it is thrown away, and the next has it."""
     async with lab(tmp_path, Share("lab", ("sh", "-c", "stty raw -echo; echo ready; exec sleep 1000"))) as server:
-        dies = await server.attach()
-        await dies.hears(b"ready")
-        lives, admin = await server.attach(), await server.connect()
-        while not any(node["path"] == "lab/root/keyboard" and node["in_use"] for node in await admin.list()):
-            await dies.types(b"x" * 4096)
-        await dies.control.aclose()
-        await lives.is_told(keyboard="root-2", yours=True)
+        stuck = await server.attach()
+        await stuck.hears(b"ready")
+        waits, admin = await server.attach(), await server.connect()
+
+        async def keyboards() -> list[tuple[str, int]]:
+            return [(node["path"], node["in_use"]) for node in await admin.list() if "keyboard" in node["path"]]
+
+        for _ in range(24):  # more than a terminal keeps, less than a socket does
+            await stuck.types(b"x" * 4096)
+        for _ in range(100):  # time for all of it to be typed, if it could
+            await keyboards()
+        assert await keyboards() == [("lab/root/keyboard", 1)]
+        if how == "dies":
+            await stuck.control.aclose()
+        elif how == "force":
+            await server.attach("force")
+        else:
+            assert (await admin.revoke(how))["done"]
+        heir = "root-3" if how == "force" else "root-2"
+        await waits.is_told(keyboard=heir)
+        with anyio.fail_after(30):
+            while await keyboards() != [(f"lab/{heir}/keyboard", 0)]:
+                pass
+        if how in ("force", "lab/root/keyboard"):  # he may watch
+            await stuck.control.send({"detach": True})
+            assert await stuck.ends() == "detached"
+
+
+async def test_who_has_left_has_left_nothing(tmp_path: pathlib.Path) -> None:
+    """All is as before, and the next has the name and the keyboard."""
+    async with lab(tmp_path, Share("lab")) as server:
+        admin = await server.connect()
+
+        async def paths() -> list[str]:
+            return [node["path"] for node in await admin.list()]
+
+        while "lab/loopback/recorder" not in (before := await paths()):
+            pass
+        for _ in range(2):
+            client = await server.attach()
+            assert client.told[0] == {"attached": "lab/root"}
+            await client.is_told(keyboard="root", yours=True)
+            await client.control.send({"detach": True})
+            assert await client.ends() == "detached"
+            assert await paths() == before
+
+
+async def test_client_is_named_as_nothing_else_there(tmp_path: pathlib.Path) -> None:
+    """Of a user who is called as the program, or as the share, the client alone can be taken off."""
+    program = tmp_path / "root"
+    program.symlink_to("/bin/cat")
+    async with lab(tmp_path, Share("lab", (str(program),)), Share("root", ECHO)) as server:
+        for name in ("lab", "root"):
+            assert (await server.attach(name=name)).told[0] == {"attached": f"{name}/root-2"}
+
+
+@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.parametrize("why", ["the program has ended with status 3", "enough"])
+async def test_share_that_is_over_leaves_the_others_alone(
+    tmp_path: pathlib.Path, why: str, closes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed no longer, even if it was not closed well; who comes too late is told how it ended."""
+    reap = PtySession._reap
+
+    async def fail(session: PtySession) -> None:
+        await reap(session)
+        raise OSError("it does not close")
+
+    if not closes:
+        monkeypatch.setattr(PtySession, "_reap", fail)
+    async with lab(tmp_path, Share("lab", ("sh", "-c", "read line; exit 3")), Share("other", ECHO)) as server:
+        admin, client = await server.connect(), await server.attach()
+        if why == "enough":
+            await admin.revoke("lab", why)
+        else:
+            await client.types(b"\n")
+        await client.ends()
+        while await admin.list("lab"):
+            pass
+        assert await (await server.attach()).ends() == f"'lab' was revoked: {why}"
+        other = await server.attach(name="other")
+        await other.types(b"here")
+        await other.hears(b"here")
+
+
+async def test_fault_of_the_server_is_told_and_logged(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share that fails ends with the reason."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(console._Console, "_record", fail)
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        client = await server.attach()
+        await client.types(b"x")
+        assert await client.ends() == "'lab/root' was revoked: a fault of the server: ValueError('no')"
+    assert "lab is shared no longer" in caplog.text
 
 
 async def test_unplugged_device_comes_back_to_those_who_wait(
@@ -309,14 +448,17 @@ async def test_unplugged_device_comes_back_to_those_who_wait(
     plug = Plug(tmp_path / "port")
     plug.plug_in()
     try:
-        async with lab(tmp_path, Share("lab", device=str(plug.link))) as server:
+        async with lab(tmp_path, Share("lab", device=str(plug.link), baudrate=115200)) as server:
             admin = await server.connect()
             while not any(node["path"].endswith("/recorder") for node in await admin.list()):
                 pass
-            stays, goes = await server.attach(wait=True), await server.attach("watch", wait=False)
+            stays = await server.attach(wait=True)
             assert plug.end is not None
+            assert termios.tcgetattr(plug.end._slave)[5] == termios.B115200
             plug.end.send(b"one")
             await stays.hears(b"one")
+            goes = await server.attach("watch", wait=False)
+            await goes.hears(b"one")
             plug.unplug()
             assert ": unplugged: " in await goes.ends()
             await stays.until(lambda: "away" in stays.told[-1])
@@ -342,8 +484,32 @@ async def test_unplugged_device_comes_back_to_those_who_wait(
                     got += plug.end.received()
             await admin.revoke("lab", "no more")
             assert await stays.ends() == "'lab/root' was revoked: no more"
+            assert "back" in stays.told[-1], "nobody has told him to wait"
     finally:
         plug.close()
+
+
+@pytest.mark.parametrize("what", ["lab", "lab/root"])
+async def test_who_waits_for_a_device_can_be_taken_off(
+    tmp_path: pathlib.Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """He is told why, though nothing comes, and at once, as he is idle."""
+    async with lab(tmp_path, Share("lab", device=str(tmp_path / "port"))) as server:
+        client = await server.attach(wait=True)
+        await client.until(lambda: {"away": "it has not come yet"} in client.told)
+        assert (await (await server.connect()).revoke(what, "it will not come", grace=3600, timeout=30))["done"]
+        assert await client.ends() == "'lab/root' was revoked: it will not come"
+    assert not caplog.records
+
+
+async def test_program_does_not_come_back(tmp_path: pathlib.Path) -> None:
+    """Who waits although its terminal was taken away is told how it has ended."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        client = await server.attach(wait=True)
+        await client.is_told(keyboard="root")
+        await (await server.connect()).revoke("lab/sh", "enough")
+        assert await client.ends() == "the program has ended with status -1"
+        assert client.told[2:] in ([], [{"away": "enough"}])
 
 
 @pytest.mark.parametrize(
@@ -356,6 +522,7 @@ async def test_unplugged_device_comes_back_to_those_who_wait(
         {"wait": 1},
         {"size": [0, 80]},
         {"size": [24, 80, 0]},
+        {"size": [24, 1000]},
         {"size": "24x80"},
         {"size": [24.0, True]},
     ],
@@ -394,11 +561,11 @@ async def test_output_is_logged_and_a_full_disk_is_no_end(
     async with lab(tmp_path, Share("lab", ECHO, log=str(log)), Share("full", ECHO, log="/dev/full")) as server:
         for name in ("lab", "full"):
             client = await server.attach(name=name)
-            for text in (b"one ", b"two"):
+            for text in (b"one ", b"two ", b"three"):
                 await client.types(text)
                 await client.hears(text)
-    assert log.read_bytes() == b"before\none two"
-    assert "full is logged no longer" in caplog.text
+    assert log.read_bytes() == b"before\none two three"
+    assert [each.message[:24] for each in caplog.records] == ["full is logged no longer"]
 
 
 @pytest.mark.parametrize(
@@ -414,8 +581,17 @@ async def test_what_cannot_be_shared_says_so(
 ) -> None:
     """The error names it; what was opened before it is closed, and the socket is gone."""
     with pytest.raises(error, match=match):
-        await host([Share("good", ECHO), Share(**{"name": "bad", **share})], str(tmp_path / "socket"))
+        await host(
+            [Share("good", ECHO, log="/dev/null"), Share(**{"name": "bad", "log": "/dev/null", **share})],
+            str(tmp_path / "socket"),
+        )
     assert not (tmp_path / "socket").exists()
+
+
+async def test_group_that_is_not_there(tmp_path: pathlib.Path) -> None:
+    """It is named."""
+    with pytest.raises(ValueError, match="no group 'nosuch'"):
+        await host([Share("good", ECHO)], str(tmp_path / "socket"), group="nosuch")
 
 
 def test_share_that_makes_no_sense_is_refused() -> None:
@@ -441,6 +617,7 @@ def test_shares_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
         ("", "give .share.NAME."),
         ("[shares.a]", "give .share.NAME."),
         ("group = 1\n[share.a]", "give .share.NAME."),
+        ('groups = "lab"\n[share.a]', "give .share.NAME."),
         ("[share.a]\nbaud = 1", "baud = 1"),
         ('[share.a]\ncommand = "sh"', "command = 'sh'"),
         ("[share.a]\nbaudrate = true", "baudrate = True"),

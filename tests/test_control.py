@@ -267,15 +267,28 @@ async def test_a_fault_of_a_command_is_answered(path: str, caplog: pytest.LogCap
                 node = Registry("node").root
                 node.revoke("off")
                 raise RevokedError(node)
+            case "long":
+                return {"too": "long" * 20_000}
         return {"no JSON": object()}
 
     async with served(path, commands={"fail": fail}):
-        requests = b"".join(line(do="fail", how=how) for how in ("error", "value", "revoked"))
+        requests = b"".join(line(do="fail", how=how) for how in ("error", "value", "revoked", "long"))
         answers = await ask(path, requests + LIST)
-        assert [answer.get("error") for answer in answers] == ["failed", "failed", "revoked", None]
-        assert "ValueError('no')" in answers[0]["message"]
+        assert [answer.get("error") for answer in answers] == ["failed", "failed", "revoked", "failed", None]
+        assert answers[0]["message"] == "the server failed: its log says why"
+        assert "ValueError: no" in caplog.text
         assert answers[2]["message"] == "'node' was revoked: off"
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 3
+
+
+async def test_a_command_has_a_name_of_its_own(path: str) -> None:
+    """One that would stand in for the server's is refused, and nobody is served."""
+
+    async def command(_: Request) -> dict[str, Any]:
+        return {}
+
+    with pytest.raises(ValueError, match="'revoke' is the server's own"):
+        await serve(Registry(), path, commands={"revoke": command})
 
 
 # -- slow and dead clients --
@@ -435,7 +448,7 @@ async def test_another_user_is_told_what_he_may(
         answers = [json.loads(each) for each in run.stdout.splitlines()]
         assert [each.get("error", "ok") for each in answers if "node" not in each] == codes
         assert [node.name for node in registry.root.children] == ["alice"]
-        assert answers[-1]["message"].startswith("nobody may ")
+        assert answers[-1]["message"].startswith("user 'nobody' may ")
 
 
 @as_root

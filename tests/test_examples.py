@@ -35,11 +35,7 @@ SAYS = {
         "asyncrevoke_open 0.0",
         "asyncrevoke_revocation_seconds_count 1.0",
     ],
-    "revoke_in_all_workers": [
-        "a worker's connection: 'alice/t1' (generation ",
-        "was revoked: the token was revoked",
-        "'remaining': 0",
-    ],
+    "revoke_in_all_workers": ["{'name': 'alice', 'reason': 'the token was revoked', 'kicked': 1, 'released': 2"],
     "kill_terminals_of_a_token": [
         "alice by t1 is closed: the token was revoked",
         "in use: [('bob',), ('bob', 't3')]",

@@ -50,7 +50,7 @@ class Event:
     def __str__(self) -> str:
         who = f": {self.who}" if self.who else ""
         reason = f" ({self.node.reason})" if self.node.reason else ""
-        return f"{self.node.path!r} {self.what}{who}{reason}"
+        return f"{self.node.path or 'everything'!r} {self.what}{who}{reason}"
 
 
 #: Is called in the loop, in the midst of things: it notes what it is told, and does not wait. What it raises is logged.

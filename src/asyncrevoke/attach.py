@@ -22,7 +22,9 @@ from asyncrevoke.control.lines import VERSION, ControlError
 
 ESCAPE = 0x1D  # ctrl-], as telnet has it
 HELP = "ctrl-] then q, or a dot, detaches; ctrl-] twice sends one; ctrl-] then ? shows this"
+_HINT = "ctrl-] q detaches, ctrl-] ? helps"
 QUIET = 1.0  # seconds without output after which who has nothing more to send detaches
+_LONGEST = 10.0  # seconds after which he does so in any case
 _PATIENCE = 2.0  # seconds for the server to let go
 _PIECE = 4096  # bytes; a pipe that is ready takes so many
 _DEC_MODES = re.compile(rb"\x1b\[\?([0-9;]+)([hl])")  # the alternate screen, mouse reports, a hidden cursor...
@@ -35,7 +37,7 @@ async def attach(
     """Attach standard input and output to a share. Needs the main thread, for signals.
 
     Where standard input is no terminal, it is sent when the keyboard comes, and its end, followed by a second without
-    output, detaches. With "watch" it is not read.
+    output, or by ten of them, detaches. With "watch" it is not read.
 
     :param mode, wait: as in docs/control-protocol.md
     :returns: how it ended: "detached", or as the share did
@@ -49,7 +51,7 @@ async def attach(
         _Terminal() as terminal,
     ):
         attachment = _Attachment(control, terminal, watches=mode == "watch")
-        size = {"size": terminal.size()} if terminal.raw else {}
+        size = terminal.size() if terminal.raw else {}
         request = {"v": VERSION, "do": "attach", "name": name, "mode": mode, "wait": wait, **size}
         return await attachment.run(request, ends, resized)
 
@@ -78,13 +80,14 @@ class _Terminal:
             if self.raw:
                 termios.tcsetattr(0, termios.TCSANOW, self._settings)
             if os.isatty(1):
-                os.write(self._out, self._undo())
+                os.write(self._out, b"\n" * self.raw + self._undo())
         if self._out != 1:
             os.close(self._out)
 
-    def size(self) -> tuple[int, int]:
-        size = os.get_terminal_size(0)
-        return size.lines, size.columns
+    def size(self) -> Record:
+        """The size of the window as it is sent; nothing where it is not known, as on a serial line."""
+        rows, columns = (min(each, 999) for each in reversed(os.get_terminal_size(0)))
+        return {"size": (rows, columns)} if rows and columns else {}
 
     async def read(self) -> bytes:
         """Read what was typed; nothing, at the end."""
@@ -165,8 +168,8 @@ class _Attachment:
 
     async def _follow(self, resized: AsyncIterator[signal.Signals]) -> None:
         async for _ in resized:
-            if self._terminal.raw:
-                await self._unsent.send({"size": self._terminal.size()})
+            if self._terminal.raw and (size := self._terminal.size()):
+                await self._unsent.send(size)
 
     async def _send(self, to_send: MemoryObjectReceiveStream[Record]) -> None:
         with contextlib.suppress(ControlError, anyio.BusyResourceError):  # gone: `_hear` is told
@@ -191,9 +194,9 @@ class _Attachment:
             case {"data": data}:
                 await self._terminal.write(base64.b64decode(data))
             case {"attached": path}:
-                self._terminal.say(f"attached as {path}" + f": {HELP}" * self._terminal.raw)
+                self._terminal.say(f"attached as {path}" + f"; {_HINT}" * self._terminal.raw)
             case {"keyboard": holder, "yours": yours}:
-                self._hand(holder, bool(yours))
+                self._hand(holder, bool(yours), str(record.get("reason", "")))
             case {"away": why}:
                 self._may_type_if(here=False)
                 self._terminal.say(f"away: {why}")
@@ -201,12 +204,13 @@ class _Attachment:
                 self._may_type_if(here=True)
                 self._terminal.say("back again")
 
-    def _hand(self, holder: str | None, yours: bool) -> None:
+    def _hand(self, holder: str | None, yours: bool, why: str) -> None:
         self._may_type_if(yours=yours)
         if yours:
             self._terminal.say("you have the keyboard")
             return
         has = f"{holder} has the keyboard" if holder else "nobody has the keyboard"
+        has += f" ({why})" if why else ""
         what = "" if self._watches else ": what you type is thrown away" if self._terminal.raw else ": waiting for it"
         self._terminal.say(has + what)
 
@@ -250,8 +254,9 @@ class _Attachment:
                 break
             await self._type(data)
         self._heard = anyio.current_time()
-        while (until := self._heard + QUIET) > anyio.current_time():  # noqa: ASYNC110  # more may come meanwhile
-            await anyio.sleep_until(until)
+        with anyio.move_on_after(_LONGEST):
+            while (until := self._heard + QUIET) > anyio.current_time():  # noqa: ASYNC110  # more may come meanwhile
+                await anyio.sleep_until(until)
         await self._detach()
 
     async def _type(self, data: bytes) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -97,7 +98,11 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str, more: str = "") -> Any:
         added = commands.add_parser(
-            name, help=text, description=f"{text}. {more}", formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=text,
+            description=f"{text}. {more}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         added.set_defaults(run=run)
         return added.add_argument
@@ -146,7 +151,7 @@ _ATTACH = f"""
 {HELP}.
 
 Where standard input is no terminal, it is sent as soon as you have the keyboard; its end, and
-a second without output, detach. With --read-only it is not read, and ctrl-C detaches.
+a second without output, or ten seconds, detach. With --read-only it is not read, and ctrl-C detaches.
 
 exit status:
   0  you detached, or what was shared has ended
@@ -162,10 +167,10 @@ exit status:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 86400")
-    return seconds
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) <= 86400:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to 86400")
 
 
 def _demo(_: argparse.Namespace) -> int:
@@ -186,7 +191,12 @@ def _share(args: argparse.Namespace) -> int:
         shares, group = read_config(args.config)
     else:
         default = pathlib.PurePath(device or (args.program or ["loopback"])[0]).name
-        shares, group = [Share(args.name or default, tuple(args.program), device, args.baudrate, args.log)], None
+        if "/" not in device and shutil.which(device):
+            args.usage(f"share: {device!r} is a program, which comes after two dashes: share -- {device}")
+        shares, group = (
+            [Share(default if args.name is None else args.name, tuple(args.program), device, args.baudrate, args.log)],
+            None,
+        )
     group = args.group or group
     socket = args.socket or new_socket(shares[0].name, group)
     with _log_to_stderr():

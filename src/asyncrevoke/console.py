@@ -30,7 +30,7 @@ from asyncrevoke import (
     open_pty,
     serial_device,
 )
-from asyncrevoke.control.lines import ControlError, encode
+from asyncrevoke.control.lines import ControlError
 from asyncrevoke.control.server import Request, serve
 
 logger = logging.getLogger("asyncrevoke")
@@ -164,10 +164,7 @@ class _Hosting:
         console = self._consoles.get(name)
         if console is None:
             raise ControlError("unknown-path", f"nothing is shared as {name!r}: {', '.join(self._consoles)} is")
-        try:
-            client = _Client(console, request, writes=mode != "watch", wait=wait)
-        except (RevokedError, anyio.ClosedResourceError) as error:
-            raise ControlError("revoked", console.ended or str(error)) from None
+        client = _Client(console, request, writes=mode != "watch", wait=wait)
         return {"ended": await client.run(force=mode == "force")}
 
 
@@ -225,14 +222,14 @@ class _Console:
                         await self._serve(device)
         except Exception as exc:
             logger.exception("%s is shared no longer", self.share.name)
-            self.ended = f"a fault of the server: {exc!r}"
+            self.node.revoke(f"a fault of the server: {exc!r}")
         self._change()
         with anyio.move_on_after(_LAST_WORDS):
             while self.clients:
                 self._left = anyio.Event()
                 await self._left.wait()
         try:
-            await self.node.aclose()
+            await self.node.revoke(self.ended)
         except* Exception:
             logger.exception("%s was not closed well", self.share.name)
         self._close_log()
@@ -302,7 +299,7 @@ class _Console:
 
             def lost() -> None:
                 if client.keyboard is new:  # it was closed or taken away, alone or with all that the client has
-                    client.writes = False
+                    client.writes, client.why = False, new.reason
                     self._hand_on()
 
             client.keyboard = new = client.handle.open("keyboard", release=lost)
@@ -317,6 +314,7 @@ class _Client:
     :ivar handle: pinned to the name: who takes it away takes all that the client has
     :ivar writes: whether the keyboard may come to this one
     :ivar keyboard: a handle on it, for as long as this one has it
+    :ivar why: it alone was taken away from this one
     :ivar news: set when it may have changed hands
     """
 
@@ -324,10 +322,11 @@ class _Client:
         taken = {node.name for node in (console.node, *console.node.children, *console.node.current.children)}
         name = request.peer.name
         self.name = next(
-            each for each in (name, *(f"{name}-{n}" for n in range(2, 3 + len(taken)))) if each not in taken
+            each for each in (name, *(f"{name}-{n}" for n in range(2, 2 + len(taken)))) if each not in taken
         )
         self.writes = writes
         self.keyboard: Revokable | None = None
+        self.why = ""
         self.news = anyio.Event()
         self._console = console
         self._connection = request.connection
@@ -344,7 +343,7 @@ class _Client:
         """
         self._console.enter(self, force=force)
         try:
-            await self._connection.send(encode({"attached": self.handle.path}))
+            await self._connection.send({"attached": self.handle.path})
             async with anyio.create_task_group() as tasks:
                 for part in (self._show, self._hear, self._tell):
                     tasks.start_soon(self._run, part, tasks.cancel_scope)
@@ -378,7 +377,7 @@ class _Client:
             elif self._wait:
                 await self._await_next()
             else:
-                raise ControlError("revoked", f"{console.share.name!r} is away: {console.away}; you may wait for it")
+                raise ControlError("revoked", f"{console.share.name!r} is away: {console.away}; with 'wait' you stay")
         return console.ended
 
     async def _follow(self, session: Session) -> None:
@@ -388,21 +387,19 @@ class _Client:
             while True:
                 data = await stream.receive(_PIECE)
                 with stream.handle.using():  # so that nothing of it is sent when the revocation was reported
-                    await self._connection.send(encode({"data": base64.b64encode(data).decode()}))
+                    await self._connection.send({"data": base64.b64encode(data).decode()})
         except anyio.EndOfStream:
             await self._until(lambda: self._console.ended)
         except RevokedError:
-            if self.handle.revoked or not (self._wait and session.node.revoked):
+            if self.handle.revoked or not session.node.revoked or (isinstance(session, PtySession) and not self._wait):
                 raise
-        finally:
-            await stream.aclose()
 
     async def _await_next(self) -> None:
         console = self._console
-        await self._connection.send(encode({"away": console.away}))
+        await self._connection.send({"away": console.away})
         await self._until(lambda: console.ended or console.away is None)
         if not console.ended:
-            await self._connection.send(encode({"back": console.node.current.generation}))
+            await self._connection.send({"back": console.node.current.generation})
 
     async def _until(self, ready: Callable[[], object]) -> None:
         with self.handle.using(idle=True):
@@ -444,9 +441,9 @@ class _Client:
         told = None
         while True:
             holder = self._console.keyboard
-            news = {"keyboard": None if holder is None else holder.name, "yours": holder is self}
+            news = {"keyboard": None if holder is None else holder.name, "yours": holder is self, "reason": self.why}
             if news != told:
-                await self._connection.send(encode(news))
+                await self._connection.send(news)
                 told = news
             else:
                 await self.news.wait()

@@ -13,7 +13,7 @@ import anyio
 import anyio.abc
 
 from asyncrevoke import FdStream
-from asyncrevoke.control.lines import VERSION, ControlError, Lines, encode
+from asyncrevoke.control.lines import VERSION, ControlError, Lines
 
 Record = dict[str, Any]
 
@@ -72,11 +72,12 @@ class Control(anyio.abc.AsyncResource):
         reason: str = "",
         *,
         grace: float = 0.0,
-        timeout: float | None = None,  # noqa: ASYNC109
+        timeout: float | None = 30.0,  # noqa: ASYNC109
     ) -> Record:
         """Take away what is at `path`, and wait until it is gone, or for so long.
 
         :param path: of a node as listed; with ``/*``, all below it; of a device in the file system, which is hung up
+        :param timeout: seconds, or None for a day; then `done` is false, `stragglers` tells who is inside, and it goes on
         :returns: `done`, `report` and `stragglers`
         """
         last: Record = {}
@@ -98,7 +99,7 @@ class Control(anyio.abc.AsyncResource):
         :raises ControlError: why, if the server has gone
         """
         try:
-            await self._lines.send(encode(record))
+            await self._lines.send(record)
         except anyio.BrokenResourceError:
             with contextlib.suppress(anyio.BusyResourceError):  # else another task is told
                 while True:

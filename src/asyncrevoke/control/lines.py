@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import anyio
@@ -57,18 +58,25 @@ class Lines:
                 return decode(line)
             await anyio.lowlevel.checkpoint()  # who sends nothing but newlines shall not have the loop for himself
 
-    async def send(self, *records: bytes) -> None:
-        """Send lines, as `encode` makes them.
+    async def send(self, *records: Mapping[str, Any] | bytes) -> None:
+        """Send records, a line each; bytes are lines already, as `encode` makes them.
 
+        :raises ValueError, TypeError: if one is too long for a line, or JSON has no such thing; nothing was sent
         :raises: what the stream raises
         Cancellation: any part may have been sent.
         """
-        await self._stream.send(b"".join(records))
+        await self._stream.send(b"".join(each if isinstance(each, bytes) else encode(each) for each in records))
 
 
-def encode(record: dict[str, Any]) -> bytes:
-    """Make a line of a record."""
-    return _to_json(record).encode() + b"\n"
+def encode(record: Mapping[str, Any]) -> bytes:
+    """Make a line of a record.
+
+    :raises ValueError, TypeError: as `Lines.send`
+    """
+    line = _to_json(record).encode() + b"\n"
+    if len(line) > LIMIT:
+        raise ValueError(f"{_TOO_LONG}: {line[:60]!r}...")
+    return line
 
 
 def decode(line: bytes) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Connection(Lines):
         self._patience = patience
         self._turn = anyio.Lock()
 
-    async def send(self, *records: bytes) -> None:
+    async def send(self, *records: Mapping[str, Any] | bytes) -> None:
         with anyio.move_on_after(self._patience) as waiting:
             async with self._turn:
                 await super().send(*records)
@@ -145,12 +145,12 @@ async def serve(
 
     :param path: of the socket. One that a dead server left is taken over
     :param group: the name of a group whose members may connect, too; the mode is 0660 then, else 0600
-    :param commands: further requests, by name
+    :param commands: further requests, by name; docs/control-protocol.md shows one
     :param clients: how many may be connected
     :param backlog: bytes of events that one who watches may be behind before the connection is revoked as too slow
     :param patience: seconds that a client may take to receive an answer
     :raises OSError: if there is a live server at `path`, or something that is no socket, or it cannot be made there
-    :raises ValueError: if there is no such group
+    :raises ValueError: if there is no such group, or a command has the name of one of ours
     Cancellation: ends it; those who are connected are told.
     """
     gid = None if group is None else group_number(group)
@@ -221,7 +221,10 @@ class _Server:
         self._watchers: dict[_Watcher, None] = {}
         self._opened: dict[Revokable, float] = {}
         self._listing = anyio.Semaphore(8)  # parts of lists that are made in one turn of the loop, however many ask
-        self._commands = {"list": self._list, "revoke": self._revoke, "watch": self._watch, **commands}
+        own: dict[str, Command] = {"list": self._list, "revoke": self._revoke, "watch": self._watch}
+        if taken := own.keys() & commands:
+            raise ValueError(f"the request {min(taken)!r} is the server's own: choose another name for your command")
+        self._commands = own | dict(commands)
 
     def note(self, event: Event) -> None:
         """Keep since when it is open, and queue it for those who watch."""
@@ -255,7 +258,7 @@ class _Server:
         peer = peer_of(connection)
         if not peer.owner and self._gid not in peer.groups:
             who = "the owner and root may" + (f", and the group {self._group}" if self._group else "")
-            _turn_away(connection, "forbidden", f"{peer.name} may not connect here: {who}")
+            _turn_away(connection, "forbidden", f"user {peer.name!r} may not connect here: {who}")
         elif len(self._clients) >= self._most:
             _turn_away(connection, "too-many", f"{self._most} are connected already: try again later")
         else:
@@ -309,7 +312,7 @@ class _Server:
             try:
                 with self.awaited.using() if fields.get("do") == "revoke" else contextlib.nullcontext():
                     done = await self._command(fields)(Request(peer, client, fields))
-                    await client.send(encode({"ok": True, **done}))
+                    await client.send({"ok": True, **done})
             except ControlError as error:
                 await client.send(_refusal(error.code, str(error)))
                 return error.code != "version"
@@ -317,8 +320,8 @@ class _Server:
                 raise
             except RevokedError as error:
                 await client.send(_refusal("revoked", str(error)))  # if it is the connection, this says so again
-            except Exception as exc:
-                await client.send(_refusal("failed", f"the server failed: {exc!r}; its log says more"))  # likewise
+            except Exception:
+                await client.send(_refusal("failed", "the server failed: its log says why"))  # likewise
                 logger.exception("the control request %r of %s failed", fields.get("do"), peer.name)
         return not client.request.cancel_called
 
@@ -369,9 +372,12 @@ class _Server:
 
     async def _revoke(self, request: Request) -> Mapping[str, Any]:
         if not request.peer.owner:
-            raise ControlError("forbidden", f"{request.peer.name} may look; to take away is for the owner and root")
+            raise ControlError(
+                "forbidden", f"user {request.peer.name!r} may look: to take away is for the owner and root"
+            )
         path, reason = request.path(), request.text("reason", "")
         grace, timeout = request.number("grace", 0.0, 86400.0), request.number("timeout", 30.0, 86400.0)
+        logger.info("user %r revokes %r", request.peer.name, short(path))
         act = self._begin(path, reason, grace)
         with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
             await act
@@ -408,13 +414,16 @@ class _Server:
         if path.startswith("/"):
             with contextlib.suppress(LookupError, OSError, ValueError):
                 return self._registry.revoke(path, reason=reason, grace=grace)
-        raise ControlError("unknown-path", f"nothing is open at {short(path)!r}: the request 'list' tells what is")
+        raise ControlError(
+            "unknown-path",
+            f"nothing is open at {short(path)!r}: `asyncrevoke ls --who`, or the request 'list', tells what is",
+        )
 
     async def _watch(self, request: Request) -> Mapping[str, Any]:
         watcher = _Watcher(request.path(""), request.connection)
         self._watchers[watcher] = None
         try:
-            await request.connection.send(encode({"watching": short(watcher.path)}))
+            await request.connection.send({"watching": short(watcher.path)})
             while True:
                 await watcher.more.wait()
                 watcher.more = anyio.Event()
