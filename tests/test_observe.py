@@ -93,6 +93,25 @@ async def test_what_was_made_before_the_loop_is_told_too(made_before: tuple[Regi
     assert told == ["root/port revoked", "root/port released"]
 
 
+async def test_keys_are_told_while_somebody_uses_them() -> None:
+    """Opened from the top down by the first use, released when nobody uses them any more, or when they are revoked."""
+    live = Registry("live")
+    async with observed(live.root) as (told, _):
+        live["alice", "t1"].open("shell").close()
+        assert told[:3] == ["live/alice opened", "live/alice/t1 opened", "live/alice/t1/shell opened"]
+        assert told[-2:] == ["live/alice/t1 released", "live/alice released"]
+        told.clear()
+        live["bob"].open("shell")
+        await live["bob"].revoke("out")
+    assert told == [
+        "live/bob opened",
+        "live/bob/shell opened",
+        "live/bob revoked",
+        "live/bob/shell released",
+        "live/bob released",
+    ]
+
+
 async def test_events_carry_who_why_and_the_act() -> None:
     """The fields have the path, the generation, the reason and the kicked task; `revocation` is the act."""
     events: list[Event] = []

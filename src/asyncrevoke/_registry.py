@@ -194,11 +194,14 @@ class Key(Revokable):
 
     def _attach(self) -> None:
         node: Revokable = self
+        attached: list[Revokable] = []
         while (parent := node.parent) is not None and node not in (parent._children or ()):
             Revokable._link(parent, node)
             parent._home = node._home
-            tell("opened", node)
+            attached.append(node)
             node = parent
+        for node in reversed(attached):
+            tell("opened", node)
 
     def _unused(self) -> None:
         node: Revokable = self
