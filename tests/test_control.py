@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import grp
 import json
 import os
@@ -24,7 +25,7 @@ import anyio.abc
 import anyio.lowlevel
 import pytest
 
-from asyncrevoke import Registry, RevokedError
+from asyncrevoke import Registry, Revokable, RevokedError
 from asyncrevoke.control import Control, ControlError, Request, connect, serve
 from conftest import settle
 from operations import operate, stubborn
@@ -279,6 +280,27 @@ async def test_a_fault_of_a_command_is_answered(path: str, caplog: pytest.LogCap
         assert "ValueError: no" in caplog.text
         assert answers[2]["message"] == "'node' was revoked: off"
     assert len(caplog.records) == 3
+
+
+async def test_what_has_gone_is_forgotten(path: str) -> None:
+    """Neither what was released nor who has watched is kept, however long the server runs."""
+    async with served(path) as (registry, _):
+        async with await connect(path) as control:
+            watching = control.watch()
+            assert await anext(watching) == {"watching": ""}
+            node = registry.root.open("short-lived")
+            assert (await anext(watching))["path"] == "short-lived"
+            await node.aclose()
+            del node
+
+        def kept() -> list[object]:
+            gc.collect()
+            nodes = [each for each in gc.get_objects() if isinstance(each, Revokable) and each.name == "short-lived"]
+            return nodes + [each for each in gc.get_objects() if type(each).__name__ == "_Watcher"]
+
+        with anyio.fail_after(30):
+            while kept():  # for the second after which there would be stragglers
+                await settle()
 
 
 async def test_a_command_has_a_name_of_its_own(path: str) -> None:

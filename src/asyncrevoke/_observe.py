@@ -114,18 +114,19 @@ class _Observation:
         while True:
             await self._more.wait()
             while self._unfinished:
-                due, act = self._unfinished[0]
-                await anyio.sleep(max(0.0, due - time.monotonic()))
-                self._unfinished.popleft()
-                if not all(node.kicked for node in act._nodes):  # still in its grace
-                    self._look_later(act)
-                    continue
-                for node in act._nodes:
-                    if _is_below(node, self._node):
-                        for user in users_of(node):
-                            if user.kind != "open file":
-                                self._tell(Event("straggler", node, str(user), act))
+                await anyio.sleep(max(0.0, self._unfinished[0][0] - time.monotonic()))
+                self._look(self._unfinished.popleft()[1])
             self._more = anyio.Event()
+
+    def _look(self, act: Revocation) -> None:
+        if not all(node.kicked for node in act._nodes):  # still in its grace
+            self._look_later(act)
+            return
+        for node in act._nodes:
+            if _is_below(node, self._node):
+                for user in users_of(node):
+                    if user.kind != "open file":
+                        self._tell(Event("straggler", node, str(user), act))
 
 
 def log_events(event: Event) -> None:
