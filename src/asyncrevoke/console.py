@@ -282,7 +282,7 @@ class _Console:
             self._hand_to(client)
 
     def leave(self, client: _Client) -> None:
-        """Somebody has gone; the handle is still to be closed."""
+        """Somebody has gone."""
         del self.clients[client]
         self._left.set()
 
@@ -348,8 +348,10 @@ class _Client:
                 for part in (self._show, self._hear, self._tell):
                     tasks.start_soon(self._run, part, tasks.cancel_scope)
         finally:
-            self._console.leave(self)
-            await self.handle.aclose()
+            try:
+                await self.handle.aclose()
+            finally:
+                self._console.leave(self)  # from here to the answer nothing waits, or the server could end before it
         assert self._outcome is not None
         if isinstance(self._outcome, Exception):
             raise self._outcome

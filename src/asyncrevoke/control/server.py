@@ -40,7 +40,7 @@ from asyncrevoke.control.peer import Peer, group_number, peer_of
 
 logger = logging.getLogger("asyncrevoke")
 
-_LAST_WORDS = 5.0  # seconds for revocations that clients wait for when the server ends: they may be why it does
+_LAST_WORDS = 5.0  # seconds for what clients wait for when the server ends
 _AT_ONCE = 64  # nodes that are listed before others have their turn
 _EVENTS = 500  # that are sent at once
 _PAUSE = 0.05  # seconds from one sending of events to the next, so that many who watch do not take the loop
@@ -209,7 +209,7 @@ class _Server:
         patience: float,
     ) -> None:
         self.connections = Revokable("control connections")
-        self.awaited = Revokable("control server", kick=None)  # operations on it are revocations that clients wait for
+        self.awaited = Revokable("control server", kick=None)  # in use by what clients wait for: revocations, answers
         self._registry = registry
         self._group = group
         self._gid = gid
@@ -305,30 +305,38 @@ class _Server:
         """Answer one request. It reports whether there may be a next."""
         try:
             fields = await client.receive()
+            _check_version(fields)
         except ControlError as error:
             await client.send(_refusal(error.code, str(error)))
             return False  # what follows may be anything
+        # Who ends the server waits for answers, and for revocations that are to be answered: they may be why it ends.
         with client.request:
+            awaited = fields.get("do") == "revoke" and self.awaited.start_using()
             try:
-                with self.awaited.using() if fields.get("do") == "revoke" else contextlib.nullcontext():
-                    done = await self._command(fields)(Request(peer, client, fields))
-                    await client.send({"ok": True, **done})
-            except ControlError as error:
-                await client.send(_refusal(error.code, str(error)))
-                return error.code != "version"
-            except anyio.EndOfStream:
-                raise
-            except RevokedError as error:
-                await client.send(_refusal("revoked", str(error)))  # if it is the connection, this says so again
-            except Exception:
-                await client.send(_refusal("failed", "the server failed: its log says why"))  # likewise
-                logger.exception("the control request %r of %s failed", fields.get("do"), peer.name)
+                answer, fault = await self._result(Request(peer, client, fields))
+                awaited = awaited or self.awaited.start_using()
+                await client.send(answer)  # if the fault was the connection's, this says so again
+            finally:
+                if awaited:
+                    self.awaited.stop_using()
+            if fault is not None:
+                logger.error("the control request %r of %s failed", fields.get("do"), peer.name, exc_info=fault)
         return not client.request.cancel_called
 
+    async def _result(self, request: Request) -> tuple[bytes, Exception | None]:
+        """Do what is asked for. It returns the last line of the answer, and what failed unexpectedly."""
+        try:
+            return encode({"ok": True, **await self._command(request.fields)(request)}), None
+        except ControlError as error:
+            return _refusal(error.code, str(error)), None
+        except anyio.EndOfStream:
+            raise
+        except RevokedError as error:
+            return _refusal("revoked", str(error)), None
+        except Exception as error:  # noqa: BLE001  # logged when it was answered
+            return _refusal("failed", "the server failed: its log says why"), error
+
     def _command(self, fields: Mapping[str, Any]) -> Command:
-        version = fields.get("v")
-        if version != VERSION or isinstance(version, bool):
-            raise ControlError("version", f'this server speaks version {VERSION}: send {{"v": {VERSION}, ...}}')
         do = fields.get("do")
         if not isinstance(do, str) or do not in self._commands:
             raise ControlError("unknown-request", f"'do' must be one of {', '.join(sorted(self._commands))}")
@@ -449,6 +457,12 @@ class _Server:
             new = [child for child in node.children if child not in seen]
             seen.update(new)
             unvisited += reversed(new)
+
+
+def _check_version(fields: Mapping[str, Any]) -> None:
+    version = fields.get("v")
+    if version != VERSION or isinstance(version, bool):
+        raise ControlError("version", f'this server speaks version {VERSION}: send {{"v": {VERSION}, ...}}')
 
 
 def _user(user: User, most: int = 20_000) -> dict[str, Any]:
