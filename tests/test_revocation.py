@@ -555,7 +555,7 @@ async def test_a_cycle_of_two_tasks_is_refused(kick: None) -> None:
 
 @pytest.mark.invariant("deadlock")
 async def test_a_cycle_of_three_tasks_is_refused() -> None:
-    """A cycle is found over any number of tasks."""
+    """A cycle is found over any number of tasks, and told as a whole: who awaits what, and for whom that waits."""
     log: Log = []
     nodes = [Revokable(name) for name in "abc"]
 
@@ -564,14 +564,22 @@ async def test_a_cycle_of_three_tasks_is_refused() -> None:
             await settle(3 + 3 * number)
             try:
                 await nodes[(number + 1) % 3].revoke()
-            except RevokeDeadlock:
-                log.append(f"{number} is told")
+            except RevokeDeadlock as told:
+                log.append(str(told))
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             for number in range(3):
-                tasks.start_soon(wait_for_next, number)
-    assert log == ["2 is told"]
+                tasks.start_soon(wait_for_next, number, name=f"task of {number}")
+    (told,) = log
+    assert told.split(", which ") == [
+        "task 'task of 2' awaits <Revocation of 'a' remaining=1>",
+        "waits for task 'task of 0' inside 'a'",
+        "awaits <Revocation of 'b' remaining=1>",
+        "waits for task 'task of 1' inside 'b'",
+        "awaits <Revocation of 'c' remaining=1>",
+        "waits for task 'task of 2' inside 'c': leave that first, or do not await",
+    ]
 
 
 @pytest.mark.invariant("deadlock")

@@ -243,26 +243,36 @@ class Revocation:
         """Go from the caller to those who wait for it, and on, looking for one whom this revocation waits for."""
         if home is None:
             return
-        seen = {task}
-        unvisited = [task]
-        while unvisited:
-            visited = unvisited.pop()
+        awaits: dict[_loop.Task, _Link | None] = {task: None}  # how it comes to wait for the caller
+        for visited in (unvisited := [task]):
             for inside in chain(home.inside.get(visited)):
                 operation = not isinstance(inside, Releasing)
                 if self in inside.node._acts and (operation or of_release):
-                    raise RevokeDeadlock(_cycle(self, task, visited, inside.node))
-                waiters = [waiter for act in inside.node._acts for waiter in act._waiters.values()]
-                waiting = {waiter.task for waiter in waiters if operation or waiter.of_release} - seen - {None}
-                seen |= waiting
-                unvisited += waiting
+                    raise RevokeDeadlock(_cycle(_Link(self, visited, inside.node), awaits))
+                for act in inside.node._acts:
+                    for waiter in act._waiters.values():
+                        if waiter.task not in awaits and waiter.task is not None and (operation or waiter.of_release):
+                            awaits[waiter.task] = _Link(act, visited, inside.node)
+                            unvisited.append(waiter.task)
 
 
-def _cycle(act: Revocation, task: _loop.Task, last: _loop.Task, node: Revokable) -> str:
-    who = f"task {_loop.task_name(task)!r} awaits {act!r}"
-    if last is task:
-        return f"{who} from inside {node.path!r}, for which the revocation waits: leave that first, or do not await"
-    waits = f"task {_loop.task_name(last)!r} inside {node.path!r}, for which the revocation waits"
-    return f"{who}, but {waits}, waits for the first task: leave first, or do not await"
+class _Link(NamedTuple):
+    """Somebody awaits `act`, which waits for `task` inside `node`."""
+
+    act: Revocation
+    task: _loop.Task
+    node: Revokable
+
+
+def _cycle(link: _Link | None, awaits: dict[_loop.Task, _Link | None]) -> str:
+    who = []
+    while link is not None:
+        who.append(
+            f"awaits {link.act!r}, which waits for task {_loop.task_name(link.task)!r} inside {link.node.path!r}"
+        )
+        caller = link.task
+        link = awaits[link.task]
+    return f"task {_loop.task_name(caller)!r} {', which '.join(who)}: leave that first, or do not await"
 
 
 def users_of(node: Revokable) -> Iterator[User]:
