@@ -13,7 +13,8 @@ SECONDS = Histogram("asyncrevoke_revocation_seconds", "From the call to the last
 def measure(event: Event) -> None:
     """Paths and users are no labels: of those there may be any number."""
     EVENTS.labels(event.what).inc()
-    OPEN.inc({"opened": 1, "released": -1}.get(event.what, 0))
+    if event.node.parent:  # else it is the root, which is not opened
+        OPEN.inc({"opened": 1, "released": -1}.get(event.what, 0))
     if event.what == "released" and event.revocation and event.revocation.done():
         SECONDS.observe(event.revocation.report.seconds)
 

@@ -94,7 +94,9 @@ async def test_what_was_made_before_the_loop_is_told_too(made_before: tuple[Regi
 
 
 async def test_keys_are_told_while_somebody_uses_them() -> None:
-    """Opened from the top down by the first use, released when nobody uses them any more, or when they are revoked."""
+    """Opened from the top down by the first use, released when nobody uses them any more, or when they are revoked.
+    What nobody has used is not released.
+    """
     live = Registry("live")
     async with observed(live.root) as (told, _):
         live["alice", "t1"].open("shell").close()
@@ -103,12 +105,14 @@ async def test_keys_are_told_while_somebody_uses_them() -> None:
         told.clear()
         live["bob"].open("shell")
         await live["bob"].revoke("out")
+        await live["nobody", "t2"].revoke("out")
     assert told == [
         "live/bob opened",
         "live/bob/shell opened",
         "live/bob revoked",
         "live/bob/shell released",
         "live/bob released",
+        "live/nobody/t2 revoked",
     ]
 
 

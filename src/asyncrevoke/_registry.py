@@ -208,8 +208,9 @@ class Key(Revokable):
         while type(node) is Key and not node.in_use and not node._acts:
             parent = node.parent
             assert parent is not None
-            (parent._children or {}).pop(node, None)
             node._uses = None  # so that the next use attaches it
+            if (parent._children or {}).pop(node, node) is node:  # nobody has used it
+                break
             tell("released", node)
             node = parent
 

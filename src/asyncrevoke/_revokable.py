@@ -230,9 +230,9 @@ def _release(node: Revokable) -> bool:
 
 def _released(node: Revokable) -> None:
     node._state = RELEASED
+    open_there = node.parent is None
     for parent in node._parents():
-        if parent._children:
-            parent._children.pop(node, None)  # not there: a key that nobody used
+        open_there |= (parent._children or {}).pop(node, node) is None  # else a key that nobody used
     if node._closed:
         node._run_at_close()
     for act in node._acts:
@@ -240,7 +240,8 @@ def _released(node: Revokable) -> None:
         act._unreleased -= 1
         if not act._unreleased or node._number is not None:  # some wait for one generation alone
             act._progress()  # I4
-    tell("released", node, node._acts[0])
+    if open_there:
+        tell("released", node, node._acts[0])
 
 
 def tell(what: str, node: Revokable, act: Revocation | None = None, task: _loop.Task | None = None) -> None:

@@ -32,6 +32,7 @@ class OpenTelemetry:
         if event.what == "opened":
             self._open.add(1)
         elif event.what == "released":
-            self._open.add(-1)
+            if event.node.parent is not None:  # a root is not opened
+                self._open.add(-1)
             if event.revocation is not None and event.revocation.done():
                 self._duration.record(event.revocation.report.seconds)
