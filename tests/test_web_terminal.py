@@ -220,6 +220,31 @@ async def test_browser_that_does_not_read_holds_up_nobody_else() -> None:
         assert await end(fast) == (4000, "alice: ?[2J?")
 
 
+async def test_browser_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what it claims to have read, and has not, one message waits here, which is thrown away before the report."""
+    transports: list[asyncio.Transport] = []
+    made = web_terminal.Socket.connection_made
+
+    def connection_made(self: web_terminal.Socket, transport: asyncio.Transport) -> None:
+        transports.append(transport)
+        made(self, transport)
+
+    monkeypatch.setattr(web_terminal, "WINDOW", 1_000_000)  # as if it said "read" at once
+    monkeypatch.setattr(web_terminal.Socket, "connection_made", connection_made)
+    async with serving(["yes"]) as site:
+        token = await site.login("alice")
+        websocket = await site.attach(await site.start(token), token)
+        full = 0
+        while full < 50:  # in a row: the kernel takes no more
+            await anyio.sleep(0.001)
+            full = full + 1 if transports and transports[0].get_write_buffer_size() else 0
+        assert transports[0].get_write_buffer_size() < web_terminal.PIECE + 14
+        assert (await site.call("/revoke", {"path": ["alice"], "reason": "x"}, token=token))[0] == 200
+        assert transports[0].is_closing()
+        assert transports[0].get_write_buffer_size() == 0
+        websocket.transport.abort()
+
+
 async def test_more_is_typed_than_fits_anywhere() -> None:
     """What a program reads and prints again goes round however much it is; what no program reads has a bound."""
     raw = "stty raw -echo; echo ready; exec"
@@ -389,13 +414,14 @@ async def test_requests_that_make_no_sense_are_answered_so(path: str, body: obje
         assert site.app.terminals == {}
 
 
-async def test_a_login_has_only_so_many_terminals() -> None:
-    """One terminal more is refused, with what to do about it."""
+async def test_a_user_has_only_so_many_terminals() -> None:
+    """One terminal more is refused, by another login too, with what to do about it; another user has his own."""
     async with serving(["cat"]) as site:
         token = await site.login("alice")
         for _ in range(10):
             await site.start(token)
-        answer = await site.call("/terminals", {}, token=token)
+        await site.start(await site.login("bob"))
+        answer = await site.call("/terminals", {}, token=await site.login("alice"))
         assert answer[:2] == (429, "you have 10 terminals: take one of them away first")
 
 

@@ -35,6 +35,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from asyncrevoke import Registry, Revokable, RevokedError, revoke_all
 from asyncrevoke.adapters.pty import PtySession, PtyStream, open_pty
@@ -42,9 +43,9 @@ from asyncrevoke.adapters.pty import PtySession, PtyStream, open_pty
 HERE = pathlib.Path(__file__).parent
 GONE, DETACHED = 4000, 4001  # close codes: the terminal or the login is gone; only this websocket is, attach again
 PIECE, WINDOW = 4096, 16  # bytes in a message to the browser, and messages that it has not read yet
-AHEAD, TERMINALS = 64, 10  # messages that the program has not read yet; terminals of a login
+AHEAD, TERMINALS = 64, 10  # messages that the program has not read yet; terminals of a user
 # xterm.js makes its styles as it runs. A page that frames ours could have its buttons clicked.
-POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+POLICY = {"content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"}
 
 
 @dataclass
@@ -67,7 +68,7 @@ class WebTerminal:
         self._passwords = {name: _digest(password) for name, password in passwords.items()}
         self._argv, self._origin, self._grace, self._expiry = argv, origin, grace, expiry
         routes = [
-            Route("/", self.page),
+            Route("/", lambda _: FileResponse(HERE / "static" / "index.html", headers=POLICY)),
             Route("/login", self.login, methods=["POST"]),
             Route("/live", self.who),
             Route("/terminals", self.start, methods=["POST"]),
@@ -91,9 +92,6 @@ class WebTerminal:
         async with anyio.create_task_group() as self._tasks:
             yield
             await self.live.root.revoke("the server is stopping")
-
-    async def page(self, _request: Request) -> Response:
-        return FileResponse(HERE / "static" / "index.html", headers={"content-security-policy": POLICY})
 
     async def login(self, request: Request) -> Response:
         name, password = await _fields(request, name=str, password=str)
@@ -138,7 +136,7 @@ class WebTerminal:
     async def start(self, request: Request) -> Response:
         """Start a terminal, which is reaped if no browser comes to attach."""
         user, token, _ = self._login(request)
-        if sum(key[:2] == (user, token) for key in self.live) > TERMINALS:
+        if sum(key[0] == user and len(key) == 3 for key in self.live) >= TERMINALS:
             raise HTTPException(429, f"you have {TERMINALS} terminals: take one of them away first")
         name = secrets.token_hex(4)
         key = self.live[user, token, name]
@@ -217,9 +215,8 @@ async def _listen(websocket: WebSocket, stream: PtyStream, session: PtySession, 
     """To what the browser sends, until it is gone: keys as bytes, all else as JSON: "read", or the new size."""
     keys, typed = anyio.create_memory_object_stream[bytes](AHEAD)
     async with typed, keys, anyio.create_task_group() as tasks:
-        tasks.start_soon(
-            _type, typed, stream
-        )  # apart, as a program that cannot print before a "read" does not read keys
+        # Apart, as a program that cannot print before a "read" does not read keys.
+        tasks.start_soon(_type, typed, stream)
         while (message := await websocket.receive())["type"] == "websocket.receive":
             match json.loads(message["text"]) if message.get("text") is not None else message["bytes"]:
                 case bytes(data):
@@ -239,8 +236,10 @@ async def _type(typed: AsyncIterable[bytes], stream: PtyStream) -> None:
 
 
 async def _close(websocket: WebSocket, code: int, reason: str) -> None:
-    with contextlib.suppress(WebSocketDisconnect, WebSocketDisconnected), anyio.move_on_after(2):
+    with contextlib.suppress(WebSocketDisconnect, WebSocketDisconnected), anyio.move_on_after(2) as waiting:
         await websocket.close(code, reason.encode()[:123].decode(errors="ignore"))  # RFC 6455 has room for 123
+    if waiting.cancelled_caught:
+        websocket.state.transport.abort()  # and what it has not taken is thrown away
 
 
 async def _fields(request: Request, **kinds: type) -> list[Any]:
@@ -260,9 +259,19 @@ def _named(what: str, connection: HTTPConnection) -> str:
     return f"{what} from {connection.client.host if connection.client else '?'} since {time.strftime('%H:%M:%S')}"
 
 
+class Socket(WebSocketsSansIOProtocol):
+    """Of what the browser does not take, no more than a message waits in our own memory, and can be thrown away."""
+
+    def connection_made(self, transport: Any) -> None:
+        transport.set_write_buffer_limits(0)
+        self.app_state = {**self.app_state, "transport": transport}
+        super().connection_made(transport)
+
+
 def server(app: WebTerminal, port: int) -> uvicorn.Server:
-    config = uvicorn.Config(app, port=port, log_level="warning", limit_concurrency=200, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, port=port, ws=Socket, log_level="warning", limit_concurrency=200)
     config.ws_max_size, config.ws_per_message_deflate, config.proxy_headers = 1 << 16, False, False
+    config.timeout_graceful_shutdown = 5
     return uvicorn.Server(config)
 
 
