@@ -320,6 +320,39 @@ def test_input_from_a_pipe_is_sent_and_its_answer_shown() -> None:
         assert err.endswith("lab: detached\n")
 
 
+def test_input_from_a_pipe_waits_when_the_keyboard_is_taken() -> None:
+    """What comes meanwhile is sent when it is back."""
+    command = [*COMMAND, "attach", "lab"]
+    with (
+        sharing("--name", "lab", "--", "cat"),
+        subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) as piped,
+    ):
+        assert piped.stdin
+        assert piped.stderr
+        while "you have the keyboard" not in piped.stderr.readline():
+            pass
+        with attach("--force", "lab") as alice:
+            while "waiting for it" not in piped.stderr.readline():
+                pass
+            piped.stdin.write("hello\n")
+            piped.stdin.flush()
+            alice.types("\x1dq")
+            assert alice.ends("detached") == 0
+        out, _ = piped.communicate(timeout=30)
+        assert (piped.returncode, out) == (0, "hello\nhello\n")
+
+
+def test_screen_modes_are_undone_however_they_come() -> None:
+    """A long sequence that comes in two parts is one."""
+    with sharing("--name", "lab"), attach("lab") as client:
+        client.types("\x1b[?1000;1002;1006;20")
+        client.sees("1006;20")
+        client.types("04h.")
+        client.sees("04h.")
+        client.types("\x1dq")
+        assert client.sees("asyncrevoke: ") == "\r\n\x1b[?1000l\x1b[?1002l\x1b[?1006l\x1b[?2004l\x1b[m"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signal_ends_a_client_in_order(number: signal.Signals) -> None:
     """The terminal is as before, and it says by which."""
@@ -497,20 +530,29 @@ def test_name_that_is_shared_twice_is_ambiguous(capsys: pytest.CaptureFixture[st
         assert list(listed(capsys)) == ["lab"]
 
 
+@pytest.mark.parametrize("full", [False, True])
 def test_silent_server_is_named_and_hides_nobody(
-    capsys: pytest.CaptureFixture[str], folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    full: bool, capsys: pytest.CaptureFixture[str], folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is stopped, or hangs, is told of; the others are listed."""
+    """One that is stopped, or hangs, is told of, however many wait for it already; the others are listed."""
     monkeypatch.setattr("asyncrevoke.control.sockets._PATIENCE", 2.0)
-    with sharing("--name", "lab"), socket.socket(socket.AF_UNIX) as silent:
+    with sharing("--name", "lab"), socket.socket(socket.AF_UNIX) as silent, contextlib.ExitStack() as waiting:
         silent.bind(str(folder / "a.sock"))
-        silent.listen()
+        silent.listen(0 if full else 10)
+        with contextlib.suppress(BlockingIOError):
+            while full:
+                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(folder / "a.sock"))
         assert main(["ls", "--json"]) == 0
         out, err = capsys.readouterr()
         assert json.loads(out)["path"] == "lab"
         assert err == f"asyncrevoke: {folder / 'a.sock'} (it does not answer)\n"
         assert main(["revoke", "a"]) == 1
         assert "a.sock (it does not answer)" in capsys.readouterr().err
+        if full:
+            assert main(["revoke", "a", "--socket", str(folder / "a.sock")]) == 1
+            assert capsys.readouterr().err == f"asyncrevoke: {folder / 'a.sock'}: it does not answer\n"
 
 
 @pytest.mark.parametrize("what", ["alice/t1", "alice/*", "/dev/zero"])

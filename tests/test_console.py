@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import json
 import math
 import os
 import pathlib
+import stat
 import sys
 import termios
 from collections.abc import AsyncIterator, Callable
@@ -98,6 +100,16 @@ class Attached:
         await self.control.send({"data": base64.b64encode(data).decode()})
 
 
+def _echoing() -> int:
+    """How many children have got so far as to run cat."""
+    found = 0
+    for children in pathlib.Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            with contextlib.suppress(OSError):
+                found += pathlib.Path(f"/proc/{pid}/comm").read_text() == "cat\n"
+    return found
+
+
 class Lab:
     """A console server, and its clients."""
 
@@ -112,7 +124,10 @@ class Lab:
             with self.hosting:
                 await host(shares, self.socket, task_status=task_status)
 
+        echoing = _echoing() + sum(share.command == ECHO for share in shares)
         await self._tasks.start(run)
+        while _echoing() < echoing:  # what is typed before would come twice
+            await anyio.sleep(0.001)
 
     async def connect(self) -> Control:
         return await self._open.enter_async_context(await connect(self.socket))
@@ -552,6 +567,45 @@ async def test_line_that_makes_no_sense_ends_one_client_alone(tmp_path: pathlib.
         await good.types(b"fine")
         await good.hears(b"fine")
         assert good.output == b"fine"
+
+
+async def test_garbage_ends_the_connection(tmp_path: pathlib.Path) -> None:
+    """What follows a line that is none may be anything: it is told, and not read."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server, await anyio.connect_unix(server.socket) as client:
+        await client.send(b'{"v": 1, "do": "attach", "name": "lab"}\ngarbage\n{"data": "bm8="}\n')
+        received = b""
+        with anyio.fail_after(30), contextlib.suppress(anyio.EndOfStream):
+            while True:
+                received += await client.receive()
+        assert json.loads(received.splitlines()[-1])["error"] == "garbage"
+
+
+async def test_who_sends_no_more_still_receives(tmp_path: pathlib.Path) -> None:
+    """A client may close his half; he is shown all that comes, and how it ends."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server, await anyio.connect_unix(server.socket) as half:
+        await half.send(b'{"v": 1, "do": "attach", "name": "lab", "mode": "watch"}\n')
+        await half.send_eof()
+        writer = await server.attach()
+        await writer.types(b"text")
+        received = b""
+        with anyio.fail_after(30):
+            while base64.b64encode(b"text") not in received:
+                received += await half.receive()
+            assert (await (await server.connect()).revoke("lab/root", "enough"))["done"]
+            with contextlib.suppress(anyio.EndOfStream):
+                while True:
+                    received += await half.receive()
+        assert json.loads(received.splitlines()[-1])["message"].endswith("'lab/root' was revoked: enough")
+
+
+async def test_log_is_not_for_everybody(tmp_path: pathlib.Path) -> None:
+    """What is shown may be secret: its mode is 0640. A pipe that nobody reads is refused, and not waited for."""
+    log = tmp_path / "log"
+    async with lab(tmp_path, Share("lab", ECHO, log=str(log))):
+        assert stat.S_IMODE(log.stat().st_mode) == 0o640
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="No such device"):
+        await host([Share("lab", ECHO, log=str(tmp_path / "pipe"))], str(tmp_path / "socket"))
 
 
 async def test_output_is_logged_and_a_full_disk_is_no_end(

@@ -40,6 +40,7 @@ NOBODY = 65534
 WRONG: dict[str, tuple[Any, ...]] = {
     "path": (None, 1, [], {}, True),
     "who": (None, 0, "yes", []),
+    "below": (None, 1, "true", {}),
     "grace": ("1", True, -1, 1e6, [], 10**30),
     "timeout": ("", False, -0.1, 86401),
     "reason": (None, 7, "a\nb", "\x1b[2J", "\u202e", "x" * 5000),
@@ -129,8 +130,9 @@ async def test_names_may_be_anything(path: str) -> None:
             listed = [node["path"] for node in await control.list()]
             assert listed[:-1] == names[:-1]
             assert listed[-1] == "é" * (20_000 // 12) + "…"
-            for name in [*names[:5], "*"]:
-                assert (await control.revoke(name))["done"]
+            for name in names[:6]:
+                assert (await control.revoke(name))["report"]["released"] == 1
+            assert (await control.revoke("", below=True))["done"]
             assert await control.list() == []
 
 
@@ -138,22 +140,22 @@ async def test_names_may_be_anything(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "left"),
+    ("what", "below", "left"),
     [
-        ("lab/alice", "lab lab lab/bob key key/shell"),
-        ("lab/*", "lab lab key key/shell"),
-        ("lab", "key key/shell"),
-        ("key", "lab lab lab/alice lab/bob"),
-        ("*", ""),
+        ("lab/alice", False, "lab lab lab/bob key key/shell"),
+        ("lab", True, "lab lab key key/shell"),
+        ("lab", False, "key key/shell"),
+        ("key", False, "lab lab lab/alice lab/bob"),
+        ("", True, ""),
     ],
 )
-async def test_revoke_by_path(path: str, what: str, left: str) -> None:
-    """A path takes what is there and below, ``/*`` what is below alone and leaves a generation, ``*`` everything."""
+async def test_revoke_by_path(path: str, what: str, below: bool, left: str) -> None:
+    """A path takes what is there and below; `below` what is below alone, and leaves a generation; of "", everything."""
     async with served(path) as (registry, _):
         lab = registry.name("lab")
         opened = [lab.open("alice"), lab.open("bob"), registry["key"].open("shell")]
         async with await connect(path) as control:
-            answer = await control.revoke(what, "maintenance")
+            answer = await control.revoke(what, "maintenance", below=below)
             assert (answer["done"], answer["report"]["reason"], answer["stragglers"]) == (True, "maintenance", [])
             assert [node["path"] for node in await control.list()] == left.split()
         assert {node.reason for node in opened if node.revoked} == {"maintenance"}
@@ -185,11 +187,9 @@ async def test_revoke_waits_and_names_who_stays(path: str) -> None:
             answer = await control.revoke("alice", grace=60, timeout=0)
             assert (answer["done"], answer["report"]["remaining"], alice.kicked) == (False, 1, False)
             assert [each["path"] for each in answer["stragglers"]] == ["alice"]
-            with pytest.raises(ControlError) as refused:
-                await control.revoke("alice")
-            assert refused.value.code == "unknown-path"
-            bob = registry.root.open("bob", also=[alice.parent or alice], release=fail)
-            alice.revoke()
+            assert not (await control.revoke("alice", timeout=0))["done"]
+            assert alice.kicked
+            bob = registry.root.open("bob", release=fail)
             leave.set()
             assert (await control.revoke("bob"))["report"]["errors"] == ["ValueError('no')"]
             assert bob.released
@@ -348,24 +348,33 @@ async def test_a_slow_watcher_is_taken_off_and_told(path: str) -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_who_does_not_receive_an_answer_is_revoked(path: str) -> None:
-    """After the patience the connection is taken away, and the last line says so; others are answered meanwhile."""
-    async with served(path, patience=0.05) as (registry, _):
+@pytest.mark.parametrize(
+    ("do", "why"), [("list", "it has not received for 0.05 s"), ("fill", "the reason of all this")]
+)
+async def test_who_does_not_receive_an_answer_is_revoked(path: str, do: str, why: str) -> None:
+    """After the patience the connection is taken away, and the last line says so, or what was to be said; others are
+    answered meanwhile.
+    """
+
+    async def fill(request: Request) -> dict[str, Any]:
+        with anyio.move_on_after(0.01):
+            while True:
+                await request.connection.send({"data": "x" * 5000})
+        raise ControlError("revoked", "the reason of all this")
+
+    async with served(path, patience=0.05, commands={"fill": fill}) as (registry, _):
         for number in range(300):
             registry.root.open(f"{number} " + "x" * 5000)
         with socket.socket(socket.AF_UNIX) as stuck:
             stuck.connect(path)
-            stuck.sendall(LIST * 10)
+            stuck.sendall(line(do=do) * 10)
             poller = select.poll()
             poller.register(stuck, select.POLLRDHUP)
             assert len(await ask(path, LIST)) == 301
             await until(lambda: poller.poll(0))
             stuck.setblocking(True)
             received = b"".join(iter(lambda: stuck.recv(1 << 20), b""))
-        assert json.loads(received.splitlines()[-1]) == {
-            "error": "revoked",
-            "message": "it has not received for 0.05 s",
-        }
+        assert json.loads(received.splitlines()[-1]) == {"error": "revoked", "message": why}
 
 
 @pytest.mark.parametrize("request_", [line(do="watch"), line(do="revoke", path="alice", timeout=None), b'{"v": 1', b""])
@@ -387,15 +396,33 @@ async def test_a_client_that_has_gone_leaves_nothing(path: str, request_: bytes)
         leave.set()
 
 
-async def test_a_request_of_who_did_not_wait_is_done(path: str) -> None:
-    """What was sent before the connection was closed is read."""
-    async with served(path) as (registry, _):
-        alice = registry.root.open("alice")
+async def test_what_was_sent_before_the_connection_was_closed_is_begun(path: str) -> None:
+    """All revocations are, also behind a request that would never end; nothing is waited for."""
+    leave = anyio.Event()
+    async with served(path) as (registry, tasks):
+        alice, bob = registry.root.open("alice"), registry.root.open("bob")
+        tasks.start_soon(stubborn, alice, [], leave)
+        await parked(alice)
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(path)
-            hasty.sendall(line(do="revoke", path="alice", reason="bye"))
-        await until(lambda: alice.released)
-        assert alice.reason == "bye"
+            hasty.sendall(line(do="revoke", path="alice", reason="bye") + line(do="watch") + LIST)
+            hasty.sendall(line(do="revoke", path="bob", reason="bye"))
+        await until(lambda: bob.released)
+        assert (alice.reason, bob.reason) == ("bye", "bye")
+        leave.set()
+
+
+async def test_a_revocation_can_be_hurried_and_awaited_again(path: str) -> None:
+    """Asked for once more, what is going is kicked by then at the latest, and waited for; its reason stays."""
+    async with served(path) as (registry, tasks), await connect(path) as control:
+        lab = registry.root.open("lab")
+        log: list[str] = []
+        tasks.start_soon(operate, lab.open("alice"), log)
+        await until(lambda: log)
+        assert not (await control.revoke("lab", "slowly", grace=3600, timeout=0))["done"]
+        assert not (await control.revoke("lab", "later", below=True, grace=1800, timeout=0))["done"]
+        answer = await control.revoke("lab", "now")
+        assert (answer["done"], lab.reason, log) == (True, "slowly", ["alice in", "alice kicked"])
 
 
 async def test_the_end_of_the_server_is_told(path: str) -> None:
@@ -441,7 +468,7 @@ os.setgid(65534)
 os.setuid(65534)
 s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
-s.sendall(b'{"v": 1, "do": "list"}\\n{"v": 1, "do": "revoke", "path": "*"}\\n')
+s.sendall(b'{"v": 1, "do": "list"}\\n{"v": 1, "do": "revoke", "path": "", "below": true}\\n')
 s.shutdown(socket.SHUT_WR)
 for line in s.makefile():
     print(line, end="")
@@ -485,6 +512,24 @@ async def test_the_socket_is_for_its_owner_and_group(path: str, group: str | Non
             assert status.st_gid == (0 if group is None else grp.getgrnam(group).gr_gid)
     finally:
         os.umask(before)
+
+
+@as_root
+async def test_a_group_leaves_room_for_the_owner(path: str) -> None:
+    """When its members have taken all places, the owner can still connect, and take away."""
+    async with awake(), served(path, group="daemon", clients=2) as (registry, _):
+        registry.root.open("alice")
+        crowd = "import os, socket, sys\nos.setgroups([])\nos.setgid(int(sys.argv[2]))\nos.setuid(65534)\n"
+        crowd += "all = [socket.socket(socket.AF_UNIX) for _ in range(3)]\nfor s in all: s.connect(sys.argv[1])\n"
+        crowd += "print(all[2].recv(100).decode(), flush=True)\ninput()"
+        group = str(grp.getgrnam("daemon").gr_gid)
+        async with await anyio.open_process([sys.executable, "-c", crowd, path, group], stderr=None) as process:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            assert b'"too-many"' in await process.stdout.receive()
+            async with await connect(path) as control:
+                assert (await control.revoke("alice"))["done"]
+            await process.stdin.send(b"\n")
 
 
 async def test_no_more_than_so_many(path: str) -> None:
@@ -554,21 +599,43 @@ async def test_of_those_who_take_over_one_wins(stale: str) -> None:
 
 
 async def test_servers_begin_one_after_another(stale: str) -> None:
-    """As long as another process begins in the folder, which it says by a lock on it, a server waits."""
+    """As long as another server begins there, which it says by a lock, a server waits. No other user can lock it, and
+    what a killed server has left of its beginning is in nobody's way.
+    """
 
     def listens() -> bool:
         with socket.socket(socket.AF_UNIX) as client:
             return client.connect_ex(stale) == 0
 
-    folder = os.open(pathlib.Path(stale).parent, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(serve, Registry(), stale)
-        await settle(50)
-        assert not listens()
-        os.close(folder)
-        await until(listens)
-        tasks.cancel_scope.cancel()
+    lock = pathlib.Path(stale + ".lock")
+    with lock.open("w") as begins, socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(stale + "~")
+        fcntl.flock(begins, fcntl.LOCK_EX)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(serve, Registry(), stale)
+            await settle(50)
+            assert not listens()
+            lock.unlink()  # as whoever has begun does
+            begins.close()
+            await until(listens)
+            tasks.cancel_scope.cancel()
+    assert list(lock.parent.iterdir()) == []
+
+
+async def test_a_socket_that_can_be_seen_listens(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody takes a server that begins for a dead one, or may connect before the mode is set."""
+    seen = []
+
+    def rename(beside: str, there: str) -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(beside)
+        seen.append((stat.S_IMODE(pathlib.Path(beside).stat().st_mode), pathlib.Path(there).exists()))
+        renamed(beside, there)
+
+    renamed = os.rename
+    monkeypatch.setattr(os, "rename", rename)
+    async with served(path):
+        assert seen == [(0o600, False)]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ class _Terminal:
         seen = self._tail + data
         for modes, switch in _DEC_MODES.findall(seen):
             self._modes.update(dict.fromkeys(modes.split(b";"), switch))
-        self._tail = seen[-16:]
+        self._tail = seen[-64:]
         unwritten = memoryview(data)
         while unwritten:
             with contextlib.suppress(PermissionError):
@@ -252,6 +252,7 @@ class _Attachment:
             await self._may_type.wait()
             if not (data := await self._terminal.read()):
                 break
+            await self._may_type.wait()
             await self._type(data)
         self._heard = anyio.current_time()
         with anyio.move_on_after(_LONGEST):

@@ -338,16 +338,19 @@ def _revoke(args: argparse.Namespace) -> int:
             "revoke: a path goes with --kernel, or with the --socket of a service that has it; --yes with --kernel"
         )
 
+    below = args.what == "*" or args.what.endswith("/*")
+    path = args.what[:-2] if below else args.what
+
     async def run() -> Record:
         async with await look(args.socket) as servers:
             sharing = servers.controls.get(args.socket) or await servers.sharing(args.what.partition("/")[0])
-            with anyio.fail_after(args.timeout + 10):
-                return await sharing.revoke(args.what, args.reason, grace=args.grace, timeout=args.timeout)
+            try:
+                with anyio.fail_after(args.timeout + 10):
+                    return await sharing.revoke(path, args.reason, below=below, grace=args.grace, timeout=args.timeout)
+            except TimeoutError:
+                raise TimeoutError(f"{args.what}: the server does not answer") from None
 
-    try:
-        answer = anyio.run(run)
-    except TimeoutError:
-        raise TimeoutError(f"{args.what}: the server does not answer") from None
+    answer = anyio.run(run)
     report = answer["report"]
     if args.json:
         print(json.dumps({key: answer[key] for key in ("done", "report", "stragglers")}))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import os
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,7 +187,7 @@ class _Console:
         self.clients: dict[_Client, None] = {}
         self.keyboard: _Client | None = None
         self._left = anyio.Event()
-        self._log = open(share.log, "ab", buffering=0) if share.log else None  # noqa: PTH123, SIM115
+        self._log = open(share.log, "ab", buffering=0, opener=_open_log) if share.log else None  # noqa: SIM115
         try:
             if share.device:
                 self._devices = serial_device(
@@ -412,7 +413,10 @@ class _Client:
 
     async def _hear(self) -> str:
         while True:
-            line = await self._connection.receive()
+            try:
+                line = await self._connection.receive()
+            except anyio.EndOfStream:  # nothing more is typed; if it has gone, the request is cancelled
+                await anyio.sleep_forever()
             if "data" in line:
                 await self._type(_bytes(line["data"]))
             elif "size" in line:
@@ -450,6 +454,11 @@ class _Client:
             else:
                 await self.news.wait()
             self.news = anyio.Event()
+
+
+def _open_log(path: str, flags: int) -> int:
+    """What is shown is not for everybody; a pipe that nobody reads is an error, and no reason to wait."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
 
 
 def _bytes(value: object) -> bytes:

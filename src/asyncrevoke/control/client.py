@@ -71,17 +71,20 @@ class Control(anyio.abc.AsyncResource):
         path: str,
         reason: str = "",
         *,
+        below: bool = False,
         grace: float = 0.0,
         timeout: float | None = 30.0,  # noqa: ASYNC109
     ) -> Record:
         """Take away what is at `path`, and wait until it is gone, or for so long.
 
-        :param path: of a node as listed; with ``/*``, all below it; of a device in the file system, which is hung up
+        :param path: of a node as listed; of a device in the file system, which is hung up
+        :param below: all below it, and not the node itself; of "", everything
         :param timeout: seconds, or None for a day; then `done` is false, `stragglers` tells who is inside, and it goes on
         :returns: `done`, `report` and `stragglers`
         """
         last: Record = {}
-        async for record in self.request("revoke", path=path, reason=reason, grace=grace, timeout=timeout):
+        fields = {"path": path, "below": below, "reason": reason, "grace": grace, "timeout": timeout}
+        async for record in self.request("revoke", **fields):
             last = record
         return last
 

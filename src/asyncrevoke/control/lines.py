@@ -12,6 +12,7 @@ import anyio.lowlevel
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 VERSION = 1
+LINE_ERRORS = ("garbage", "too-long", "cut-off")  # after which the lines are not to be trusted
 LIMIT = 65536  # bytes of a line, its newline included
 _TOO_LONG = f"a line is longer than {LIMIT} bytes"
 _to_json = json.JSONEncoder(separators=(",", ":")).encode

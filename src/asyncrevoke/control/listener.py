@@ -23,18 +23,9 @@ async def listening(path: str, gid: int | None) -> AsyncIterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.setblocking(False)
         try:
-            async with _alone_in(os.path.dirname(path) or "."):  # noqa: PTH120  # as it is, not as it would be written
-                _clear(path)
-                listener.bind(path)
-                own = os.lstat(path)
-                try:
-                    if gid is not None:
-                        os.chown(path, -1, gid)
-                    os.chmod(path, 0o600 if gid is None else 0o660)  # noqa: PTH101
-                    listener.listen(1024)  # nobody could connect before
-                except BaseException:
-                    os.unlink(path)  # noqa: PTH108
-                    raise
+            async with _alone_at(path):
+                _refuse_what_lives(path)
+                own = _listen(listener, path, gid)
         except OSError as exc:  # one without a number is about the length
             why = exc.strerror or str(exc)
             raise OSError(exc.errno or errno.ENAMETOOLONG, f"no control socket can be made: {why}", path) from exc
@@ -47,24 +38,31 @@ async def listening(path: str, gid: int | None) -> AsyncIterator[socket.socket]:
 
 
 @contextlib.asynccontextmanager
-async def _alone_in(folder: str) -> AsyncIterator[None]:
-    """One server at a time begins in a folder: of two that find the same stale socket, one must not remove the other's."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+async def _alone_at(path: str) -> AsyncIterator[None]:
+    """One server at a time begins: of two that find the same stale socket, one must not replace the other's."""
+    lock = path + ".lock"
+    fd = await _lock(lock)
     try:
-        for _ in range(100):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            await anyio.sleep(0.05)
-        else:
-            raise OSError(errno.EWOULDBLOCK, f"another process has kept a lock on {folder!r} for 5 s")
         yield
     finally:
+        os.unlink(lock)  # noqa: PTH108  # who waits for it makes another
         os.close(fd)
 
 
-def _clear(path: str) -> None:
-    """Make way for a socket.
+async def _lock(lock: str) -> int:
+    for _ in range(100):
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)  # others cannot lock it
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.lstat(lock)):
+                return fd
+        os.close(fd)
+        await anyio.sleep(0.05)
+    raise OSError(errno.EWOULDBLOCK, f"another process has kept a lock on {lock!r} for 5 s")
+
+
+def _refuse_what_lives(path: str) -> None:
+    """See that nothing is at `path`, or a socket whose server is dead.
 
     :raises OSError: EEXIST if there is something else, EADDRINUSE if a server listens there
     """
@@ -79,8 +77,26 @@ def _clear(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)  # noqa: PTH108  # its server is dead
             return
         except BlockingIOError:
             pass  # its queue is full: it lives
     raise OSError(errno.EADDRINUSE, "a server listens there already: end that, or choose another path")
+
+
+def _listen(listener: socket.socket, path: str, gid: int | None) -> os.stat_result:
+    """Listen at `path`, where nobody is ever refused: what does not listen yet has another name."""
+    beside = path + "~"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(beside)  # noqa: PTH108  # its server died as it began
+    listener.bind(beside)
+    try:
+        if gid is not None:
+            os.chown(beside, -1, gid)
+        os.chmod(beside, 0o600 if gid is None else 0o660)  # noqa: PTH101
+        listener.listen(1024)
+        own = os.lstat(beside)
+        os.rename(beside, path)  # noqa: PTH104
+    except BaseException:
+        os.unlink(beside)  # noqa: PTH108
+        raise
+    return own

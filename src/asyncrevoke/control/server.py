@@ -34,7 +34,7 @@ from asyncrevoke import (
     observe,
     revoke_all,
 )
-from asyncrevoke.control.lines import VERSION, ControlError, Lines, encode, short
+from asyncrevoke.control.lines import LINE_ERRORS, VERSION, ControlError, Lines, encode, short
 from asyncrevoke.control.listener import listening
 from asyncrevoke.control.peer import Peer, group_number, peer_of
 
@@ -51,8 +51,9 @@ _OVER = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError
 class Connection(Lines):
     """The lines to and from a client, which is revoked if it does not take what it is sent."""
 
-    def __init__(self, stream: FdStream, patience: float) -> None:
+    def __init__(self, stream: FdStream, peer: Peer, patience: float) -> None:
         super().__init__(stream)
+        self.peer = peer
         self.handle = stream.handle
         self.revoke = stream.revoke
         self.life = anyio.CancelScope(shield=True)  # is over when the descriptor is closed
@@ -60,13 +61,21 @@ class Connection(Lines):
         self._patience = patience
         self._turn = anyio.Lock()
 
-    async def send(self, *records: Mapping[str, Any] | bytes) -> None:
+    async def send(self, *records: Mapping[str, Any] | bytes, why: str = "") -> None:
+        """Send them, as `Lines.send`.
+
+        :param why: what the client is told if he does not receive them, in the last line that he gets
+        """
         with anyio.move_on_after(self._patience) as waiting:
             async with self._turn:
                 await super().send(*records)
         if waiting.cancelled_caught:
-            self.revoke(f"it has not received for {self._patience:g} s")
+            self.revoke(why or f"it has not received for {self._patience:g} s")
             raise RevokedError(self.handle)
+
+    async def refuse(self, error: ControlError) -> None:
+        """Send the error that ends an answer."""
+        await self.send(_refusal(error.code, str(error)), why=str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +155,7 @@ async def serve(
     :param path: of the socket. One that a dead server left is taken over
     :param group: the name of a group whose members may connect, too; the mode is 0660 then, else 0600
     :param commands: further requests, by name; docs/control-protocol.md shows one
-    :param clients: how many may be connected
+    :param clients: how many may be connected, and as many again of the owner's
     :param backlog: bytes of events that one who watches may be behind before the connection is revoked as too slow
     :param patience: seconds that a client may take to receive an answer
     :raises OSError: if there is a live server at `path`, or something that is no socket, or it cannot be made there
@@ -259,10 +268,10 @@ class _Server:
         if not peer.owner and self._gid not in peer.groups:
             who = "the owner and root may" + (f", and the group {self._group}" if self._group else "")
             _turn_away(connection, "forbidden", f"user {peer.name!r} may not connect here: {who}")
-        elif len(self._clients) >= self._most:
+        elif sum(client.peer.owner == peer.owner for client in self._clients.values()) >= self._most:
             _turn_away(connection, "too-many", f"{self._most} are connected already: try again later")
         else:
-            tasks.start_soon(self.talk, self._admit(connection, peer), peer)
+            tasks.start_soon(self.talk, self._admit(connection, peer))
 
     def _admit(self, connection: socket.socket, peer: Peer) -> Connection:
         """Take a connection over. Who is taken away is told why, even if he has let all the rest lie."""
@@ -277,9 +286,8 @@ class _Server:
             client.life.cancel()
 
         fd = connection.detach()
-        client = Connection(
-            FdStream(fd, self.connections, name=f"{peer.name} ({peer.pid})", close=close), self._patience
-        )
+        stream = FdStream(fd, self.connections, name=f"{peer.name} ({peer.pid})", close=close)
+        client = Connection(stream, peer, self._patience)
         self._clients[fd] = client
         self._hangups.register(fd, select.EPOLLET)  # for hang-ups alone, and each once
         return client
@@ -291,50 +299,63 @@ class _Server:
             for fd, _ in self._hangups.poll(0):
                 self._clients[fd].request.cancel()
 
-    async def talk(self, client: Connection, peer: Peer) -> None:
+    async def talk(self, client: Connection) -> None:
         """Answer the requests of a client, one after another, until it goes or is taken away."""
         with client.life:
             try:
                 with contextlib.suppress(*_OVER):
-                    while await self._answer(client, peer):
-                        client.request = anyio.CancelScope()
+                    while await self._answer(client):
+                        gone, client.request = client.request.cancel_called, anyio.CancelScope()
+                        if gone:  # what it had sent before is still begun
+                            client.request.cancel()
             finally:
                 client.handle.close()
 
-    async def _answer(self, client: Connection, peer: Peer) -> bool:
+    async def _answer(self, client: Connection) -> bool:
         """Answer one request. It reports whether there may be a next."""
         try:
             fields = await client.receive()
             _check_version(fields)
+            with client.request:
+                await self._do(Request(client.peer, client, fields))
         except ControlError as error:
-            await client.send(_refusal(error.code, str(error)))
+            await client.refuse(error)
             return False  # what follows may be anything
-        # Who ends the server waits for answers, and for revocations that are to be answered: they may be why it ends.
-        with client.request:
-            awaited = fields.get("do") == "revoke" and self.awaited.start_using()
-            try:
-                answer, fault = await self._result(Request(peer, client, fields))
-                awaited = awaited or self.awaited.start_using()
-                await client.send(answer)  # if the fault was the connection's, this says so again
-            finally:
-                if awaited:
-                    self.awaited.stop_using()
-            if fault is not None:
-                logger.error("the control request %r of %s failed", fields.get("do"), peer.name, exc_info=fault)
-        return not client.request.cancel_called
+        return True
 
-    async def _result(self, request: Request) -> tuple[bytes, Exception | None]:
-        """Do what is asked for. It returns the last line of the answer, and what failed unexpectedly."""
+    async def _do(self, request: Request) -> None:
+        # Who ends the server waits for answers, and for revocations that are to be answered: they may be why it ends.
+        client, do = request.connection, request.fields.get("do")
+        awaited = do == "revoke" and self.awaited.start_using()
         try:
-            return encode({"ok": True, **await self._command(request.fields)(request)}), None
+            done = await self._result(request)
+            awaited = awaited or self.awaited.start_using()
+            if isinstance(done, ControlError):
+                await client.refuse(done)
+                if done.__cause__ is not None:  # else it was the connection's, and has said so again
+                    logger.error("the control request %r of %s failed", do, request.peer.name, exc_info=done.__cause__)
+            else:
+                await client.send(done)
+        finally:
+            if awaited:
+                self.awaited.stop_using()
+
+    async def _result(self, request: Request) -> bytes | ControlError:
+        """Do what is asked for. It returns the last line of the answer, or why there is none."""
+        try:
+            return encode({"ok": True, **await self._command(request.fields)(request)})
         except ControlError as error:
-            return _refusal(error.code, str(error)), None
+            if error.code in LINE_ERRORS:
+                raise
+            return error
         except anyio.EndOfStream:
             raise
         except RevokedError as error:
-            return _refusal("revoked", str(error)), None
+            return ControlError("revoked", str(error))
         except Exception as error:  # noqa: BLE001  # logged when it was answered
-            return _refusal("failed", "the server failed: its log says why"), error
+            failed = ControlError("failed", "the server failed: its log says why")
+            failed.__cause__ = error
+            return failed
 
     def _command(self, fields: Mapping[str, Any]) -> Command:
         do = fields.get("do")
@@ -383,10 +404,10 @@ class _Server:
             raise ControlError(
                 "forbidden", f"user {request.peer.name!r} may look: to take away is for the owner and root"
             )
-        path, reason = request.path(), request.text("reason", "")
+        path, below, reason = request.path(), request.flag("below"), request.text("reason", "")
         grace, timeout = request.number("grace", 0.0, 86400.0), request.number("timeout", 30.0, 86400.0)
         logger.info("user %r revokes %r", request.peer.name, short(path))
-        act = self._begin(path, reason, grace)
+        act = self._begin(path, below, reason, grace)
         with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
             await act
         report = act.report
@@ -405,18 +426,10 @@ class _Server:
             "stragglers": [_user(user, 1_000) for user in act.stragglers()[:5]],
         }
 
-    def _begin(self, path: str, reason: str, grace: float) -> Revocation:
-        """Revoke what is at a path: nodes of the tree; all below with ``/*``; a device by its path in the file system."""
-        above = "" if path == "*" else path.removesuffix("/*")
-        if path == "*":
-            found = list(self._registry.root.children)
-        elif above != path:  # what has the very path of what it is in, as a generation has its name's, stays
-            nodes = self._at(above)
-            found = [child for node in nodes for child in node.children if child.path != above]
-        else:
-            nodes = self._at(path)
-            found = [node for node in nodes if node.parent not in nodes]
-        found = [node for node in found if path and not node.revoked]
+    def _begin(self, path: str, below: bool, reason: str, grace: float) -> Revocation:
+        found = self._find(path, below)
+        # What is revoked already can be hurried, and waited for.
+        found = [node for node in found if not node.revoked] or [node for node in found if not node.released]
         if found:
             return revoke_all(found, reason, grace=grace)
         if path.startswith("/"):
@@ -426,6 +439,15 @@ class _Server:
             "unknown-path",
             f"nothing is open at {short(path)!r}: `asyncrevoke ls --who`, or the request 'list', tells what is",
         )
+
+    def _find(self, path: str, below: bool) -> list[Revokable]:
+        """The nodes of that path, or all that is below them."""
+        if not path:
+            return list(self._registry.root.children) if below else []
+        nodes = [node for node in self._nodes() if path.endswith(node.name) and node.path == path]
+        if below:  # what has the very path of what it is in, as a generation has its name's, stays
+            return [child for node in nodes for child in node.children if child.path != path]
+        return [node for node in nodes if node.parent not in nodes]
 
     async def _watch(self, request: Request) -> Mapping[str, Any]:
         watcher = _Watcher(request.path(""), request.connection)
@@ -442,9 +464,6 @@ class _Server:
                 await anyio.sleep(_PAUSE)
         finally:
             self._watchers.pop(watcher, None)
-
-    def _at(self, path: str) -> list[Revokable]:
-        return [node for node in self._nodes() if path.endswith(node.name) and node.path == path]
 
     def _nodes(self) -> Iterator[Revokable]:
         """All that is open below the registry's root, each once, parents first; it may change meanwhile."""

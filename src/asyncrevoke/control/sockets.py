@@ -16,6 +16,7 @@ from asyncrevoke.control.lines import ControlError
 from asyncrevoke.control.peer import group_number, user_name
 
 SYSTEM = pathlib.Path("/run/asyncrevoke")
+_SILENT = "it does not answer"
 _PATIENCE = 5.0  # seconds for a server to answer; one that is stopped must not keep the others from being found
 
 
@@ -72,12 +73,12 @@ def _let_in(folder: pathlib.Path, group: str) -> None:
 async def look(socket: str = "") -> Servers:
     """Connect to the server at `socket`, or to all in the user's folder and the system's; dead ones are passed over.
 
-    :raises OSError: if none can be reached at `socket`
+    :raises OSError: if none can be reached at `socket`, or it does not answer
     """
     servers = Servers()
     if socket:
         servers.looked.append(socket)
-        servers.controls[socket] = await connect(socket)
+        servers.controls[socket] = await _connect(socket)
         return servers
     for folder in dict.fromkeys((own_folder(), SYSTEM)):
         try:
@@ -90,12 +91,22 @@ async def look(socket: str = "") -> Servers:
         servers.looked.append(str(folder))
         for path in paths:
             try:
-                servers.controls[path] = await connect(path)
+                servers.controls[path] = await _connect(path)
             except PermissionError:
                 servers.looked.append(f"{path} (you may not)")
+            except TimeoutError:
+                servers.unanswered.append(f"{path} ({_SILENT})")
             except OSError:  # its server is dead, or has gone just now
                 pass
     return servers
+
+
+async def _connect(path: str) -> Control:
+    try:
+        with anyio.fail_after(_PATIENCE):
+            return await connect(path)
+    except TimeoutError:
+        raise TimeoutError(errno.ETIMEDOUT, _SILENT, path) from None
 
 
 class Servers(anyio.abc.AsyncResource):
@@ -103,7 +114,7 @@ class Servers(anyio.abc.AsyncResource):
 
     :ivar controls: by the path of the socket
     :ivar looked: where they were looked for, and what was in the way
-    :ivar unanswered: those that `nodes` has dropped, and why
+    :ivar unanswered: those that could not be asked, and why
     """
 
     def __init__(self) -> None:
@@ -128,7 +139,7 @@ class Servers(anyio.abc.AsyncResource):
                     found[socket] = await control.list(path, **options)
                 continue
             except TimeoutError:
-                self.unanswered.append(f"{socket} (it does not answer)")
+                self.unanswered.append(f"{socket} ({_SILENT})")
             except ControlError as error:
                 self.unanswered.append(f"{socket} ({error})")
             del self.controls[socket]
