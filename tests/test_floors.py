@@ -76,7 +76,12 @@ def test_above_floor_1_public_names_are_enough() -> None:
 
 
 #: Adapters that are made of others, and of which.
-MADE_OF = {"serial": ["serial_ports"], "hotplug": ["serial", "serial_ports"], "asyncio_streams": ["serial"]}
+MADE_OF = {
+    "serial": ["serial_ports"],
+    "hotplug": ["serial", "serial_ports"],
+    "asyncio_streams": ["serial"],
+    "entries": ["entry_files"],
+}
 
 
 def test_adapters_do_not_import_each_other() -> None:

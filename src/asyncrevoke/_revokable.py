@@ -162,7 +162,7 @@ def _kick(act: Revocation, *, idle_only: bool) -> Generator[None, None, None]:
         if node._state < RELEASING:
             if node._state < KICKED and not idle_only:
                 _enter_kicked(node)
-            uses = {} if idle_only and node._kick is None else node._uses or {}
+            uses = node._uses or {}
             for use in tuple(uses):
                 if use in uses and use.act is None and (use.idle or not idle_only) and not act._spares(use.task):
                     if use.kick(act):

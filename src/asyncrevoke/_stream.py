@@ -179,7 +179,7 @@ def answer(
         error.errno = profile.ioctl
         return
     pair = profile.read if kind == "read" else profile.write
-    found = pair.in_flight if error.in_flight else pair.later
+    found = pair.in_flight if error.in_flight and pair.in_flight is not Answer.FINISHES else pair.later
     if found is Answer.EOF_IF_TTY:
         found = Answer.EOF if tty else errno.EIO
     if found is Answer.EOF:
