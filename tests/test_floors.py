@@ -81,6 +81,7 @@ MADE_OF = {
     "hotplug": ["serial", "serial_ports"],
     "asyncio_streams": ["serial"],
     "entries": ["entry_files"],
+    "fuse": ["entries", "entry_files"],
 }
 
 

@@ -177,6 +177,16 @@ class Entry(_Named):
         """There is news: who polls looks again, and a `read` that had nothing is called again. Models kernfs_notify."""
         self.running.notify()
 
+    async def size(self) -> int:
+        """How long it says to be; 0 where it has no handler for that, as in procfs.
+
+        :raises RevokedError: if it was or is removed
+        """
+        if "size" not in self.handlers:
+            return 0
+        with self.node.using():
+            return await call(self.handlers["size"])
+
     async def open(self, name: str = "", *, also: Iterable[Revokable] = ()) -> OpenFile:
         """Open it: ``async with await entry.open() as file: await file.read()``
 

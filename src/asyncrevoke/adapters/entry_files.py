@@ -6,6 +6,7 @@ import errno
 import inspect
 import os
 import select
+import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, TypeVar
@@ -39,6 +40,7 @@ class Handlers(TypedDict, total=False):
     :ivar poll: is given the operation; returns which of `select.POLLIN` and so on are ready. Left out: IN and OUT, and PRI and
         ERR if there was news since the file was read
     :ivar control: is given the operation, a request and its argument, as an ioctl; returns the answer
+    :ivar size: how long it is, for programs that go by that, as `tail -f` does; left out: 0
     :ivar open: is given the file that is being opened; what it leaves in `file.private` is the handlers' own
     :ivar release: is given the file, once, when it has been closed or taken away
     """
@@ -49,6 +51,7 @@ class Handlers(TypedDict, total=False):
     write: Callable[[Operation, bytes, int], Maybe[int | None]]
     poll: Callable[[Operation], Maybe[int]]
     control: Callable[[Operation, int, Any], Maybe[Any]]
+    size: Callable[[], Maybe[int]]
     open: Callable[[OpenFile], Maybe[object]]
     release: Callable[[OpenFile], Maybe[object]]
 
@@ -154,6 +157,10 @@ class OpenFile(anyio.abc.AsyncResource):
             if error.node is not self.handle or self.handle.answers is None:
                 raise
             return self.handle.answers.poll
+
+    async def news(self, seen: int) -> None:
+        """Wait until there was news since the entry's `running.events` was `seen`."""
+        await self._operate("poll", lambda operation: operation.wait_for_news(seen), idle=True)
 
     async def control(self, request: int, argument: Any = None) -> Any:
         """Have the handler do something, as by an ioctl.
@@ -269,12 +276,14 @@ class Running:
     """The operations that run on the files of an entry.
 
     :ivar events: how often there was news
+    :ivar changed: when there was last, in nanoseconds as of `time.time_ns`
     :ivar leaving: those that remove the entry from inside
     :ivar winner: the one of them that did it
     """
 
     def __init__(self) -> None:
         self.events = 0
+        self.changed = time.time_ns()
         self.leaving: dict[Operation, None] = {}
         self.winner: Operation | None = None
         self._all: dict[Operation, None] = {}
@@ -282,6 +291,7 @@ class Running:
     def notify(self) -> None:
         """Count news, and wake all who wait for them."""
         self.events += 1
+        self.changed = time.time_ns()
         for operation in self._all:
             operation.wake()
 
