@@ -668,33 +668,44 @@ def logged() -> Iterator[list[BaseException]]:
     logger.removeFilter(note)
 
 
+def explore(
+    run: Callable[[], Coroutine[Any, Any, None]],
+    record_property: Callable[[str, object], None],
+    *,
+    bound: int = DEVIATIONS,
+    **options: Any,
+) -> None:
+    """Run it in each order within the bound."""
+    found = detangle.explore(
+        run,
+        strategy=detangle.DFS(max_delays=bound),
+        runs=10**9,
+        database=False,  # or it writes into the repository
+        seed_random=False,
+        check_leaks=True,
+        max_steps=2000,
+        **options,
+    )
+    print(f"{found.runs} schedules, exhausted: {found.exhausted}, in {found.elapsed:.1f} s")
+    record_property("schedules", found.runs)
+    record_property("exhausted", found.exhausted)
+    assert found.exhausted, f"not exhausted after {found.runs} schedules, with {bound} deviations"
+
+
 Search = Callable[..., None]
 
 
 @pytest.fixture
 def search(logged: list[BaseException], record_property: Callable[[str, object], None]) -> Search:
-    """Run a scenario in each order within the bound."""
+    """Run a scenario in each order, with a ledger."""
 
-    def search(scenario: Callable[[Ledger], Awaitable[None]], *, bound: int = DEVIATIONS, **options: Any) -> None:
+    def search(scenario: Callable[[Ledger], Awaitable[None]], **options: Any) -> None:
         async def run() -> None:
             ledger = Ledger(logged, sliced=_revokable.SLICE == 1)
             await scenario(ledger)
             await ledger.finish()
 
-        found = detangle.explore(
-            run,
-            strategy=detangle.DFS(max_delays=bound),
-            runs=10**9,
-            database=False,  # or it writes into the repository
-            seed_random=False,
-            check_leaks=True,
-            max_steps=2000,
-            **options,
-        )
-        print(f"{found.runs} schedules, exhausted: {found.exhausted}, in {found.elapsed:.1f} s")
-        record_property("schedules", found.runs)
-        record_property("exhausted", found.exhausted)
-        assert found.exhausted, f"not exhausted after {found.runs} schedules, with {bound} deviations"
+        explore(run, record_property, **options)
 
     return search
 
