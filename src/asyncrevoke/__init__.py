@@ -10,7 +10,7 @@
 #   3  demo.py          what `asyncrevoke demo` shows
 #   2  telemetry.py     an observer that measures, for OpenTelemetry
 #   2  testing.py       check_revokable(): the contract, to be run on anybody's resource
-#   2  adapters/        one noun per file: pty, tty, serial (by serial_ports), hotplug, asyncio_streams, alsa, entries (by entry_files), fuse
+#   2  adapters/        one noun per file: pty, tty, serial (by serial_ports), hotplug, asyncio_streams, alsa, entries (by entry_files), fuse, mapping (with exports)
 #   1  _observe.py      what happens to a tree, told to observers
 #   1  _registry.py     names, keys, paths, generations
 #   1  _offloop.py      blocking calls, in threads of their own
@@ -43,6 +43,7 @@ from ._revokable import revoke_threadsafe as revoke_threadsafe
 from ._shared import Shared as Shared
 from ._shared import SharedStream as SharedStream
 from ._stream import Face as Face
+from ._stream import Owner as Owner
 from ._stream import RevokableAttribute as RevokableAttribute
 from ._stream import RevokableStream as RevokableStream
 from ._stream import answer as answer
