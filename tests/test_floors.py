@@ -72,7 +72,9 @@ def test_above_floor_1_public_names_are_enough() -> None:
         }
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-                assert node.attr in own | {"_exit", "_current_frames"}, f"{file.name} uses {node.attr}, which it does not define"
+                assert node.attr in own | {"_exit", "_current_frames"}, (
+                    f"{file.name} uses {node.attr}, which it does not define"
+                )
 
 
 #: Adapters that are made of others, and of which.
