@@ -76,6 +76,9 @@ def _nothing_leaks() -> Iterator[None]:
     after = _held()
     if after != before:
         gc.collect()
+        for thread in threading.enumerate():
+            if thread.name.startswith("off loop"):
+                thread.join(1)  # its call has ended, or should have
         after = _held()
     assert after[0] - before[0] == set(), "descriptors were left open"
     assert after[1] <= before[1], "threads were left running"

@@ -85,6 +85,7 @@ MADE_OF = {
     "entries": ["entry_files"],
     "fuse": ["entries", "entry_files"],
     "mapping": ["exports"],
+    "descriptor": ["sleepers", "tty"],
 }
 
 

@@ -14,7 +14,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from ._revocation import Revocation
-from ._revokable import Release, Revokable
+from ._revokable import Kick, Release, Revokable
 from .answers import Answer, Answers, RevokedError
 
 _NOBODY = contextlib.nullcontext()  # has its turn on what is dead: those who are still leaving are no reason to refuse
@@ -194,19 +194,21 @@ def handle_of(
     also: Iterable[Revokable] = (),
     release: Release | None = None,
     answers: Answers | EllipsisType = ...,
+    *,
+    kick: Kick = ...,
 ) -> Revokable:
     """A handle of `owner`, or a root where there is none.
 
     :param owner: a node, or a function that opens as one does, such as `Name.pin`
-    :param name, also, release, answers: as for `Revokable.open`
+    :param name, also, release, answers, kick: as for `Revokable.open`
     """
     also = tuple(also)
     if owner is None:
         if not also:
-            return Revokable(name, release=release, answers=answers)
+            return Revokable(name, release=release, answers=answers, kick=kick)
         owner = Revokable()
     make = owner.open if isinstance(owner, Revokable) else owner
-    return make(name, also=also, release=release, answers=answers)
+    return make(name, also=also, release=release, answers=answers, kick=kick)
 
 
 class RevokableStream(Face):

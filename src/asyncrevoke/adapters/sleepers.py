@@ -1,0 +1,166 @@
+"""Threads of this process that sleep in a system call on a descriptor: found in /proc, and woken by a signal.
+
+The signal is SIGURG, which means nothing to whoever has not asked for it, with a handler that does nothing. The kernel begins
+the interrupted call again, with the same number, which may mean another file by then; poll, select and what has a
+timeout end with EINTR instead, which every caller must expect, and Python hides.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import platform
+import signal
+import struct
+import threading
+from collections.abc import Iterator
+
+#: The system calls that may sleep on a descriptor, by machine (asm/unistd_64.h, asm-generic/unistd.h).
+NUMBERS = {
+    "x86_64": {
+        "read": 0,
+        "write": 1,
+        "poll": 7,
+        "ioctl": 16,
+        "pread64": 17,
+        "pwrite64": 18,
+        "readv": 19,
+        "writev": 20,
+        "select": 23,
+        "sendfile": 40,
+        "connect": 42,
+        "accept": 43,
+        "sendto": 44,
+        "recvfrom": 45,
+        "sendmsg": 46,
+        "recvmsg": 47,
+        "fcntl": 72,
+        "flock": 73,
+        "fsync": 74,
+        "fdatasync": 75,
+        "restart_syscall": 219,
+        "pselect6": 270,
+        "ppoll": 271,
+        "splice": 275,
+        "tee": 276,
+        "accept4": 288,
+        "preadv": 295,
+        "pwritev": 296,
+        "recvmmsg": 299,
+        "sendmmsg": 307,
+        "copy_file_range": 326,
+        "preadv2": 327,
+        "pwritev2": 328,
+    },
+    "aarch64": {
+        "fcntl": 25,
+        "ioctl": 29,
+        "flock": 32,
+        "read": 63,
+        "write": 64,
+        "readv": 65,
+        "writev": 66,
+        "pread64": 67,
+        "pwrite64": 68,
+        "preadv": 69,
+        "pwritev": 70,
+        "sendfile": 71,
+        "pselect6": 72,
+        "ppoll": 73,
+        "splice": 76,
+        "tee": 77,
+        "fsync": 82,
+        "fdatasync": 83,
+        "restart_syscall": 128,
+        "accept": 202,
+        "connect": 203,
+        "sendto": 206,
+        "recvfrom": 207,
+        "sendmsg": 211,
+        "recvmsg": 212,
+        "accept4": 242,
+        "recvmmsg": 243,
+        "sendmmsg": 269,
+        "copy_file_range": 285,
+        "preadv2": 286,
+        "pwritev2": 287,
+    },
+}
+_NAMES = {number: name for name, number in NUMBERS.get(platform.machine(), {}).items()}
+_SECOND = {"sendfile": 1, "splice": 2, "tee": 1, "copy_file_range": 2}  # where the other descriptor stands
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check() -> None:
+    """See whether sleepers can be found here.
+
+    :raises NotImplementedError: on other machines than x86_64 and aarch64
+    :raises OSError: without /proc
+    """
+    if not _NAMES:
+        raise NotImplementedError(f"the numbers of the system calls of {platform.machine()} are not known")
+    pathlib.Path("/proc/thread-self/syscall").stat()
+
+
+def on(fd: int) -> list[int]:
+    """The threads that sleep on `fd`, by their numbers.
+
+    Not those in epoll_wait, where it depends on what is in the set, nor those that wait by io_uring.
+    """
+    return [thread for thread, call in _calls() if call and _names(call, fd)]
+
+
+def perhaps_on(fd: int) -> list[int]:
+    """Those, and all who may be about to: they run, or go on with a call that SIGSTOP has interrupted."""
+    return [
+        thread for thread, call in _calls() if not call or _NAMES.get(call[0]) == "restart_syscall" or _names(call, fd)
+    ]
+
+
+def wake(threads: list[int]) -> None:
+    """Interrupt what they are in. Those that block SIGURG sleep on."""
+    present = ctypes.create_string_buffer(1024)
+    _libc.sigaction(signal.SIGURG, None, present)
+    if ctypes.c_void_p.from_buffer(present).value in (None, signal.SIG_IGN):  # None is SIG_DFL
+        _libc.signal(signal.SIGURG, _libc.getpid)  # takes no argument, and harms nobody
+    for thread in threads:
+        _libc.tgkill(os.getpid(), thread, signal.SIGURG)
+
+
+def _calls() -> Iterator[tuple[int, list[int]]]:
+    """Each other thread of this process, and what it sleeps in: the system call and its arguments; nothing if it runs."""
+    for task in pathlib.Path("/proc/self/task").iterdir():
+        if int(task.name) != threading.get_native_id():
+            try:
+                call = (task / "syscall").read_text().split()
+            except OSError:
+                continue  # it has ended
+            yield int(task.name), [] if call == ["running"] else [int(each, 0) for each in call]
+
+
+def _names(call: list[int], fd: int) -> bool:
+    """Whether `fd` is among the descriptors of the call."""
+    number, *arguments = call
+    match _NAMES.get(number):
+        case "poll" | "ppoll":
+            polled = struct.iter_unpack("=iI", _memory(arguments[0], 8 * arguments[1]))
+            return any(each == fd for each, _ in polled)
+        case "select" | "pselect6":
+            sets = (_memory(each + fd // 8, 1) for each in arguments[1:4] if each)
+            return fd < arguments[0] and any(each[0] >> fd % 8 & 1 for each in sets if each)
+        case None | "restart_syscall":
+            return False
+        case name:
+            return fd in (arguments[0] & 0xFFFFFFFF, arguments[_SECOND.get(name, 0)] & 0xFFFFFFFF)
+
+
+def _memory(address: int, length: int) -> bytes:
+    """What is there; nothing, if whoever had it there has gone."""
+    try:
+        with pathlib.Path("/proc/self/mem").open("rb", buffering=0) as memory:
+            memory.seek(address)
+            return memory.read(length) or b""
+    except OSError:
+        return b""
