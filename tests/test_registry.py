@@ -10,6 +10,7 @@ import os
 import pathlib
 import random
 import stat
+import subprocess
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
@@ -30,6 +31,7 @@ from asyncrevoke import (
     RevokableStream,
     RevokeDeadlock,
     RevokedError,
+    Tty,
     answers,
     revoke_all,
     revoke_threadsafe,
@@ -1854,6 +1856,398 @@ async def test_revoke_hangs_up_for_all_who_have_it_open(
     assert not other.revoked
     assert not tty.revoked
     assert tty.open().generation == 2
+
+
+#: Places in a folder: which device, in order of registration, is there, if it is none of another name.
+TREE = {
+    "run/lab/a": "a",
+    "run/lab/deep/b": "b",
+    "run/labyrinth/c": "c",
+    "dev/ttyUSB0": "d",
+}
+LINKS = {
+    "serial/by-id/usb-a": "../../run/lab/a",
+    "serial/by-id/again": "usb-a",
+    "serial/by-id/broken": "../nothing",
+    "serial/by-path/pci-d": "../../dev/ttyUSB0",
+    "serial/loop": ".",
+    "serial/up": "../serial",
+    "folders/labyrinth": "../run/labyrinth",
+    "link": "run/lab",
+}
+
+
+@pytest.fixture
+def tree(tmp_path: pathlib.Path) -> Iterator[tuple[Registry, dict[str, Revokable]]]:
+    """A registry with a device at each of the places, and an open handle on each; links to them."""
+    live = Registry()
+    handles = {}
+    for place in [*TREE, *LINKS]:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    for place, name in TREE.items():
+        (tmp_path / place).touch()
+        handles[name] = live.name(name, tmp_path / place).open("file")
+    for place, target in LINKS.items():
+        (tmp_path / place).symlink_to(target)
+    (tmp_path / "hard").mkdir()
+    os.link(tmp_path / "run/lab/a", tmp_path / "hard/a")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    yield live, handles
+    live.root.revoke()
+
+
+@pytest.mark.parametrize(
+    ("path", "taken"),
+    [
+        ("run/lab", "a b"),
+        ("run/lab/", "a b"),
+        ("run/lab/deep/..", "a b"),
+        ("link", "a b"),
+        ("run", "a b c"),
+        ("serial", "a d"),
+        ("serial/by-id", "a"),
+        ("serial/by-path", "d"),
+        ("serial/loop/loop/by-id", "a"),
+        ("hard", "a"),
+        ("", "a b c d"),
+    ],
+)
+async def test_a_directory_takes_what_its_files_lead_to(
+    path: str, taken: str, tree: tuple[Registry, dict[str, Revokable]], tmp_path: pathlib.Path
+) -> None:
+    """Nodes and links in it and below, with one revocation, in the order of registration; the names stay, and others."""
+    live, handles = tree
+    act = live.revoke(f"{tmp_path}/{path}", reason="all of it")
+    assert [name for name, handle in handles.items() if handle.revoked] == taken.split()
+    report = await act
+    assert report.released == 2 * len(taken.split())
+    assert report.name == (taken if len(taken) < 6 else "a b c, ...").replace(" ", ", ").replace(",,", ",")
+    assert {handle.reason for handle in handles.values() if handle.revoked} == {"all of it"}
+    assert {live.find(name).open().generation for name in taken.split()} == {2}
+
+
+@pytest.mark.parametrize("path", ["empty", "other", "other/file", "folders"])
+def test_a_directory_without_a_device_is_a_lookup_error(
+    path: str, tree: tuple[Registry, dict[str, Revokable]], tmp_path: pathlib.Path
+) -> None:
+    """It says so; a link to a directory of devices below is not entered."""
+    live, handles = tree
+    with pytest.raises(LookupError, match=f"{path}' nor anything below it leads to a device"):
+        live.revoke(tmp_path / path)
+    assert not any(handle.revoked for handle in handles.values())
+
+
+def test_a_directory_of_too_many_files_is_not_searched(tmp_path: pathlib.Path) -> None:
+    """The error says what to do, and nothing was taken away, wherever the device is."""
+    live = Registry()
+    for number in range(4097):
+        (tmp_path / str(number)).touch()
+    file = live.name("tty", tmp_path / "4096").open()
+    with pytest.raises(LookupError, match=r"more than 4096 files are below .*: give a path nearer to the device"):
+        live.revoke(tmp_path)
+    assert not file.revoked
+    (tmp_path / "0").unlink()
+    live.revoke(tmp_path)
+    assert file.revoked
+
+
+@policies
+async def test_each_device_of_a_directory_lets_open_as_it_would_alone(
+    policy: Policy, tmp_path: pathlib.Path, slow: Slow
+) -> None:
+    """RFC, spot 5, for a revocation by path: what drains refuses or queues, or is passed; what is released opens."""
+    live = Registry()
+    for name in "fast", "slow":
+        (tmp_path / name).touch()
+    fast = live.name("fast", tmp_path / "fast", while_draining=policy)
+    slowly = live.name("slow", tmp_path / "slow", while_draining=policy, hangup=slow)
+    fast.open()
+    slowly.open()
+    act = live.revoke(tmp_path, reason="gone")
+    await settle()
+    assert not act.done()
+    assert fast.open().generation == 2
+    async with anyio.create_task_group() as tasks:
+        queue = Queue(tasks, slowly)
+        await queue.add("bob")
+        assert bool(queue.opened) == (policy == "next")
+        assert isinstance(queue.failed.get("bob"), RevokedError) == (policy == "refuse")
+        slow.go.set()
+        await act
+    assert queue.opened == ([] if policy == "refuse" else [("bob", 2)])
+    await slowly.revoke()
+
+
+async def test_a_terminal_in_a_directory_is_hung_up_in_all_programs(tmp_path: pathlib.Path) -> None:
+    """Though nobody has it open here, its driver is told, as by its own hang-up."""
+    told: list[str] = []
+
+    class Driver:
+        def open(self, fd: int) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+        def hangup(self) -> None:
+            told.append("hangup")
+
+        def reset(self) -> None:
+            pass
+
+    live = Registry()
+    master, slave = os.openpty()
+    try:
+        (tmp_path / "link").symlink_to(os.ttyname(slave))
+        async with Tty(os.ttyname(slave), registry=live, driver=Driver()):
+            await live.revoke(tmp_path)
+            assert told == ["hangup"]
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.parametrize("as_int", [False, True])
+async def test_a_device_that_comes_back_elsewhere_is_found_where_it_is(as_int: bool) -> None:
+    """`locate` makes it known by path and number until it is hung up; what was added by a path stays known by that."""
+    live = Registry()
+    tty = live.name("tty")
+    known = live.name("null", "/dev/null")
+    for _ in range(2):
+        master, slave = os.openpty()
+        what = os.fstat(slave).st_rdev if as_int else os.ttyname(slave)
+        with pytest.raises(LookupError):
+            live.find(what)
+        file = tty.open()
+        live.locate(tty, slave)
+        assert live.find(what) is tty
+        with pytest.raises(ValueError, match="taken"):
+            live.name("other", os.ttyname(slave))
+        other = live.name("other")
+        other.open()
+        live.locate(other, slave)  # the last one has it
+        assert live.find(what) is other
+        live.locate(tty, slave)
+        other.revoke()
+        await live.find(what).hangup()
+        assert file.released
+        with pytest.raises(LookupError):
+            live.find(what)
+        os.close(master)
+        os.close(slave)
+    with pathlib.Path("/dev/null").open() as null:
+        live.locate(tty, null.fileno())
+    assert live.find("/dev/null") is known
+
+
+# -- paths that change, and whose they are --
+
+
+def test_an_inode_number_is_not_used_again_for_another_file(tmp_path: pathlib.Path) -> None:
+    """As long as the name lives: what takes the place of its file, however often, is not taken for it."""
+    node = tmp_path / "node"
+    seen = set()
+    for _ in range(20):
+        node.touch()
+        seen.add(node.stat().st_ino)
+        node.unlink()
+    if len(seen) == 20:
+        pytest.skip("this file system gives no number twice")
+    live = Registry()
+    node.touch()
+    file = live.name("node", node).open()
+    for _ in range(40):
+        node.unlink()
+        node.touch()
+        with pytest.raises(LookupError):
+            live.revoke(node)
+    assert not file.revoked
+
+
+def held() -> set[str]:
+    """What this process has descriptors of."""
+    files = set()
+    for entry in pathlib.Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that lists
+            files.add(str(entry.readlink()))
+    return files
+
+
+async def test_the_inode_is_let_go_with_the_release(tmp_path: pathlib.Path, slow: Slow) -> None:
+    """Not before, as then the name is over; though it is still held, and whatever its release was."""
+    live = Registry()
+    node = tmp_path / "node"
+    node.touch()
+    name = live.name("node", node, release=slow)
+    act = name.revoke()
+    await settle()
+    assert str(node) in held()
+    slow.go.set()
+    await act
+    assert str(node) not in held()
+
+
+@pytest.mark.parametrize("how", ["dropped", "taken", "option"])
+def test_the_inode_is_let_go_of_what_was_never_revoked(how: str, tmp_path: pathlib.Path) -> None:
+    """A registry that is dropped with its names, and a name that could not be made, leave no descriptor."""
+    live = Registry()
+    node = tmp_path / "node"
+    node.touch()
+    if how == "dropped":
+        live.name("node", node)
+        assert str(node) in held()
+    else:
+        live.name("taken")
+        options: dict[str, Any] = {"unknown": 1} if how == "option" else {}
+        with pytest.raises((ValueError, TypeError)):
+            live.name("taken" if how == "taken" else "node", node, **options)
+    del live
+    gc.collect()
+    assert str(node) not in held()
+
+
+def test_of_a_device_no_descriptor_is_kept() -> None:
+    """It is known by its number alone, and its node may go."""
+    live = Registry()
+    numbers = pathlib.Path("/proc/self/fd")
+    before = len(list(numbers.iterdir()))
+    live.name("null", "/dev/null")
+    assert len(list(numbers.iterdir())) == before
+
+
+def test_what_takes_the_place_of_a_path_is_revoked_instead(tmp_path: pathlib.Path) -> None:
+    """The path leads to what is there when it is revoked, not to what was there when it was looked up or added."""
+    live = Registry()
+    link = tmp_path / "link"
+    for name in "old", "new":
+        (tmp_path / name).touch()
+    link.symlink_to("old")
+    old, new = live.name("old", link).open(), live.name("new", tmp_path / "new").open()
+    assert live.find(link).name == "old"
+    link.unlink()
+    link.symlink_to("new")
+    live.revoke(link)
+    assert (old.revoked, new.revoked) == (False, True)
+
+
+@pytest.mark.parametrize("alias", ["hard link", "symlink", "second node"])
+def test_a_device_cannot_be_added_by_two_paths(alias: str, tmp_path: pathlib.Path) -> None:
+    """The error names who has it."""
+    live = Registry()
+    first, second = tmp_path / "first", tmp_path / "second"
+    if alias == "second node":
+        try:
+            for each in first, second:
+                os.mknod(each, stat.S_IFCHR | 0o600, os.makedev(7, 0))
+        except PermissionError:
+            pytest.skip("only root makes device nodes")
+    else:
+        first.touch()
+        os.link(first, second) if alias == "hard link" else second.symlink_to(first)
+    live.name("alice", first)
+    with pytest.raises(ValueError, match="'bob' is taken, by <Name 'alice' live"):
+        live.name("bob", second)
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/tmp/\0", ValueError),
+        ("/" + "x" * 10_000, OSError),
+        ("/" + "x/" * 10_000, OSError),
+        ("/nowhere", FileNotFoundError),
+        (pathlib.Path("relative/nowhere"), FileNotFoundError),
+        ("/dev/null/x", NotADirectoryError),
+        ("/\ud800", ValueError),
+    ],
+    ids=["NUL", "10 kB", "deep", "missing", "relative", "below a file", "surrogate"],
+)
+def test_a_path_that_cannot_be_takes_nothing(path: Any, error: type[Exception]) -> None:
+    """It is the error of the system call; nothing has changed."""
+    live = Registry()
+    file = live.name("null", "/dev/null").open()
+    with pytest.raises(error):
+        live.revoke(path)
+    with pytest.raises(error):
+        live.hangup(path, uid=1000)
+    assert not file.revoked
+
+
+def test_a_broken_link_is_an_error_and_a_relative_path_is_not(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no other is said, a path begins in the working directory, and a string without a slash before it is a key."""
+    live = Registry()
+    (tmp_path / "node").touch()
+    (tmp_path / "broken").symlink_to("nothing")
+    monkeypatch.chdir(tmp_path)
+    file, key = live.name("tty", "node").open(), live["node"].open()
+    with pytest.raises(FileNotFoundError, match="broken"):
+        live.revoke(tmp_path / "broken")
+    live.revoke("node")
+    assert (file.revoked, key.revoked) == (False, True)
+    live.revoke(pathlib.Path("node"))
+    assert file.revoked
+
+
+@pytest.mark.parametrize(
+    ("uid", "path", "may"),
+    [
+        (1000, "mine", True),
+        (1000, "link to mine", True),
+        (1000, "theirs", False),
+        (1000, "my link to theirs", False),
+        (1000, "my folder", False),
+        (1000, "folder of mine", True),
+        (0, "my folder", True),
+        (0, "theirs", True),
+    ],
+)
+def test_by_path_the_owner_or_root_may(uid: int, path: str, may: bool, tmp_path: pathlib.Path) -> None:
+    """As by revoke(2): whose the file is counts, not the link or the folder; of several it must be all, or none is taken."""
+    if os.geteuid():
+        pytest.skip("only root can give files away")
+    live = Registry()
+    for folder in "my folder", "folder of mine":
+        (tmp_path / folder).mkdir()
+    handles = []
+    for name, owner in ("mine", 1000), ("theirs", 1001):
+        (tmp_path / name).touch()
+        os.chown(tmp_path / name, owner, -1)
+        handles.append(live.name(name, tmp_path / name).open())
+        (tmp_path / f"my folder/{name}").symlink_to(tmp_path / name)
+    (tmp_path / "folder of mine/it").symlink_to(tmp_path / "mine")
+    (tmp_path / "link to mine").symlink_to("mine")
+    (tmp_path / "my link to theirs").symlink_to("theirs")
+    for each in "my folder", "my link to theirs":
+        os.chown(tmp_path / each, 1000, -1, follow_symlinks=False)
+    if may:
+        live.hangup(tmp_path / path, uid=uid)
+        assert any(handle.revoked for handle in handles)
+    else:
+        with pytest.raises(PermissionError, match=f"only its owner and root may revoke it.*{path}"):
+            live.hangup(tmp_path / path, uid=uid)
+        assert not any(handle.revoked for handle in handles)
+
+
+def test_a_device_node_on_a_stick_proves_nothing(tmp_path: pathlib.Path) -> None:
+    """Where nodes cannot be opened ("nodev"), anybody may have made one of any number, with himself as its owner."""
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "nodev", "x", tmp_path], check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        live = Registry()
+        null = live.name("null", "/dev/null").open()
+        os.mknod(tmp_path / "mine", stat.S_IFCHR | 0o600, pathlib.Path("/dev/null").stat().st_rdev)
+        os.chown(tmp_path / "mine", 1000, -1)
+        with pytest.raises(PermissionError):
+            live.hangup(tmp_path / "mine", uid=1000)
+        assert not null.revoked
+        live.hangup(tmp_path / "mine", uid=0)
+        assert null.revoked
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 async def test_frevoke_by_a_stream_and_by_a_pinned_handle() -> None:

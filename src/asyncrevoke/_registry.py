@@ -8,9 +8,9 @@ that exists only as long as somebody uses it. A `Registry` finds both. It keeps 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
-import pathlib
 import stat
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -19,16 +19,20 @@ from typing import Any, Literal, Unpack
 import anyio
 
 from ._revocation import Revocation
-from ._revokable import RELEASED, Options, Revokable, tell
+from ._revokable import RELEASED, Options, Revokable, revoke_all, tell
 from ._stream import Face
 
 Hangup = Callable[[int], Awaitable[object] | None]
+Path = str | os.PathLike[str]
+
+_INODE = 0  # how a place begins that is no device
+_MOST = 4096  # files that are looked at below a directory
 
 
 class Generation(Revokable):
     """All that was opened under a name until it is hung up; over when it is released."""
 
-    __slots__ = ("_number",)
+    __slots__ = ("__weakref__", "_number")
 
     def __init__(self, number: int, name: str = "", **options: Any) -> None:
         super().__init__(name, **options)
@@ -46,7 +50,7 @@ class Name(Revokable):
     :param options: as for `Revokable`; `release` runs when the name itself is gone
     """
 
-    __slots__ = ("__weakref__", "_current", "_hangup", "_queue", "_waiting", "_while_draining")
+    __slots__ = ("__weakref__", "_current", "_hangup", "_inode", "_queue", "_waiting", "_while_draining")
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class Name(Revokable):
         self._queue = queue
         self._waiting = 0
         self._hangup = hangup
+        self._inode: Callable[[], object] | None = None  # lets go of the file that a registry knows it by
         self._current = Generation(0)  # before the first
         self._current.revoke()
 
@@ -104,7 +109,11 @@ class Name(Revokable):
 
     def hangup(self, reason: str = "hung up", *, grace: float = 0.0) -> Revocation:
         """End the current generation; the name stays, and pinned handles too. As `revoke` otherwise."""
-        return self._current.revoke(reason, grace=grace)
+        return self.ending().revoke(reason, grace=grace)
+
+    def ending(self) -> Revokable:
+        """The generation that a hang-up ends. A kind of names may begin one, to have something to end."""
+        return self._current
 
     def _generation(self) -> Generation:
         self._admit_child()
@@ -140,6 +149,10 @@ class Name(Revokable):
                     await old._acts[0]._until(lambda old=old: old.released)  # type: ignore[misc]  # of this one, whatever comes next
                 finally:
                     self._waiting -= 1
+
+    def _gone(self) -> None:
+        if self._inode is not None:
+            self._inode()
 
 
 class Key(Revokable):
@@ -222,6 +235,10 @@ class Registry:
     ``also=[...]``. ``live.revoke("alice")`` takes all below away, and alice may begin again at once. ``name()`` adds a
     device, which is then found by its name, by every path that leads to it, and by what is open on it.
 
+    A path is looked at once, and leads to what is there then. A device is known by its number, which a later device may
+    get: what was opened before belongs to another generation. Anything else is known by its inode, whose number no
+    other file can get as long as the name lives, as a descriptor is kept on it (O_PATH, which opens nothing).
+
     :ivar root: the node above all keys and names
     """
 
@@ -229,7 +246,7 @@ class Registry:
         self.root = Revokable(name)
         self._keys: weakref.WeakValueDictionary[tuple[str, ...], Key] = weakref.WeakValueDictionary()
         self._names: weakref.WeakValueDictionary[str, Name] = weakref.WeakValueDictionary()
-        self._places: weakref.WeakValueDictionary[tuple[int, ...], Name] = weakref.WeakValueDictionary()
+        self._places: weakref.WeakValueDictionary[tuple[int, ...], Name | Generation] = weakref.WeakValueDictionary()
         self._numbers = itertools.count(1)
 
     def __getitem__(self, key: str | tuple[str, ...]) -> Revokable:
@@ -256,9 +273,7 @@ class Registry:
         path = (key,) if isinstance(key, str) else key
         return isinstance(path, tuple) and any(path == known for known in self)
 
-    def name(
-        self, name: str, path: str | os.PathLike[str] | None = None, *, kind: type[Name] = Name, **options: Any
-    ) -> Name:
+    def name(self, name: str, path: Path | None = None, *, kind: type[Name] = Name, **options: Any) -> Name:
         """Add a device. It is the caller's to close; its name is free again once it is revoked.
 
         :param path: where it is found in the file system, if it is
@@ -268,52 +283,118 @@ class Registry:
         :raises OSError: if there is nothing at `path`
         """
         self.root._admit_child()
-        places = [] if path is None else [_place(path)]
-        for taken in (self._names.get(name), *(self._places.get(place) for place in places)):
-            if taken is not None and not taken.revoked:
-                raise ValueError(f"{name!r} is taken, by {taken!r}: revoke that first, or choose another name")
-        node = kind(name, **options)
+        with contextlib.ExitStack() as looking:
+            place: tuple[int, ...] = ()
+            if path is not None:
+                fd = os.open(path, os.O_PATH)
+                looking.callback(os.close, fd)
+                place, _ = _place(fd)
+            for taken in (self._names.get(name), self._places.get(place)):
+                if taken is not None and not taken.revoked:
+                    raise ValueError(f"{name!r} is taken, by {taken!r}: revoke that first, or choose another name")
+            node = kind(name, **options)
+            if place:
+                self._places[place] = node
+                if place[0] == _INODE:
+                    node._inode = weakref.finalize(node, looking.pop_all().close)
         node._join((self.root,))
         self._names[name] = node
-        for place in places:
-            self._places[place] = node
         return node
 
-    def find(self, what: str | os.PathLike[str] | int | Revokable | Face) -> Name:
+    def locate(self, name: Name, fd: int) -> None:
+        """Let a device of this registry be found by path and number, too, until it is hung up: it may come back elsewhere.
+
+        :param fd: open on the device. If it was added by a path, under another name, that one stays the one to be found
+        """
+        place, _ = _place(fd)
+        known = self._places.get(place)
+        if not isinstance(known, Name) or known.revoked:
+            self._places[place] = name.current
+
+    def find(self, what: Path | int | Revokable | Face) -> Name:
         """The device of that name; that a path leads to; of that device number (`st_rdev`); that a handle is open on.
 
         :raises LookupError: if there is none here
         :raises OSError: if nothing is at that path at all
         """
-        found: Revokable | None
+        found: Name | None
         if isinstance(what, Face | Revokable):
-            found = what.handle if isinstance(what, Face) else what
-            while found is not None and not isinstance(found, Name):
-                found = found.parent
+            found = self._device(what.handle if isinstance(what, Face) else what)
         elif isinstance(what, int):
-            found = self._places.get((stat.S_IFCHR, what)) or self._places.get((stat.S_IFBLK, what))
+            found = self._placed((stat.S_IFCHR, what)) or self._placed((stat.S_IFBLK, what))
         else:
-            found = self._named(what)
-            found = found or self._places.get(_place(what))
-        if not isinstance(found, Name) or found.revoked or self._names.get(found.name) is not found:
+            found = self._named(what) or self._at(what)[0]
+        if found is None:
             raise LookupError(f"{what!r} leads to no device of this registry")
         return found
+
+    def _at(self, path: Path) -> tuple[Name | None, int]:
+        """The live device that a path leads to, and whose it is: by one look, lest it be replaced between two."""
+        fd = os.open(path, os.O_PATH)
+        try:
+            place, owner = _place(fd)
+        finally:
+            os.close(fd)
+        return self._placed(place), owner
+
+    def _placed(self, place: tuple[int, ...]) -> Name | None:
+        known = self._places.get(place)
+        return None if known is None or known.revoked else self._device(known)
+
+    def _device(self, node: Revokable | None) -> Name | None:
+        """The live device of this registry that a node belongs to."""
+        while node is not None and not isinstance(node, Name):
+            node = node.parent
+        return None if node is None or node.revoked or self._names.get(node.name) is not node else node
+
+    def _all_at(self, path: Path, uid: int | None) -> list[Name]:
+        """The live devices that a path and all below it lead to, in the order in which they were added."""
+        looks = [self._at(path)]
+        for number, entry in enumerate(_below(path)):
+            if number == _MOST:
+                raise LookupError(
+                    f"more than {_MOST} files are below {os.fspath(path)!r}: give a path nearer to the device"
+                )
+            with contextlib.suppress(OSError):  # it leads nowhere, or has just gone
+                looks.append(self._at(entry))
+        found = {name for name, _ in looks if name is not None}
+        if not found:
+            raise LookupError(f"neither {os.fspath(path)!r} nor anything below it leads to a device of this registry")
+        if any(name is not None and uid not in (None, 0, owner) for name, owner in looks):
+            raise PermissionError(errno.EPERM, "only its owner and root may revoke it", os.fspath(path))
+        return [name for name in self._names.values() if name in found]
 
     def _named(self, what: object) -> Name | None:
         name = self._names.get(what) if isinstance(what, str) else None
         return None if name is None or name.revoked else name
 
-    def revoke(self, *what: str | os.PathLike[str], reason: str = "", grace: float = 0.0) -> Revocation:
-        """Take away a key with all below it, or, as revoke(2), hang up the device that a name or a path leads to.
+    def revoke(self, *what: Path, reason: str = "", grace: float = 0.0) -> Revocation:
+        """Take away a key with all below it, or hang up the device of that name, or what `hangup` does of that path.
 
         A single string is taken as a name first, then as a path if it begins with a slash, else as a key: where others
         choose the keys, revoke ``live[key]`` itself. To revoke a key that nobody uses is complete at once.
 
-        :raises LookupError, OSError: as `find`, for paths
+        :raises LookupError, OSError: as `hangup`, for paths
         """
-        if len(what) == 1 and (not isinstance(what[0], str) or self._named(what[0]) or what[0].startswith("/")):
-            return self.find(what[0]).hangup(reason, grace=grace)
+        if len(what) == 1 and (named := self._named(what[0])):
+            return named.hangup(reason, grace=grace)
+        if len(what) == 1 and (not isinstance(what[0], str) or what[0].startswith("/")):
+            return self.hangup(what[0], reason, grace=grace)
         return self[tuple(os.fspath(part) for part in what)].revoke(reason, grace=grace)
+
+    def hangup(self, path: Path, reason: str = "", *, grace: float = 0.0, uid: int | None = None) -> Revocation:
+        """Hang up the device that a path leads to, as revoke(2); of a directory, all that its files lead to.
+
+        So ``"/dev/serial/by-id"`` is whatever its links lead to now, and ``"/run/lab"`` all devices whose nodes are in it
+        or in directories below. Links to directories are not entered, but `path` may be one.
+
+        :param uid: the user who asks, where it is not this process: he must own what leads there, or be root
+        :raises LookupError: if no device of this registry is there, or there are too many files to look at
+        :raises PermissionError: if one of them is not the user's; then nothing has changed
+        :raises OSError: if nothing is at that path at all
+        """
+        found = self._all_at(path, uid)
+        return revoke_all([name.ending() for name in found], reason, grace=grace)
 
     def frevoke(self, handle: Revokable | Face, reason: str = "", *, grace: float = 0.0) -> Revocation:
         """Hang up the device that `handle` is open on, for all who have it open, as frevoke(2).
@@ -327,9 +408,22 @@ class Registry:
         return device.hangup(reason, grace=grace)
 
 
-def _place(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """What is the same for every path that leads to one thing: the device number, or the inode."""
-    status = pathlib.Path(path).stat()
-    if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-        return (stat.S_IFMT(status.st_mode), status.st_rdev)
-    return (0, status.st_dev, status.st_ino)
+def _place(fd: int) -> tuple[tuple[int, ...], int]:
+    """What is the same for every path that leads to one thing, the device number or the inode; and its owner."""
+    status = os.fstat(fd)
+    if not stat.S_ISCHR(status.st_mode) and not stat.S_ISBLK(status.st_mode):
+        return (_INODE, status.st_dev, status.st_ino), status.st_uid
+    # Anybody can bring a stick with a node of any number and owner on it, and have it mounted, but not with "dev".
+    owner = 0 if os.fstatvfs(fd).f_flag & os.ST_NODEV else status.st_uid
+    return (stat.S_IFMT(status.st_mode), status.st_rdev), owner
+
+
+def _below(path: Path) -> Iterator[str]:
+    """The files in a directory and below; of anything else, and of what may not be read, none."""
+    unvisited = [os.fspath(path)]
+    while unvisited:
+        with contextlib.suppress(OSError), os.scandir(unvisited.pop()) as entries:
+            for entry in entries:
+                yield entry.path
+                if entry.is_dir(follow_symlinks=False):
+                    unvisited.append(entry.path)

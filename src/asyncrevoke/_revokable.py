@@ -235,6 +235,7 @@ def _released(node: Revokable) -> None:
         open_there |= (parent._children or {}).pop(node, node) is None  # else a key that nobody used
     if node._closed:
         node._run_at_close()
+    node._gone()
     for act in node._acts:
         act._released += 1
         act._unreleased -= 1
@@ -690,6 +691,9 @@ class Revokable:
 
     def _unused(self) -> None:
         """The last user of a live node has left; nothing to do but for nodes that are kept by their users alone."""
+
+    def _gone(self) -> None:
+        """It is released; nothing to do but for nodes that hold something of their own."""
 
     def _run_at_close(self) -> None:
         at_close, self._at_close = self._at_close, None

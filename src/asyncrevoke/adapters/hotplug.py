@@ -231,7 +231,7 @@ def serial_device(
     :param max_delay: seconds between two looks, at the most; each waits twice as long as the one before, until an event
         comes, or a turn has lasted as long as this
     :param source: of events, as for `watch_devices`
-    :param registry: where it can be found by its name
+    :param registry: where it can be found by its name, and by path and device number while it is open
     :param name: left out: the last part of `by_id`
     :raises ValueError, TypeError: if an option makes no sense
     From the loop:
@@ -255,6 +255,7 @@ def serial_device(
         debounce=debounce,
         max_delay=max_delay,
         source=source,
+        registry=registry,
     )
 
 
@@ -277,8 +278,10 @@ class SerialDevices(anyio.abc.AsyncResource):
         debounce: float,
         max_delay: float,
         source: Kind,
+        registry: Registry | None,
     ) -> None:
         self.node = node
+        self._registry = registry
         self._by_id = by_id
         self._options = options
         self._reconnect = reconnect
@@ -335,6 +338,8 @@ class SerialDevices(anyio.abc.AsyncResource):
     async def _open(self, events: _Events) -> SerialDevice:
         path = await off_loop(lambda: _find(self._by_id))
         device = await open_serial(str(path), owner=self.node, name=path.name, **self._options)
+        if self._registry is not None:
+            self._registry.locate(self.node, device.fileno())
         self._told = ""
         self._latest = device
         self._lasts_at = anyio.current_time() + self._max_delay

@@ -121,10 +121,10 @@ class Terminal(Name):
 
     __slots__ = ()
 
-    def hangup(self, reason: str = "hung up", *, grace: float = 0.0) -> Revocation:
+    def ending(self) -> Revokable:
         if self.current.released and not self.revoked:
             self.open("hang-up")
-        return super().hangup(reason, grace=grace)
+        return super().ending()
 
 
 class Tty(anyio.abc.AsyncResource):
