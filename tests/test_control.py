@@ -500,6 +500,97 @@ async def test_another_user_is_told_what_he_may(
         assert answers[-1]["message"].startswith("user 'nobody' may ")
 
 
+SENDS = """
+import os, socket, sys
+os.setgroups([int(sys.argv[2])])
+os.setgid(65534)
+os.setuid(65534)
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(sys.stdin.buffer.read())
+s.shutdown(socket.SHUT_WR)
+for line in s.makefile():
+    print(line, end="")
+"""
+
+
+async def ask_as_nobody(path: str, *requests: bytes) -> list[dict[str, Any]]:
+    """What a member of the group is answered, who is not the owner."""
+    gid = str(grp.getgrnam("daemon").gr_gid)
+    run = await anyio.run_process([sys.executable, "-c", SENDS, path, gid], input=b"".join(requests), stderr=None)
+    return [json.loads(each) for each in run.stdout.splitlines()]
+
+
+@as_root
+@pytest.mark.parametrize("below", [False, True])
+@pytest.mark.parametrize("what", ["node", "link", "folder"])
+async def test_another_user_may_revoke_by_path_what_is_his(path: str, what: str, below: bool) -> None:
+    """As by revoke(2): a member of the group who owns a device hangs it up for all; its name stays, and what is not his."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        place.chmod(0o700)  # the server finds it for him
+        (place / "node").touch()
+        os.chown(place / "node", NOBODY, -1)
+        (place / "link").symlink_to("node")
+        (place / "folder").mkdir()
+        (place / "folder" / "link").symlink_to("../node")
+        async with awake(), served(path, group="daemon") as (registry, _):
+            lab = registry.name("lab", place / "node")
+            alice, other = lab.open("alice"), registry.name("other").open()
+            (answer,) = await ask_as_nobody(path, line(do="revoke", path=f"{place}/{what}", below=below, reason="mine"))
+            assert (answer["done"], answer["report"]["released"]) == (True, 2)
+            assert (alice.reason, lab.revoked, other.revoked) == ("mine", False, False)
+
+
+@as_root
+async def test_another_user_learns_nothing_by_paths(path: str) -> None:
+    """What is not his, not there, or no device is refused in the same words, which name the path and who may."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        for name in "theirs", "no device", "named":
+            (place / name).touch()
+        os.chown(place / "no device", NOBODY, -1)
+        (place / "his link").symlink_to("theirs")
+        os.chown(place / "his link", NOBODY, -1, follow_symlinks=False)
+        (place / "broken").symlink_to("nothing")
+        (place / "loop").symlink_to("loop")
+        (place / "empty").mkdir()
+        asked = [str(place / each.name) for each in place.iterdir()]
+        asked += [
+            folder,
+            f"{folder}/nothing",
+            f"{folder}/theirs/x",
+            f"{folder}/" + "x" * 10_000,
+            f"{folder}/\0",
+            "/\ud800",
+        ]
+        asked += ["lab", "lab/alice", "", "/dev/key", "named", "//", "../theirs"]
+        async with awake(), served(path, group="daemon") as (registry, _):
+            lab = registry.name("lab", place / "theirs")
+            named = registry.name(str(place / "named"))  # by that name it may not be taken either
+            files = [lab.open("alice"), named.open(), registry["/dev/key"].open()]
+            answers = await ask_as_nobody(path, *(line(do="revoke", path=each) for each in asked))
+            for each, answer in zip(asked, answers, strict=True):
+                assert answer == {
+                    "error": "forbidden",
+                    "message": f"user 'nobody' may not take {each!r} away: for the path of a device its owner may, and for"
+                    " anything else the server's owner and root",
+                }
+            assert not any(file.revoked for file in files)
+
+
+async def test_the_owner_is_told_what_a_path_leads_to(path: str, tmp_path: pathlib.Path) -> None:
+    """A folder of devices is taken with one request; of one without any there is nothing to take."""
+    (tmp_path / "node").touch()
+    (tmp_path / "empty").mkdir()
+    async with served(path) as (registry, _), await connect(path) as control:
+        file = registry.name("lab", tmp_path / "node").open()
+        with pytest.raises(ControlError, match="nothing is open at"):
+            await control.revoke(str(tmp_path / "empty"))
+        assert (await control.revoke(str(tmp_path), below=True))["report"]["released"] == 2
+        assert file.revoked
+
+
 @as_root
 @pytest.mark.parametrize(("group", "mode"), [(None, 0o600), ("daemon", 0o660)])
 async def test_the_socket_is_for_its_owner_and_group(path: str, group: str | None, mode: int) -> None:

@@ -77,7 +77,7 @@ class Control(anyio.abc.AsyncResource):
     ) -> Record:
         """Take away what is at `path`, and wait until it is gone, or for so long.
 
-        :param path: of a node as listed; of a device in the file system, which is hung up
+        :param path: of a node as listed; in the file system, of a device, or a directory of some, which are hung up
         :param below: all below it, and not the node itself; of "", everything
         :param timeout: seconds, or None for a day; then `done` is false, `stragglers` tells who is inside, and it goes on
         :returns: `done`, `report` and `stragglers`
