@@ -501,7 +501,10 @@ def test_ls_watch_shows_what_happens(folder: pathlib.Path) -> None:
         ("share --config x --name y", 2, "--config goes with"),
         ("revoke x --timeout -1", 2, "'-1' is no number of seconds"),
         ("revoke x --timeout soon", 2, "'soon' is no number of seconds"),
-        ("revoke /dev/ttyS0", 2, "--kernel"),
+        ("revoke /dev/ttyS0", 1, "/dev/ttyS0: no server has taken it away: looked in "),
+        ("revoke ./pyproject.toml", 1, "/pyproject.toml: no server has taken it away: looked in "),
+        ("revoke /dev/ttyS0", 1, ". --kernel takes a terminal from all programs"),
+        ("revoke /dev/ttyS0 --yes", 2, "--yes goes with --kernel"),
         ("revoke --kernel /nowhere", 1, "/nowhere: No such file"),
         ("revoke --kernel /dev/null", 1, "/dev/null: not a terminal"),
         ("revoke --kernel pyproject.toml", 1, "pyproject.toml: not a terminal"),
@@ -570,6 +573,58 @@ def test_service_is_asked_by_its_socket(what: str, tmp_path: pathlib.Path) -> No
             tasks.cancel_scope.cancel()
 
     anyio.run(scenario)
+
+
+@pytest.mark.parametrize("what", ["node", "./node", "../place/node", "folder", "folder/*"])
+def test_device_is_revoked_by_its_path_in_all_servers(
+    what: str, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Whoever has it open: each that is found is asked, and reports; the path begins where the command is run."""
+    place = tmp_path / "place"
+    for each in folder, place, place / "folder":
+        each.mkdir()
+    (place / "node").touch()
+    (place / "folder" / "link").symlink_to("../node")
+    monkeypatch.chdir(place)
+    words = ["revoke", what if what.startswith(".") else str(place / what), "--reason", "off", "--timeout", "0.1"]
+
+    async def scenario() -> None:
+        registries = {name: Registry() for name in ("one", "two", "three")}
+        async with anyio.create_task_group() as tasks:
+            for name, registry in registries.items():
+                await tasks.start(serve, registry, folder / f"{name}.sock")
+            assert await anyio.to_thread.run_sync(main, words) == 1
+            held = [registries[name].name(name, place / "node").open() for name in ("one", "two")]
+            other = registries["three"].name("three").open()
+            assert held[1].start_using()
+            assert await anyio.to_thread.run_sync(main, words) == 3
+            assert [file.reason for file in held] == ["off", "off"]
+            assert not other.revoked
+            held[1].stop_using()
+            held = [registries[name].find(name).open() for name in ("one", "two")]
+            assert await anyio.to_thread.run_sync(main, [*words, "--json"]) == 0
+            assert all(file.released for file in held)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(scenario)
+    out, err = capsys.readouterr()
+    assert err.count("asyncrevoke: ") == 1, "the first time no server has it"
+    assert {each.partition(" revoked (off): ")[0] for each in out.splitlines()[:-2]} >= {"'one'", "'two'"}
+    assert [json.loads(each)["done"] for each in out.splitlines()[-2:]] == [True, True]
+
+
+def test_shared_device_is_hung_up_by_its_path(tmp_path: pathlib.Path) -> None:
+    """By that of its node, under which it was not shared; who waits goes on with the next generation."""
+    port = tmp_path / "port"
+    with serial_line() as line, sharing("--name", "lab", str(port)):
+        port.symlink_to(line.path)
+        with attach("--wait", "lab") as client:
+            client.sees("you have the keyboard")
+            assert main(["revoke", line.path, "--reason", "off"]) == 0
+            client.sees("[away: off")
+            client.sees("[back again]")
+            assert main(["revoke", str(tmp_path)]) == 0
+            client.sees("[back again]")
 
 
 @pytest.mark.parametrize(("what", "status"), [("inside", 3), ("fails", 4), ("well", 0)])

@@ -133,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("revoke", _revoke, "take a share away, or a client from it, or any terminal by the kernel", _REVOKE)
     add(
-        "what", metavar="NAME[/CLIENT]", help="as `ls --who` shows it, or NAME/*; with --kernel, the path of a terminal"
+        "what",
+        metavar="NAME[/CLIENT]|PATH",
+        help="as `ls --who` shows it, or NAME/*; or the path of a device, or of a folder of them, beginning with / or ./",
     )
     add("--reason", default="", help="what everybody is told")
     add("--grace", type=_seconds, default=0.0, metavar="S", help="seconds to finish what is being done")
@@ -333,32 +335,64 @@ async def _watch(servers: Servers, *, as_json: bool) -> int:
 def _revoke(args: argparse.Namespace) -> int:
     if args.kernel:
         return _revoke_by_kernel(args.what, asks=not args.yes)
-    if args.yes or (args.what.startswith("/") and not args.socket):
-        args.usage(
-            "revoke: a path goes with --kernel, or with the --socket of a service that has it; --yes with --kernel"
-        )
+    if args.yes:
+        args.usage("revoke: --yes goes with --kernel")
+    by_path = args.what.startswith(("/", "./", "../"))
+    what = str(pathlib.Path(args.what).absolute()) if by_path else args.what
 
-    below = args.what == "*" or args.what.endswith("/*")
-    path = args.what[:-2] if below else args.what
-
-    async def run() -> Record:
+    async def run() -> list[Record]:
         async with await look(args.socket) as servers:
+            if by_path:
+                return await _revoke_by_path(servers, what, args)
             sharing = servers.controls.get(args.socket) or await servers.sharing(args.what.partition("/")[0])
-            try:
-                with anyio.fail_after(args.timeout + 10):
-                    return await sharing.revoke(path, args.reason, below=below, grace=args.grace, timeout=args.timeout)
-            except TimeoutError:
-                raise TimeoutError(f"{args.what}: the server does not answer") from None
+            return [await _revoke_at(sharing, what, args)]
 
-    answer = anyio.run(run)
-    report = answer["report"]
-    if args.json:
-        print(json.dumps({key: answer[key] for key in ("done", "report", "stragglers")}))
-    else:
-        _print_report(answer)
-    if not answer["done"]:
+    answers = anyio.run(run)
+    for answer in answers:
+        if args.json:
+            print(json.dumps({key: answer[key] for key in ("done", "report", "stragglers")}))
+        else:
+            _print_report(answer)
+    if not all(answer["done"] for answer in answers):
         return STILL_IN_USE
-    return RELEASE_FAILED if report["errors"] else GONE
+    return RELEASE_FAILED if any(answer["report"]["errors"] for answer in answers) else GONE
+
+
+async def _revoke_at(server: Control, what: str, args: argparse.Namespace) -> Record:
+    below = what == "*" or what.endswith("/*")
+    path = what[:-2] if below else what
+    try:
+        with anyio.fail_after(args.timeout + 10):
+            return await server.revoke(path, args.reason, below=below, grace=args.grace, timeout=args.timeout)
+    except TimeoutError:
+        raise TimeoutError(f"{what}: the server does not answer") from None
+
+
+async def _revoke_by_path(servers: Servers, path: str, args: argparse.Namespace) -> list[Record]:
+    """All servers are asked: any number of them may have a device open."""
+    await servers.nodes(path)  # finds out who does not answer
+    answers: list[Record] = []
+    for each in servers.unanswered:
+        _complain(each)
+
+    async def ask(socket: str, server: Control) -> None:
+        try:
+            answers.append(await _revoke_at(server, path, args))
+        except TimeoutError as error:
+            _complain(error)
+        except ControlError as error:
+            if error.code != "unknown-path":
+                _complain(f"{socket}: {error}")
+
+    async with anyio.create_task_group() as tasks:
+        for socket, server in servers.controls.items():
+            tasks.start_soon(ask, socket, server)
+    if not answers:
+        raise ControlError(
+            "unknown-path",
+            f"{path}: no server has taken it away: looked in {servers}. --kernel takes a terminal from all programs",
+        )
+    return answers
 
 
 def _print_report(answer: Record) -> None:
