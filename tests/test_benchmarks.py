@@ -63,3 +63,18 @@ def test_control_load_prints_a_row_for_each_request() -> None:
     _head, _columns, *lines, _lag, memory = run.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["list", "revoke", "event", "lag"]
     assert memory.startswith("memory ")
+
+
+def test_remove_entries_prints_a_row_for_each_size() -> None:
+    """`remove_entries.py --quick` runs without a word on stderr, and says what removal and operations cost."""
+    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "remove_entries.py"
+    run = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, timeout=100, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    _head, *lines = run.stdout.splitlines()
+    assert [line[:38].strip() for line in lines] == [
+        "100 entries, each open once",
+        "1000 entries, each open once",
+        "10 times as many cost",
+        "read of a removable entry / its handle",
+        "read of a permanent entry / its handle",
+    ]

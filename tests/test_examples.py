@@ -35,6 +35,16 @@ SAYS = {
         "asyncrevoke_open 0.0",
         "asyncrevoke_revocation_seconds_count 1.0",
     ],
+    "live_status_files": [
+        "log: b'17.4 kW\\n'",
+        "ENODEV: 'status/meter0/log/follower' was revoked: unplugged",
+        "left: ['version']",
+    ],
+    "take_a_number_from_a_library": [
+        "the library read b'17.3 kW\\n'",
+        "the library's read() returned 0",
+        "'ttyUSB0' revoked (unplugged)",
+    ],
     "revoke_in_all_workers": ["{'name': 'alice', 'reason': 'the token was revoked', 'kicked': 1, 'released': 2"],
     "kill_terminals_of_a_token": [
         "alice by t1 is closed: the token was revoked",
