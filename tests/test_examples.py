@@ -46,6 +46,11 @@ SAYS = {
         "'ttyUSB0' revoked (unplugged)",
     ],
     "revoke_in_all_workers": ["{'name': 'alice', 'reason': 'the token was revoked', 'kicked': 1, 'released': 2"],
+    "lend_to_a_plugin": [
+        "measured [1.5, 3.3]",
+        "the plugin got: 'meter' was revoked: the plugin is unloaded",
+        "what it kept: <proxy of a Channel, <Revokable 'meter' released in_use=0 open=0>>",
+    ],
     "kill_terminals_of_a_token": [
         "alice by t1 is closed: the token was revoked",
         "in use: [('bob',), ('bob', 't3')]",

@@ -10,8 +10,8 @@
 #   3  demo.py          what `asyncrevoke demo` shows
 #   2  telemetry.py     an observer that measures, for OpenTelemetry
 #   2  testing.py       check_revokable(): the contract, to be run on anybody's resource
-#   2  adapters/        one noun per file: pty, tty, serial (by serial_ports), hotplug, asyncio_streams, alsa, entries (by entry_files), fuse, mapping (with exports),
-#                      descriptor (with sleepers)
+#   2  adapters/        one noun per file: pty, tty, serial (by serial_ports), hotplug, asyncio_streams, alsa, entries (by entry_files),
+#                      fuse, mapping (with exports), descriptor (with sleepers), membrane
 #   1  _observe.py      what happens to a tree, told to observers
 #   1  _registry.py     names, keys, paths, generations
 #   1  _offloop.py      blocking calls, in threads of their own
