@@ -367,6 +367,8 @@ async def test_plain_values_come_out_as_they_are(device: Device, real: Device) -
     assert device.setting + 1 == 4
     assert type(device.pair) is Pair
     assert is_proxy(device.pair.channel)
+    assert type(device.frozen) is frozenset
+    assert [each is device for each in device.frozen] == [True]
 
 
 async def test_everything_can_be_awaited_iterated_and_entered(device: Device, real: Device) -> None:
@@ -429,6 +431,45 @@ async def test_a_block_passes_exceptions_to_the_object(device: Device, handle: R
     with pytest.raises(ValueError, match="x"), device.session():
         raise ValueError("x")
     assert device.log == ["entered", "left by ValueError"]
+    mine = Channel(device, 2)
+    with pytest.raises(AttributeError) as caught:
+        async with device.session():
+            mine.no_such_thing  # type: ignore[attr-defined]  # noqa: B018
+    assert caught.value.obj is mine
+
+
+async def test_errors_of_the_interpreter_show_proxies(device: Device) -> None:
+    """What it puts into them is lent, too."""
+    with pytest.raises(AttributeError, match="no attribute 'no_such_thing'") as missing:
+        device.broken  # noqa: B018
+    assert missing.value.obj is device
+    with pytest.raises(KeyError) as unknown:
+        device.by_name[device]  # type: ignore[index]
+    assert unknown.value.args == (device,)
+    assert unknown.value.args[0] is device
+
+
+def test_special_methods_are_the_types() -> None:
+    """As in the interpreter, not the object's own."""
+
+    class Odd:
+        def __len__(self) -> int:
+            return 1
+
+    odd: Any = Odd()
+    odd.__len__ = lambda: 2
+    proxy = revokable_proxy(odd, Revokable())
+    assert (len(odd), len(proxy), proxy.__len__()) == (1, 1, 2)
+
+
+def test_a_buffer_is_not_handed_on() -> None:
+    """Not even a view of it; what was read of it is a copy."""
+    proxy: Any = revokable_proxy(bytearray(b"abc"), Revokable())
+    view = revokable_proxy(memoryview(b"abc"), Revokable())
+    for each in (proxy, view, view[1:]):
+        with pytest.raises(TypeError, match="a bytes-like object is required"):
+            memoryview(each)
+    assert (bytes(proxy), bytes(view[1:]), proxy[1:] == b"bc") == (b"abc", b"bc", True)
 
 
 async def test_a_copy_is_lent_too_and_a_pickle_refused(device: Device, real: Device) -> None:

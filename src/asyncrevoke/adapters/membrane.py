@@ -147,13 +147,11 @@ class _Side:
             error.args = self.wrap(error.args)
 
     @contextlib.contextmanager
-    def telling(self, known: object = None) -> Iterator[None]:
-        """Tell what is raised, but for what is known: the exception of the block's own body."""
+    def telling(self) -> Iterator[None]:
         try:
             yield
         except Exception as exc:
-            if exc is not known:
-                self.tell(exc)
+            self.tell(exc)
             raise
 
     def _coroutine(self, inner: Any) -> Any:
@@ -330,7 +328,7 @@ def _enter(self: _Proxy, /) -> Any:
 
 def _exit(self: _Proxy, kind: Any, exc: Any, tb: Any, /) -> Any:
     state = _state(self)
-    with state.side.telling(exc):
+    with state.side.telling():
         return _innermost(state).__exit__(kind, exc, tb)
 
 
@@ -345,7 +343,7 @@ async def _aenter(self: _Proxy, /) -> Any:
 
 async def _aexit(self: _Proxy, kind: Any, exc: Any, tb: Any, /) -> Any:
     state = _state(self)
-    with state.side.telling(exc):
+    with state.side.telling():
         return await _innermost(state).__aexit__(kind, exc, tb)
 
 
