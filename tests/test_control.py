@@ -10,6 +10,7 @@ import grp
 import json
 import os
 import pathlib
+import resource
 import select
 import signal
 import socket
@@ -26,10 +27,13 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Registry, Revokable, RevokedError
-from asyncrevoke.control import Control, ControlError, Request, connect, serve
+from asyncrevoke.control import Control, ControlError, Peer, Request, connect, serve
+from asyncrevoke.control import server as control_server
+from asyncrevoke.control.lines import LIMIT, Lines
+from asyncrevoke.control.peer import user_name
 from conftest import settle
 from operations import operate, stubborn
-from test_fdstream import awake, terminal
+from test_fdstream import awake, socket_stream, terminal
 from test_stream import parked
 
 pytestmark = pytest.mark.anyio
@@ -89,6 +93,23 @@ def line(**fields: Any) -> bytes:
     return json.dumps({"v": 1, **fields}).encode() + b"\n"
 
 
+LONGEST = line(do="list", more="x" * (LIMIT - len(line(do="list", more=""))))
+
+
+@contextlib.contextmanager
+def crowded(path: str) -> Iterator[None]:
+    """A server that lives, but lets nobody in: as many wait there as can."""
+    with socket.socket(socket.AF_UNIX) as server, contextlib.ExitStack() as waiting:
+        server.bind(path)
+        server.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(path)
+        yield
+
+
 # -- list --
 
 
@@ -112,12 +133,28 @@ async def test_list_says_what_is_open(path: str) -> None:
             assert (file["generation"], file["state"], file["in_use"], file["open"]) == (1, "live", 1, 0)
             assert file["since"] >= 0
             (user,) = file["users"]
+            assert not any(node["users"] for node in nodes.values() if node is not file), "open files are no users"
             assert (user["kind"], user["name"], user["path"]) == ("operation", "reader", "lab/alice")
             assert user["where"].startswith("operations.py:")
             assert [node["path"] for node in await control.list("lab/alice")] == ["lab/alice"]
             await lab.hangup("unplugged")
             (away,) = await control.list()
             assert (away["state"], away["generation"], away["reason"]) == ("away", 1, "unplugged")
+
+
+async def test_list_says_what_is_being_taken_away(path: str) -> None:
+    """A name with somebody inside is not away, but going, and why."""
+    leave = anyio.Event()
+    async with served(path) as (registry, tasks), await connect(path) as control:
+        lab = registry.name("lab")
+        alice = lab.open("alice")
+        tasks.start_soon(stubborn, alice, [], leave)
+        await parked(alice)
+        act = lab.revoke("off")
+        nodes = [(node["path"], node["state"], node["reason"]) for node in await control.list()]
+        leave.set()
+        await act
+    assert nodes == [(path, "kicked", "off") for path in ("lab", "lab", "lab/alice")]
 
 
 async def test_names_may_be_anything(path: str) -> None:
@@ -195,6 +232,36 @@ async def test_revoke_waits_and_names_who_stays(path: str) -> None:
             assert bob.released
 
 
+async def test_a_report_fits_in_a_line(path: str) -> None:
+    """However many stay inside, under whatever names, and whatever went wrong: it tells the first five, and not at length."""
+
+    def fail() -> None:
+        raise ValueError("x" * 100_000)
+
+    async with served(path) as (registry, _), await connect(path) as control:
+        held = [registry.root.open("held").open(f"{number} " + "n" * 15_000, release=fail) for number in range(8)]
+        for each in held:
+            assert each.start_using()
+        try:
+            answer = await control.revoke("", below=True, timeout=0)
+        finally:
+            for each in held:
+                each.stop_using()
+        assert (answer["done"], len(answer["stragglers"])) == (False, 5)
+        for number in range(8):
+            registry.root.open(str(number), release=fail)
+        answer = await control.revoke("", below=True)
+        assert (answer["done"], len(answer["report"]["errors"])) == (True, 5)
+
+
+async def test_who_takes_what_away_is_logged(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By the user's name, whatever comes of it."""
+    caplog.set_level("INFO", "asyncrevoke")
+    async with served(path):
+        assert (await ask(path, line(do="revoke", path="alice")))[0]["error"] == "unknown-path"
+    assert caplog.messages == [f"user {user_name(os.geteuid())!r} revokes 'alice'"]
+
+
 async def test_watch_tells_what_happens_there(path: str) -> None:
     """From its first record on, a watch has every event at its path and below, and no other."""
     async with served(path) as (registry, _), await connect(path) as control:
@@ -209,6 +276,27 @@ async def test_watch_tells_what_happens_there(path: str) -> None:
             ("revoked", "lab/alice", "off"),
             ("released", "lab/alice", "off"),
         ]
+
+
+async def test_a_watch_sleeps_while_nothing_happens(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It collects what happens within its pause, then waits for more without waking."""
+    slept = 0
+    sleep = anyio.sleep
+
+    async def noted(delay: float) -> None:
+        nonlocal slept
+        slept += delay == control_server._PAUSE
+        await sleep(0)
+
+    async with served(path) as (registry, _), await connect(path) as control:
+        events = control.watch()
+        await anext(events)
+        with monkeypatch.context() as patch:
+            patch.setattr(anyio, "sleep", noted)
+            registry.root.open("alice")
+            await anext(events)
+            await settle(100)
+        assert slept == 1
 
 
 # -- bad input --
@@ -226,6 +314,8 @@ async def test_watch_tells_what_happens_there(path: str) -> None:
         (b'{"a": ' + b"1" * 60000 + b"}\n", ["garbage"]),
         (b'{"v": 1, "do": "li', ["cut-off"]),
         (b"x" * 1_000_000 + b"\n" + LIST, ["too-long"]),
+        (LONGEST, ["ok"]),
+        (LIST + LONGEST.replace(b"xx", b"xxx", 1), ["ok", "too-long"]),
         (line(do="list", more="x" * 65600), ["too-long"]),
         (LIST + line(do="list", more="x" * 65600) + LIST, ["ok", "too-long"]),
         (line(do="list", more="x" * 65000) * 2, ["ok"] * 2),
@@ -280,6 +370,48 @@ async def test_a_fault_of_a_command_is_answered(path: str, caplog: pytest.LogCap
         assert "ValueError: no" in caplog.text
         assert answers[2]["message"] == "'node' was revoked: off"
     assert len(caplog.records) == 3
+
+
+async def test_a_command_that_listens_ends_with_what_is_sent(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Who sends no more is not answered, as nothing has failed."""
+
+    async def listen(request: Request) -> dict[str, Any]:
+        while True:
+            await request.connection.receive()
+
+    async with served(path, commands={"listen": listen}):
+        assert await ask(path, line(do="listen") + line(text="one")) == []
+    assert caplog.messages == []
+
+
+async def test_a_number_may_be_left_out_or_the_most(path: str) -> None:
+    """Left out, a field is its default; null, the most that it may be."""
+
+    async def wait(request: Request) -> dict[str, Any]:
+        return {"grace": request.number("grace", 10, 600)}
+
+    async with served(path, commands={"wait": wait}):
+        answers = await ask(path, line(do="wait") + line(do="wait", grace=None) + line(do="wait", grace=7))
+        assert [answer["grace"] for answer in answers] == [10, 600, 7]
+
+
+async def test_of_records_one_of_which_is_too_long_none_is_sent() -> None:
+    """Who has sent them can still say something else."""
+    async with socket_stream() as (stream, peer):
+        lines = Lines(stream)
+        with pytest.raises(ValueError, match="longer than 65536 bytes"):
+            await lines.send({"a": 1}, {"b": "x" * LIMIT})
+        await lines.send({"c": 3})
+        assert peer.recv(100) == b'{"c":3}\n'
+
+
+async def test_the_reason_is_read_behind_a_line_that_was_cut_off() -> None:
+    """Of a connection that was taken away in the midst of a line, the client is told why."""
+    async with socket_stream() as (stream, peer):
+        peer.sendall(b'{"node": {"pa\n{"error": "revoked", "message": "why"}\n')
+        with pytest.raises(ControlError, match="why") as told:
+            await Control(stream).receive()
+        assert told.value.code == "revoked"
 
 
 async def test_what_has_gone_is_forgotten(path: str) -> None:
@@ -482,6 +614,7 @@ for line in s.makefile():
         (None, [], ["forbidden"]),
         ("daemon", [], ["forbidden"]),
         ("daemon", ["daemon"], ["ok", "forbidden"]),
+        ("daemon", ["bin", "sys", "daemon"], ["ok", "forbidden"]),
         ("nogroup", [], ["ok", "forbidden"]),
     ],
 )
@@ -591,6 +724,13 @@ async def test_the_owner_is_told_what_a_path_leads_to(path: str, tmp_path: pathl
         assert file.revoked
 
 
+def test_root_and_the_effective_user_are_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a program that runs as another user than who has started it, that one is the owner."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getuid", lambda: 1001)
+    assert [Peer(1, uid, frozenset()).owner for uid in (0, 1000, 1001)] == [True, True, False]
+
+
 @as_root
 @pytest.mark.parametrize(("group", "mode"), [(None, 0o600), ("daemon", 0o660)])
 async def test_the_socket_is_for_its_owner_and_group(path: str, group: str | None, mode: int) -> None:
@@ -637,6 +777,25 @@ async def test_no_more_than_so_many(path: str) -> None:
         await settle(50)
         assert (await ask(path, LIST))[-1]["ok"]
         await second.aclose()
+
+
+async def test_who_comes_when_too_many_files_are_open_is_let_in_later(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server says so, and goes on."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with served(path):
+        with socket.socket(socket.AF_UNIX) as client:
+            free = os.dup(client.fileno())
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+            try:
+                client.connect(path)
+                await until(lambda: caplog.messages)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert caplog.messages == [f"the control socket {path}: [Errno 24] Too many open files"]
+        assert (await ask(path, LIST))[-1]["ok"]
 
 
 # -- the socket --
@@ -713,20 +872,80 @@ async def test_servers_begin_one_after_another(stale: str) -> None:
     assert list(lock.parent.iterdir()) == []
 
 
+async def test_who_waits_for_a_lock_takes_the_one_that_is_there(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock on a file that was removed meanwhile, for which another may have a new one, is none."""
+    taken = 0
+
+    def flock(fd: int, how: int) -> None:
+        nonlocal taken
+        locked(fd, how)
+        taken += 1
+        if taken == 1:  # as who had it removes it
+            lock.unlink()
+            lock.touch()
+
+    lock, locked = pathlib.Path(path + ".lock"), fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", flock)
+    async with served(path):
+        assert taken == 2
+
+
+async def test_a_lock_that_is_kept_is_no_reason_to_go_on(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has waited for long gives up, and says what for."""
+    monkeypatch.setattr(anyio, "sleep", lambda _: anyio.lowlevel.checkpoint())
+    with pathlib.Path(path + ".lock").open("w") as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match=r"has kept a lock on '.*control\.lock' for 5 s"), anyio.fail_after(10):
+            await serve(Registry(), path)
+
+
 async def test_a_socket_that_can_be_seen_listens(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody takes a server that begins for a dead one, or may connect before the mode is set."""
-    seen = []
+    """Nobody takes a server that begins for a dead one, or may connect before the mode is set, or lock it out."""
+    seen: list[object] = []
+
+    def listens(there: str) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(there) == 0
+
+    def chmod(beside: str, mode: int) -> None:
+        seen.append(listens(beside))
+        changed(beside, mode)
 
     def rename(beside: str, there: str) -> None:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(beside)
-        seen.append((stat.S_IMODE(pathlib.Path(beside).stat().st_mode), pathlib.Path(there).exists()))
+        modes = [oct(stat.S_IMODE(pathlib.Path(each).stat().st_mode)) for each in (beside, there + ".lock")]
+        seen.extend([listens(beside), *modes, pathlib.Path(there).exists()])
         renamed(beside, there)
 
-    renamed = os.rename
+    changed, renamed = os.chmod, os.rename
+    monkeypatch.setattr(os, "chmod", chmod)
     monkeypatch.setattr(os, "rename", rename)
-    async with served(path):
-        assert seen == [(0o600, False)]
+    before = os.umask(0)
+    try:
+        async with served(path):
+            assert seen == [False, True, "0o600", "0o600", False]
+    finally:
+        os.umask(before)
+
+
+async def test_a_socket_whose_group_cannot_be_set_is_removed(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a server that could not begin is left."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not yours")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(OSError, match="no control socket can be made: not yours"):
+        await serve(Registry(), path, group="daemon")
+    assert list(pathlib.Path(path).parent.iterdir()) == []
+
+
+async def test_a_server_that_is_busy_lives(path: str) -> None:
+    """Where nobody can connect now, as many wait already, another does not take over."""
+    with crowded(path):
+        with pytest.raises(OSError, match="a server listens there already") as refused, anyio.fail_after(10):
+            await serve(Registry(), path)
+        assert refused.value.errno == errno.EADDRINUSE
+        assert stat.S_ISSOCK(pathlib.Path(path).stat().st_mode)
 
 
 @pytest.mark.parametrize(
@@ -734,10 +953,11 @@ async def test_a_socket_that_can_be_seen_listens(path: str, monkeypatch: pytest.
     [
         (lambda path: pathlib.Path(path).write_text("precious"), "", errno.EEXIST),
         (lambda path: pathlib.Path(path).symlink_to("nowhere"), "", errno.EEXIST),
+        (lambda path: pathlib.Path(path + ".lock").symlink_to("/nowhere/lock"), "", errno.ELOOP),
         (lambda _: None, "/missing/control", errno.ENOENT),
         (lambda _: None, "x" * 150, errno.ENAMETOOLONG),
     ],
-    ids=["file", "link", "folder", "length"],
+    ids=["file", "link", "lock", "folder", "length"],
 )
 async def test_where_no_socket_can_be(path: str, make: Callable[[str], object], place: str, number: int) -> None:
     """The error names the path, and what is there is left as it is."""
