@@ -746,18 +746,22 @@ async def test_the_socket_is_for_its_owner_and_group(path: str, group: str | Non
 
 
 @as_root
-async def test_a_group_leaves_room_for_the_owner(path: str) -> None:
-    """When its members have taken all places, the owner can still connect, and take away."""
+async def test_a_group_and_the_owner_leave_room_for_each_other(path: str) -> None:
+    """The places that the one has taken are not the other's: when the group has all of its own, the owner takes away."""
     async with awake(), served(path, group="daemon", clients=2) as (registry, _):
         registry.root.open("alice")
         crowd = "import os, socket, sys\nos.setgroups([])\nos.setgid(int(sys.argv[2]))\nos.setuid(65534)\n"
         crowd += "all = [socket.socket(socket.AF_UNIX) for _ in range(3)]\nfor s in all: s.connect(sys.argv[1])\n"
-        crowd += "print(all[2].recv(100).decode(), flush=True)\ninput()"
+        crowd += f"for s in all[:2]: s.sendall({LIST!r})\n"
+        crowd += "print([s.recv(100)[:7] for s in all], flush=True)\ninput()"
         group = str(grp.getgrnam("daemon").gr_gid)
-        async with await anyio.open_process([sys.executable, "-c", crowd, path, group], stderr=None) as process:
+        async with (
+            await connect(path),
+            await anyio.open_process([sys.executable, "-c", crowd, path, group], stderr=None) as process,
+        ):
             assert process.stdout is not None
             assert process.stdin is not None
-            assert b'"too-many"' in await process.stdout.receive()
+            assert b"""[b'{"node"', b'{"node"', b'{"error']""" in await process.stdout.receive()
             async with await connect(path) as control:
                 assert (await control.revoke("alice"))["done"]
             await process.stdin.send(b"\n")
