@@ -19,6 +19,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -340,6 +341,40 @@ def test_input_from_a_pipe_waits_when_the_keyboard_is_taken() -> None:
             assert alice.ends("detached") == 0
         out, _ = piped.communicate(timeout=30)
         assert (piped.returncode, out) == (0, "hello\nhello\n")
+
+
+def fill(terminal: int) -> None:
+    """Write to a terminal until it takes no more, as nobody reads it; the kernel makes room a little later."""
+    own = os.open(os.ttyname(terminal), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)  # others may still wait there
+    refused = 0
+    while refused < 50:
+        try:
+            os.write(own, b"." * 100)
+            refused = 0
+        except BlockingIOError:
+            refused += 1
+            time.sleep(0.001)
+    os.close(own)
+
+
+def test_slow_terminal_gets_all() -> None:
+    """Of output that it takes in small parts nothing is lost."""
+    program = "input(); print('x' * 60_000 + 'end'); input()"
+    with sharing("--name", "lab", "--", sys.executable, "-ISc", program), attach("lab") as client:
+        client.sees("you have the keyboard")
+        fill(client.slave)
+        client.types("\n")
+        assert client.sees("end").count("x") == 60_000
+
+
+def test_client_on_a_stalled_terminal_detaches() -> None:
+    """The escape key works, and what we have to say ourselves waits for nobody; what was not read is thrown away."""
+    with sharing("--name", "lab"), attach("lab") as client:
+        client.sees("you have the keyboard")
+        fill(client.slave)
+        client.types("\x1d?\x1dq")
+        assert client.process.wait(30) == 0
+        assert client.ends("lab: detached") == 0
 
 
 def test_screen_modes_are_undone_however_they_come() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import re
+import select
 import signal
 import sys
 import termios
@@ -61,15 +62,13 @@ class _Terminal:
 
     def __init__(self) -> None:
         self.raw = os.isatty(0)
-        self._out = 1
+        self._out, self._err = 1, 2
+        self._saying = anyio.Lock()
         self._modes: dict[bytes, bytes] = {}
         self._tail = b""
 
     def __enter__(self) -> Self:
-        if os.isatty(1):
-            # Not to block must not be forced on the others who use this terminal.
-            with contextlib.suppress(OSError):
-                self._out = os.open("/proc/self/fd/1", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        self._out, self._err = _unblocked(1), _unblocked(2)
         if self.raw:
             self._settings = termios.tcgetattr(0)
             tty.setraw(0, termios.TCSANOW)
@@ -80,9 +79,11 @@ class _Terminal:
             if self.raw:
                 termios.tcsetattr(0, termios.TCSANOW, self._settings)
             if os.isatty(1):
+                if not select.select([], [self._out], [], 0)[1]:  # nobody reads there: our last words are not to wait
+                    termios.tcflush(self._out, termios.TCOFLUSH)
                 os.write(self._out, b"\n" * self.raw + self._undo())
-        if self._out != 1:
-            os.close(self._out)
+        for fd in {self._out, self._err} - {1, 2}:
+            os.close(fd)
 
     def size(self) -> Record:
         """The size of the window as it is sent; nothing where it is not known, as on a serial line."""
@@ -99,22 +100,19 @@ class _Terminal:
             return b""
 
     async def write(self, data: bytes) -> None:
+        """Write what the program has sent."""
         seen = self._tail + data
         for modes, switch in _DEC_MODES.findall(seen):
             self._modes.update(dict.fromkeys(modes.split(b";"), switch))
         self._tail = seen[-64:]
-        unwritten = memoryview(data)
-        while unwritten:
-            with contextlib.suppress(PermissionError):
-                await anyio.wait_writable(self._out)
-            with contextlib.suppress(BlockingIOError):
-                unwritten = unwritten[os.write(self._out, unwritten[:_PIECE]) :]
+        await _write(self._out, data)
 
-    def say(self, text: str) -> None:
+    async def say(self, text: str) -> None:
         """Say something of our own, on standard error."""
         text = printable(text)
-        sys.stderr.write(f"\r\n[{text}]\r\n" if self.raw else f"asyncrevoke: {text}\n")
-        sys.stderr.flush()
+        text = f"\r\n[{text}]\r\n" if self.raw else f"asyncrevoke: {text}\n"
+        async with self._saying:
+            await _write(self._err, text.encode(sys.stderr.encoding, "backslashreplace"))
 
     def _undo(self) -> bytes:
         undo = b""
@@ -123,6 +121,23 @@ class _Terminal:
             if switch != before:
                 undo += b"\x1b[?%b%b" % (mode, before)
         return undo + b"\x1b[m" * bool(self._modes)
+
+
+def _unblocked(fd: int) -> int:
+    """The same, not to block if it is a terminal; that must not be forced on the others who use it."""
+    if os.isatty(fd):
+        with contextlib.suppress(OSError):
+            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return fd
+
+
+async def _write(fd: int, data: bytes) -> None:
+    unwritten = memoryview(data)
+    while unwritten:
+        with contextlib.suppress(PermissionError):
+            await anyio.wait_writable(fd)
+        with contextlib.suppress(BlockingIOError):
+            unwritten = unwritten[os.write(fd, unwritten[:_PIECE]) :]
 
 
 class _Attachment:
@@ -194,25 +209,25 @@ class _Attachment:
             case {"data": data}:
                 await self._terminal.write(base64.b64decode(data))
             case {"attached": path}:
-                self._terminal.say(f"attached as {path}" + f"; {_HINT}" * self._terminal.raw)
+                await self._terminal.say(f"attached as {path}" + f"; {_HINT}" * self._terminal.raw)
             case {"keyboard": holder, "yours": yours}:
-                self._hand(holder, bool(yours), str(record.get("reason", "")))
+                await self._hand(holder, bool(yours), str(record.get("reason", "")))
             case {"away": why}:
                 self._may_type_if(here=False)
-                self._terminal.say(f"away: {why}")
+                await self._terminal.say(f"away: {why}")
             case {"back": _}:
                 self._may_type_if(here=True)
-                self._terminal.say("back again")
+                await self._terminal.say("back again")
 
-    def _hand(self, holder: str | None, yours: bool, why: str) -> None:
+    async def _hand(self, holder: str | None, yours: bool, why: str) -> None:
         self._may_type_if(yours=yours)
         if yours:
-            self._terminal.say("you have the keyboard")
+            await self._terminal.say("you have the keyboard")
             return
         has = f"{holder} has the keyboard" if holder else "nobody has the keyboard"
         has += f" ({why})" if why else ""
         what = "" if self._watches else ": what you type is thrown away" if self._terminal.raw else ": waiting for it"
-        self._terminal.say(has + what)
+        await self._terminal.say(has + what)
 
     def _may_type_if(self, *, yours: bool | None = None, here: bool | None = None) -> None:
         self._yours = self._yours if yours is None else yours
@@ -235,7 +250,7 @@ class _Attachment:
                         await self._detach()
                         return
                     if key != ESCAPE:
-                        self._terminal.say(HELP)
+                        self._tasks.start_soon(self._terminal.say, HELP)  # ctrl-] q works meanwhile
                         continue
                 elif key == ESCAPE:
                     self._escaped = True
