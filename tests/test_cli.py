@@ -753,11 +753,46 @@ def test_kernel_revocation_names_the_holders_and_hangs_up(capsys: pytest.Capture
         assert main(["revoke", "--kernel", end.path]) == 1
         said = capsys.readouterr()
         assert "give --yes" in said.err
+        assert ") is held by 1 process:\n" in said.out, "not by us, who have it open to tell"
         assert re.search(rf"^{child.pid} +root +open +\S*python", said.out, re.MULTILINE)
         assert child.poll() is None
         assert main(["revoke", "--kernel", "--yes", end.path]) == 0
         assert f"{end.path} is hung up" in capsys.readouterr().out
         assert child.stdout.readline() == "b''\n"
+
+
+@privileged
+def test_kernel_revocation_tells_whose_controlling_terminal_it_is(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the name of the process; who has another terminal is not told."""
+    program = tmp_path / "a) b"
+    program.symlink_to(sys.executable)
+    takes = "import sys; held = open(sys.argv[1]); print(flush=True); input()"  # as the leader of a session
+    with contextlib.ExitStack() as stack:
+        ends = [stack.enter_context(serial_line()) for _ in range(2)]
+        leaders = []
+        for end in ends:
+            command = [str(program), "-ISc", takes, end.path]
+            leaders.append(stack.enter_context(subprocess.Popen(command, stdin=-1, stdout=-1, start_new_session=True)))
+            assert leaders[-1].stdout
+            assert leaders[-1].stdout.readline() == b"\n"
+        assert main(["revoke", "--kernel", ends[0].path]) == 1
+        for leader in leaders:
+            leader.kill()
+    out, _ = capsys.readouterr()
+    assert " is held by 1 process:\n" in out
+    assert re.search(rf"^{leaders[0].pid} +root +controlling terminal, open +", out, re.MULTILINE)
+
+
+@privileged
+def test_kernel_revocation_is_survived_by_who_asks_for_it() -> None:
+    """A leader of a session that has no terminal does not get the one that it opens to hang it up."""
+    with serial_line() as end:
+        command = [*COMMAND, "revoke", "--kernel", "--yes", end.path]
+        done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("is hung up\n")
 
 
 @privileged

@@ -413,7 +413,8 @@ def _revoke_by_kernel(path: str, *, asks: bool) -> int:
     with HeldTerminal(path) as terminal:
         holders = list(terminal.holders())
         print(f"{printable(path)} (device {os.major(terminal.number)}:{os.minor(terminal.number)}) is held by", end=" ")
-        print(f"{len(holders)} processes:" if holders else "no process that can be seen here.")
+        many = "es" * (len(holders) > 1)
+        print(f"{len(holders)} process{many}:" if holders else "no process that can be seen here.")
         if holders:
             rows = [[str(each.pid), each.user, each.how, each.command] for each in holders]
             _print_table([["PID", "USER", "HOW", "COMMAND"], *rows])
