@@ -25,14 +25,16 @@ from typing import Any, Self
 
 import anyio
 import pytest
+import trio.testing
 
 from asyncrevoke import Registry
-from asyncrevoke.attach import printable
+from asyncrevoke.attach import _Attachment, _Terminal, printable
 from asyncrevoke.cli import main
 from asyncrevoke.console import read_config
-from asyncrevoke.control import serve
-from asyncrevoke.control.sockets import new_socket
+from asyncrevoke.control import Control, Request, serve, sockets
+from asyncrevoke.control.sockets import new_socket, own_folder
 from ports import FarEnd, serial_line
+from test_control import as_root
 from test_kernel import privileged
 from test_tty import reader
 
@@ -157,16 +159,16 @@ class Client:
 
 
 @contextlib.contextmanager
-def sharing(*words: str, ready: str = "sharing") -> Iterator[subprocess.Popen[str]]:
-    """A console server; its log must have no traceback."""
-    command = [*COMMAND, "share", *words]
+def sharing(*words: str, by: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    """A console server, perhaps started by a command; its log must have no traceback."""
+    command = [*by, *COMMAND, "share", *words]
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a job in the background ignores
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, preexec_fn=heed) as server:  # noqa: PLW1509
         assert server.stdout
         assert server.stderr
         try:
             line = server.stdout.readline()
-            assert line.startswith(ready), line + server.stderr.read()
+            assert line.startswith("sharing"), line + server.stderr.read()
             yield server
         finally:
             server.terminate()
@@ -177,6 +179,22 @@ def attach(*words: str) -> Client:
     client = Client("attach", *words)
     client.sees("attached as ")
     return client
+
+
+def hears(piped: subprocess.Popen[str], text: str) -> None:
+    """Wait until a client that is on no terminal has been told that."""
+    assert piped.stderr
+    while text not in (line := piped.stderr.readline()):
+        assert line, f"{text!r} is not said"
+
+
+def take(piped: subprocess.Popen[str], text: str) -> None:
+    """Give a client that is on no terminal something to send, and wait until it has read it."""
+    assert piped.stdin
+    piped.stdin.write(text)
+    piped.stdin.flush()
+    while any(fcntl.ioctl(piped.stdin, termios.FIONREAD, bytes(4))):
+        time.sleep(0.001)
 
 
 def runs(pid: str) -> bool:
@@ -309,16 +327,61 @@ def test_input_from_a_pipe_is_sent_and_its_answer_shown() -> None:
         command = [*COMMAND, "attach", "lab"]
         with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) as piped:
             assert piped.stdin
-            assert piped.stderr
             piped.stdin.write("hello\n")
             piped.stdin.flush()
-            while "waiting for it" not in piped.stderr.readline():
-                pass
+            hears(piped, "waiting for it")
             alice.types("\x1dq")
             assert alice.ends("detached") == 0
             out, err = piped.communicate(timeout=30)
         assert (piped.returncode, out) == (0, "hello\nhello\n")
         assert err.endswith("lab: detached\n")
+
+
+class Printing(Control):
+    """A server that prints so often, every 0.7 s, and does not answer who detaches."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+        self.detached = 0.0
+
+    async def send(self, record: dict[str, Any]) -> None:
+        if "detach" in record:
+            self.detached = anyio.current_time()
+
+    async def receive(self) -> dict[str, Any]:
+        if not self.left:
+            await anyio.sleep_forever()
+        self.left -= 1
+        await anyio.sleep(0.7)
+        return {"data": ""}
+
+
+class Nothing(_Terminal):
+    """A pipe from which nothing comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw = False
+
+    async def read(self) -> bytes:
+        return b""
+
+
+@pytest.mark.parametrize(("times", "detaches"), [(10, 7 + 1), (1000, 10)])
+def test_end_of_a_pipe_detaches_when_nothing_comes_any_more(times: int, detaches: float) -> None:
+    """That is a second after the last output, or ten after the end, however much comes; the answer is not waited for."""
+
+    async def scenario() -> None:
+        signals, never = anyio.create_memory_object_stream[Any]()
+        begin, server = anyio.current_time(), Printing(times)
+        attachment = _Attachment(server, Nothing(), watches=False)
+        attachment._may_type_if(yours=True)
+        with signals, never, never.clone() as either, anyio.fail_after(60):
+            assert await attachment.run({}, never, either) == "detached"
+        assert server.detached - begin == pytest.approx(detaches)
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    anyio.run(scenario, backend="trio", backend_options={"clock": clock})
 
 
 def test_input_from_a_pipe_waits_when_the_keyboard_is_taken() -> None:
@@ -328,19 +391,56 @@ def test_input_from_a_pipe_waits_when_the_keyboard_is_taken() -> None:
         sharing("--name", "lab", "--", "cat"),
         subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) as piped,
     ):
-        assert piped.stdin
-        assert piped.stderr
-        while "you have the keyboard" not in piped.stderr.readline():
-            pass
+        hears(piped, "you have the keyboard")
         with attach("--force", "lab") as alice:
-            while "waiting for it" not in piped.stderr.readline():
-                pass
-            piped.stdin.write("hello\n")
-            piped.stdin.flush()
+            hears(piped, "waiting for it")
+            take(piped, "hello\n")
             alice.types("\x1dq")
             assert alice.ends("detached") == 0
         out, _ = piped.communicate(timeout=30)
         assert (piped.returncode, out) == (0, "hello\nhello\n")
+
+
+def test_input_from_a_pipe_waits_while_the_device_is_away(tmp_path: pathlib.Path) -> None:
+    """What comes meanwhile is sent to the next device."""
+    port = tmp_path / "port"
+    command = [*COMMAND, "attach", "--wait", "port"]
+    with serial_line() as first, serial_line() as second, sharing(str(port)):
+        port.symlink_to(first.path)
+        with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) as piped:
+            hears(piped, "you have the keyboard")
+            port.unlink()
+            first.close()
+            hears(piped, "away: ")
+            take(piped, "typed")
+            port.symlink_to(second.path)
+            received = b""
+            while received != b"typed":
+                received += second.received(30)
+            piped.terminate()
+            piped.communicate()
+
+
+def test_input_and_output_may_be_files(tmp_path: pathlib.Path) -> None:
+    """They are always ready, which the system does not say."""
+    (tmp_path / "in").write_text("from a file\n")
+    with (
+        sharing("--name", "lab", "--", "cat"),
+        (tmp_path / "in").open() as stdin,
+        (tmp_path / "out").open("w") as stdout,
+    ):
+        done = subprocess.run([*COMMAND, "attach", "lab"], stdin=stdin, stdout=stdout, stderr=-1, text=True, timeout=60)
+    assert done.stderr.endswith("lab: detached\n")
+    assert (tmp_path / "out").read_text() == "from a file\n" * 2
+
+
+def test_what_is_typed_before_the_escape_key_is_sent() -> None:
+    """Also if it is read together with it."""
+    with sharing("--name", "lab"), attach("lab") as alice, attach("lab") as bob:
+        alice.sees("you have the keyboard")
+        alice.types("last words\x1dq")
+        bob.sees("last words")
+        assert alice.ends("detached") == 0
 
 
 def fill(terminal: int) -> None:
@@ -396,7 +496,7 @@ def test_signal_ends_a_client_in_order(number: signal.Signals) -> None:
         assert client.ends(f"ended by {number.name}") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_a_server_in_order(number: signal.Signals, folder: pathlib.Path) -> None:
     """Clients are told, the socket is removed, and it is no failure."""
     with sharing("--name", "lab") as server, attach("lab") as client:
@@ -404,6 +504,13 @@ def test_signal_ends_a_server_in_order(number: signal.Signals, folder: pathlib.P
         assert client.ends("the console server was stopped") == 1
         assert server.wait(30) == 0
         assert list(folder.iterdir()) == []
+
+
+def test_server_under_nohup_outlives_its_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A SIGHUP that is ignored from the first stays so."""
+    with sharing("--name", "lab", by=("nohup",)) as server:
+        server.send_signal(signal.SIGHUP)
+        assert listed(capsys)["lab"]["state"] == "live"
 
 
 def test_killed_server_is_told_and_its_socket_passed_over(
@@ -525,6 +632,7 @@ def test_ls_watch_shows_what_happens(folder: pathlib.Path) -> None:
         ("attach nothing", 1, "nothing is shared as 'nothing': looked in "),
         ("revoke nothing/bob", 1, "nothing is shared as 'nothing': looked in "),
         ("ls --socket /nowhere", 1, "/nowhere: no control server can be reached: No such file"),
+        ("ls --socket /\x1b[2J", 1, r"/\x1b[2J: no control server can be reached: No such file"),
         ("share -- no-such-program", 1, "no-such-program: No such file"),
         ("share --name a/b", 1, "'a/b' is no name"),
         ("share --group no-such-group", 1, "there is no group 'no-such-group'"),
@@ -540,6 +648,8 @@ def test_ls_watch_shows_what_happens(folder: pathlib.Path) -> None:
         ("revoke ./pyproject.toml", 1, "/pyproject.toml: no server has taken it away: looked in "),
         ("revoke /dev/ttyS0", 1, ". --kernel takes a terminal from all programs"),
         ("revoke /dev/ttyS0 --yes", 2, "--yes goes with --kernel"),
+        ("revoke x --timeout 86401", 2, "'86401' is no number of seconds from 0 to 86400"),
+        ("revoke x --yes", 2, "--yes goes with --kernel"),
         ("revoke --kernel /nowhere", 1, "/nowhere: No such file"),
         ("revoke --kernel /dev/null", 1, "/dev/null: not a terminal"),
         ("revoke --kernel pyproject.toml", 1, "pyproject.toml: not a terminal"),
@@ -554,6 +664,36 @@ def test_error_is_one_line(words: str, status: int, says: str, capsys: pytest.Ca
     out, err = capsys.readouterr()
     assert says in err.splitlines()[-1]
     assert out == ""
+
+
+def test_group_of_the_file_counts(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
+    """Unless another is given."""
+    config = tmp_path / "c.toml"
+    config.write_text('group = "no-such-group"\n[share.lab]\nlog = "/nowhere/log"\n')
+    for more, says in ([], "no group 'no-such-group'"), (["--group", "daemon"], "/nowhere/log: No such file"):
+        assert main(["share", "--config", str(config), *more]) == 1
+        assert says in capsys.readouterr().err
+
+
+def test_interrupted_it_says_nothing() -> None:
+    """The status is that of a program that died of ctrl-C."""
+    with subprocess.Popen([*COMMAND, "demo"], stdout=-1, stderr=-1, text=True) as demo:
+        assert demo.stdout
+        demo.stdout.readline()
+        demo.send_signal(signal.SIGINT)
+        _, err = demo.communicate(timeout=60)
+    assert (demo.returncode, err) == (130, "")
+
+
+def test_what_nobody_expects_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of ours is not told in a line as if it were the user's, also if it comes in a group."""
+
+    async def look(_: str) -> None:
+        raise BaseExceptionGroup("", [OSError("expected"), ValueError("not expected")])
+
+    monkeypatch.setattr("asyncrevoke.cli.look", look)
+    with pytest.raises(BaseExceptionGroup):
+        main(["ls"])
 
 
 def test_name_that_is_shared_twice_is_ambiguous(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
@@ -573,7 +713,8 @@ def test_silent_server_is_named_and_hides_nobody(
     full: bool, capsys: pytest.CaptureFixture[str], folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is stopped, or hangs, is told of, however many wait for it already; the others are listed."""
-    monkeypatch.setattr("asyncrevoke.control.sockets._PATIENCE", 2.0)
+    patience = anyio.fail_after
+    monkeypatch.setattr(anyio, "fail_after", lambda delay: patience(min(delay, 1.0)))
     with sharing("--name", "lab"), socket.socket(socket.AF_UNIX) as silent, contextlib.ExitStack() as waiting:
         silent.bind(str(folder / "a.sock"))
         silent.listen(0 if full else 10)
@@ -588,9 +729,9 @@ def test_silent_server_is_named_and_hides_nobody(
         assert err == f"asyncrevoke: {folder / 'a.sock'} (it does not answer)\n"
         assert main(["revoke", "a"]) == 1
         assert "a.sock (it does not answer)" in capsys.readouterr().err
-        if full:
-            assert main(["revoke", "a", "--socket", str(folder / "a.sock")]) == 1
-            assert capsys.readouterr().err == f"asyncrevoke: {folder / 'a.sock'}: it does not answer\n"
+        assert main(["revoke", "a", "--socket", str(folder / "a.sock")]) == 1
+        says = f"{folder / 'a.sock'}: it does not answer" if full else "a: the server does not answer"
+        assert capsys.readouterr().err == f"asyncrevoke: {says}\n"
 
 
 @pytest.mark.parametrize("what", ["alice/t1", "alice/*", "/dev/zero"])
@@ -691,6 +832,110 @@ def test_revoke_tells_how_it_went(
     assert ("inside: " in out, "failed: ZeroDivisionError" in out) == (status == 3, status == 4)
 
 
+def test_grace_is_given(tmp_path: pathlib.Path) -> None:
+    """Nobody is kicked before; who does not wait for it is told that it goes on."""
+    path = str(tmp_path / "s")
+
+    async def scenario() -> None:
+        registry = Registry()
+        held = registry.root.open("lab")
+        assert held.start_using()
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(serve, registry, path)
+            words = ["revoke", "lab", "--socket", path, "--grace", "3600", "--timeout", "0"]
+            status = await anyio.to_thread.run_sync(main, words)
+            kicked = held.kicked
+            held.stop_using()
+            held.close()
+            tasks.cancel_scope.cancel()
+        assert (status, kicked) == (3, False)
+
+    anyio.run(scenario)
+
+
+def test_server_that_refuses_hides_nobody(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it answers is told, and the others are listed."""
+
+    async def scenario() -> None:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(lambda *, task_status: serve(Registry(), refuses, clients=0, task_status=task_status))
+            assert await anyio.to_thread.run_sync(main, ["ls", "--json"]) == 0
+            tasks.cancel_scope.cancel()
+
+    refuses = str(folder / "a.sock")
+    with sharing("--name", "lab"):
+        anyio.run(scenario)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["path"] == "lab"
+    assert err == f"asyncrevoke: {refuses} (0 are connected already: try again later)\n"
+
+
+def test_names_of_a_service_do_nothing_to_a_terminal(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor do the reasons it has: control characters are shown, in the table and as it happens."""
+    path = str(tmp_path / "s")
+    shown = ""
+
+    async def scenario() -> None:
+        nonlocal shown
+        registry = Registry()
+        held = registry.root.open("\x1b[1J")
+        assert held.start_using()
+        held.revoke("\x1b[2J")
+        async with anyio.create_task_group() as watching, anyio.create_task_group() as tasks:
+            await tasks.start(serve, registry, path)
+            assert await anyio.to_thread.run_sync(main, ["ls", "--socket", path]) == 0
+            watching.start_soon(anyio.to_thread.run_sync, main, ["ls", "--watch", "--socket", path])
+            while "released" not in shown:
+                await registry.root.open("\x1b[3J").revoke("\x1b[4J")
+                await anyio.sleep(0.001)
+                shown += capsys.readouterr().out
+            held.stop_using()
+            held.close()
+            tasks.cancel_scope.cancel()
+
+    anyio.run(scenario)
+    assert re.search(r"^\\x1b\[1J +kicked .* \\x1b\[2J$", shown, re.MULTILINE)
+    assert r"\x1b[3J revoked (\x1b[4J)" in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    ("sends", "says", "status"),
+    [
+        ({"data": 1}, "asyncrevoke: the server sent what makes no sense", 1),
+        ({"attached": "\x1b[8J"}, r"[attached as \x1b[8J", 0),
+        ({}, r"lab: ended by \x1b[7J", 0),
+    ],
+)
+def test_nonsense_of_a_server_does_nothing_to_a_terminal(
+    sends: dict[str, Any], says: str, status: int, tmp_path: pathlib.Path
+) -> None:
+    """Of what no server sends, and of control characters where they should be none, one is told."""
+    path = str(tmp_path / "s")
+
+    async def nonsense(request: Request) -> dict[str, Any]:
+        await request.connection.send(sends)
+        return {"ended": "ended by \x1b[7J"}
+
+    def look() -> None:
+        with Client("attach", "lab", "--socket", path) as client:
+            client.sees(says)
+            assert client.process.wait(30) == status
+
+    async def scenario() -> None:
+        registry = Registry()
+        async with registry.name("lab"), anyio.create_task_group() as tasks:
+            await tasks.start(
+                lambda *, task_status: serve(registry, path, commands={"attach": nonsense}, task_status=task_status)
+            )
+            await anyio.to_thread.run_sync(look)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(scenario)
+
+
 def test_reader_of_the_output_may_leave() -> None:
     """A closed pipe is no traceback."""
     with sharing("--name", "lab"), subprocess.Popen([*COMMAND, "ls"], stdout=-1, stderr=-1, text=True) as ls:
@@ -723,23 +968,70 @@ def test_folder_is_made_for_its_user_or_a_group(folder: pathlib.Path) -> None:
     new_socket("lab", other)
 
 
-@pytest.mark.parametrize("unsafe", ["writable", "another's", "another's link"])
-def test_folder_of_others_is_refused(unsafe: str, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    "unsafe",
+    [0o770, 0o702, "another's", "another's link", "link to another's"],
+    ids=lambda unsafe: f"{unsafe:o}" if isinstance(unsafe, int) else unsafe,
+)
+def test_folder_of_others_is_refused(unsafe: int | str, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Who can write there could put a socket of his own in the place of ours."""
-    if unsafe != "writable" and os.geteuid():
+    if isinstance(unsafe, str) and os.geteuid():
         pytest.skip("only root can make a folder of another user's")
-    if unsafe == "another's link":
+    if isinstance(unsafe, str) and "link" in unsafe:
         (tmp_path / "real").mkdir(0o700)
         folder.symlink_to(tmp_path / "real")
-        os.chown(folder, 65534, -1, follow_symlinks=False)
     else:
         folder.mkdir(0o700)
-        if unsafe == "writable":
-            folder.chmod(0o770)
-        else:
-            os.chown(folder, 65534, -1)
+    if isinstance(unsafe, int):
+        folder.chmod(unsafe)
+    else:
+        os.chown(folder, 65534, -1, follow_symlinks=unsafe != "another's link")
     with pytest.raises(PermissionError, match="--socket"):
         new_socket("lab")
+
+
+def test_folder_that_is_not_safe_any_more_is_not_looked_into(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is attached to might be another's, who gets all that is typed; why it is not found is said."""
+    with sharing("--name", "lab"):
+        folder.chmod(0o777)
+        assert listed(capsys) == {}
+        assert main(["attach", "lab"]) == 1
+        assert f"{folder} (sockets are not safe here, as others may write there: " in capsys.readouterr().err
+
+
+@as_root
+def test_group_is_let_in(folder: pathlib.Path) -> None:
+    """Into the folder that is made for the socket."""
+    other = 1 if os.getegid() != 1 else 2
+    with sharing("--name", "lab", "--group", grp.getgrgid(other).gr_name):
+        for there, mode in (folder, 0o750), (folder / "lab.sock", 0o660):
+            assert (there.stat().st_gid, there.stat().st_mode & 0o777) == (other, mode)
+
+
+def test_each_user_has_a_folder_of_his_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the unit, of which there may be several, that of the system for root, or that of the session, if there is one."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/a:/run/b")
+    assert own_folder() == pathlib.Path("/run/a")
+    monkeypatch.delenv("RUNTIME_DIRECTORY")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert own_folder() == sockets.SYSTEM
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert own_folder() == pathlib.Path("/run/user/1000/asyncrevoke")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert own_folder() == pathlib.Path("/tmp/asyncrevoke-1000")
+
+
+def test_folder_that_is_the_system_s_is_looked_into_once(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it is for root."""
+    monkeypatch.setattr(sockets, "SYSTEM", folder)
+    with sharing("--name", "lab"):
+        assert main(["revoke", "nothing"]) == 1
+    assert capsys.readouterr().err.endswith(f"looked in {folder}\n")
 
 
 # -- by the kernel --
