@@ -41,8 +41,8 @@ class Site:
         self.app = app
         self.origin = origin
 
-    async def call(self, path: str, body: object = None, *, token: str = "", origin: str = "") -> tuple[int, str, str]:
-        """The status, the body, and the token of the cookie that was set."""
+    async def answer(self, path: str, body: object = None, *, token: str = "", origin: str = "") -> str:
+        """All of it, as it comes."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         host, port = self.origin.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -52,6 +52,11 @@ class Site:
         answer = (await reader.read()).decode()
         writer.close()
         await writer.wait_closed()
+        return answer
+
+    async def call(self, path: str, body: object = None, *, token: str = "", origin: str = "") -> tuple[int, str, str]:
+        """The status, the body, and the token of the cookie that was set."""
+        answer = await self.answer(path, body, token=token, origin=origin)
         cookie = re.search(r"set-cookie: token=([^;]+); HttpOnly; Path=/; SameSite=strict\r\n", answer)
         return int(answer.split()[1]), answer.partition("\r\n\r\n")[2], cookie[1] if cookie else ""
 
@@ -397,6 +402,7 @@ async def test_garbage_on_the_socket_ends_the_socket_alone(garbage: str) -> None
         ("/login", {"name": "alice"}, 400),
         ("/login", {"name": 1, "password": "a"}, 400),
         ("/login", {"name": "alice", "password": "\ud800"}, 403),
+        ("/login", {"name": "nobody", "password": ""}, 403),
         ("/login", {"name": "\0\x1b[2J" * 500, "password": "a"}, 403),
         ("/login", {"name": "alice" * 10_000, "password": "a"}, 413),
         ("/revoke", {"path": "alice", "reason": ""}, 400),
@@ -412,6 +418,32 @@ async def test_requests_that_make_no_sense_are_answered_so(path: str, body: obje
         token = await site.login("admin")
         assert (await site.call(path, body, token=token))[0] == status
         assert site.app.terminals == {}
+        assert [len(key) for key in site.app.live] == [1, 2], "the login alone"
+
+
+async def test_no_page_may_frame_ours() -> None:
+    """Its buttons could be clicked unseen."""
+    async with serving() as site:
+        head, _, _ = (await site.answer("/")).partition("\r\n\r\n")
+        assert re.search(r"^content-security-policy: .*frame-ancestors 'none'", head, re.MULTILINE)
+
+
+async def test_cookie_is_for_https_alone_where_there_is_https() -> None:
+    """Else it could be read on its way."""
+    async with serving() as site:
+        site.app._origin = "https://terminal.example"
+        alice = {"name": "alice", "password": PASSWORDS["alice"]}
+        answer = await site.answer("/login", alice, origin="https://terminal.example")
+        assert re.search(r"^set-cookie: token=.*; Secure\r$", answer, re.MULTILINE)
+
+
+async def test_message_that_is_too_long_is_not_taken() -> None:
+    """What the server keeps of what a browser sends has a bound."""
+    async with serving() as site:
+        token = await site.login("alice")
+        websocket = await site.attach(await site.start(token), token)
+        await websocket.send(b"x" * ((1 << 16) + 1))
+        assert (await end(websocket))[0] == 1009
 
 
 async def test_a_user_has_only_so_many_terminals() -> None:
