@@ -235,6 +235,7 @@ async def test_one_is_taken_off_and_the_others_notice_nothing(tmp_path: pathlib.
         assert alice.told[1:] == [{"keyboard": "root", "yours": True, "reason": ""}]
         reply = await admin.revoke("lab", "maintenance")
         assert reply["done"], "it is answered, though the server has nothing to share any more"
+        assert reply["report"]["errors"] == [], "the keyboard is handed to nobody who goes, too"
         assert [await each.ends() for each in (alice, bob)] == [
             f"'lab/{name}' was revoked: maintenance" for name in ("root", "root-2")
         ]
@@ -529,6 +530,21 @@ async def test_program_does_not_come_back(tmp_path: pathlib.Path) -> None:
         assert client.told[2:] in ([], [{"away": "enough"}])
 
 
+async def test_size_may_be_told_when_there_is_no_terminal_any_more(tmp_path: pathlib.Path) -> None:
+    """Who waits although it was taken away may resize his window, until the program has ended."""
+    leave = tmp_path / "leave"
+    os.mkfifo(leave)
+    program = ("sh", "-c", f"trap 'read line < {leave}; exit 3' HUP; echo ready; while :; do sleep 0.01; done")
+    async with lab(tmp_path, Share("lab", program)) as server:
+        client, admin = await server.attach(wait=True, size=[24, 80]), await server.connect()
+        await client.hears(b"ready")
+        await admin.revoke("lab/sh", "enough", timeout=0)
+        await client.control.send({"size": [30, 90]})
+        await admin.list()  # it has been heard by then
+        leave.write_text("\n")
+        assert await client.ends() == "the program has ended with status 3"
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -624,6 +640,20 @@ async def test_output_is_logged_and_a_full_disk_is_no_end(
     assert [each.message[:24] for each in caplog.records] == ["full is logged no longer"]
 
 
+async def test_recorder_that_is_taken_away_comes_again(tmp_path: pathlib.Path) -> None:
+    """All is logged on, and nobody who is attached notices."""
+    log = tmp_path / "log"
+    async with lab(tmp_path, Share("lab", ECHO, log=str(log))) as server:
+        client, admin = await server.attach(), await server.connect()
+        assert (await admin.revoke("lab/sh/recorder"))["report"]["released"] == 1
+        await client.types(b"text")
+        await client.hears(b"text")
+        with anyio.fail_after(30):
+            while log.read_bytes() != b"text":
+                await anyio.lowlevel.checkpoint()
+        assert client.end is None
+
+
 @pytest.mark.parametrize(
     ("share", "error", "match"),
     [
@@ -655,6 +685,7 @@ def test_share_that_makes_no_sense_is_refused() -> None:
     for name in ("", "a/b", "*", "a\nb", "x" * 65):
         with pytest.raises(ValueError, match="is no name"):
             Share(name)
+    Share("x" * 64)
     with pytest.raises(ValueError, match="a command and a device"):
         Share("lab", ("sh",), "/dev/ttyS0")
 
