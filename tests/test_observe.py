@@ -184,6 +184,22 @@ async def test_who_stays_inside_is_a_straggler_once(above: bool) -> None:
     ]
 
 
+async def test_stragglers_beside_it_are_not_told() -> None:
+    """Of a revocation above the observed node, those who are elsewhere are somebody else's."""
+    root = Revokable("root")
+    port, other = root.open("port"), root.open("other")
+    leave = anyio.Event()
+    async with observed(port, patience=0) as (told, tasks):
+        for each in other, port:
+            tasks.start_soon(stubborn, each, [], leave)
+            await parked(each)
+        act = root.revoke()
+        await told.until("root/port straggler")
+        leave.set()
+        await act
+    assert [line.split(":")[0] for line in told if "straggler" in line] == ["root/port straggler"]
+
+
 async def test_in_its_grace_nobody_is_a_straggler() -> None:
     """Stragglers are told of only when the kick has come, though others of the same act are released at once."""
     root = Revokable("root")

@@ -24,21 +24,26 @@ async def test_what_is_open_and_what_it_took_to_take_it_away() -> None:
     async with anyio.create_task_group() as tasks:
         await tasks.start(observe, root, OpenTelemetry(provider.get_meter("test")))
         device, other = root.open("device"), root.open("other")
-        device.open("alice").close()
+        acts = [device.open("alice").close()]
         device.open("bob")
-        await device.revoke("unplugged")
+        acts.append(device.revoke("unplugged"))
+        await acts[-1]
         assert not other.revoked
-        await root.revoke("good night")
+        acts.append(root.revoke("good night"))
+        await acts[-1]
         await settle()
         tasks.cancel_scope.cancel()
     found: dict[str, Any] = {}
+    seconds = 0.0
     data = reader.get_metrics_data()
     assert data is not None
     for metric in data.resource_metrics[0].scope_metrics[0].metrics:
         for point in metric.data.data_points:
             event = (point.attributes or {}).get("event", "")
             found[f"{metric.name} {event}".strip()] = getattr(point, "count", None) or getattr(point, "value", None)
+            seconds += getattr(point, "sum", 0.0)
     provider.shutdown()
+    assert seconds == pytest.approx(sum(act.report.seconds for act in acts))
     assert found == {
         "asyncrevoke.events opened": 4,
         "asyncrevoke.events closed": 1,
