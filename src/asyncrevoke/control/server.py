@@ -402,11 +402,9 @@ class _Server:
     async def _revoke(self, request: Request) -> Mapping[str, Any]:
         path, below, reason = request.path(), request.flag("below"), request.text("reason", "")
         grace, timeout = request.number("grace", 0.0, 86400.0), request.number("timeout", 30.0, 86400.0)
-        if request.peer.owner:
-            act = self._begin(path, below, reason, grace)
-        else:
-            act = self._begin_for(request.peer, path, reason, grace)
+        act = None if request.peer.owner else self._begin_for(request.peer, path, reason, grace)
         logger.info("user %r revokes %r", request.peer.name, short(path))
+        act = act or self._begin(path, below, reason, grace)
         with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
             await act
         report = act.report
