@@ -70,6 +70,12 @@ class Foreign:
 EPOLL = {"x86_64": {"epoll_wait": 232, "epoll_pwait": 281}, "aarch64": {"epoll_pwait": 22}}[platform.machine()]
 
 
+def flood(fd: int) -> None:
+    """Write until it fails. A pty that takes no more may make some room a little later, by itself."""
+    while True:
+        os.write(fd, bytes(4096))
+
+
 def struct_epoll_event(events: int, data: int) -> bytes:
     return struct.pack("=IQ" if platform.machine() == "x86_64" else "=I4xQ", events, data)
 
@@ -191,9 +197,9 @@ SLEEPS: list[Any] = [
     pytest.param(pipe_to_read, in_c("read", BUFFER, 10), "read", 0, id="read in C"),
     pytest.param(connection, in_c("recv", BUFFER, 10, 0), "recvfrom", 0, id="recv in C"),
     pytest.param(listener, in_c("accept", None, None), "accept", -errno.EINVAL, id="accept in C"),
-    pytest.param(pipe_to_write, lambda fd: os.write(full(fd), b"x"), "write", errno.EIO, id="write a pipe"),
-    pytest.param(terminal, lambda fd: os.write(full(fd), b"x"), "write", errno.EIO, id="write a terminal"),
-    pytest.param(connection, lambda fd: os.write(full(fd), b"x"), "write", errno.EPIPE, id="write a socket"),
+    pytest.param(pipe_to_write, flood, "write", errno.EIO, id="write a pipe"),
+    pytest.param(terminal, flood, "write", errno.EIO, id="write a terminal"),
+    pytest.param(connection, flood, "write", errno.EPIPE, id="write a socket"),
     pytest.param(connection, sent_in_part, "sendto", True, id="send in C, in part"),
     pytest.param(pipe_to_read, spliced, "splice", -errno.EINVAL, id="splice"),
     pytest.param(pipe_to_write, spliced_into, "splice", -errno.EINVAL, id="splice into"),
