@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import pathlib
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+
+from asyncrevoke.adapters.descriptor import Descriptor
 
 
 def _be_an_init(tests: int) -> None:
@@ -57,6 +60,16 @@ def _uvloop_has_its_pipe() -> None:
     anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _descriptors_have_their_tombstones() -> None:
+    """Which the process keeps: what was a terminal, and what was a socket."""
+    pipe, sockets = os.pipe(), socket.socketpair()
+    for fd in pipe[0], sockets[0].fileno():
+        Descriptor(fd).handle.close()
+    for fd in *pipe, *(each.detach() for each in sockets):
+        os.close(fd)
+
+
 def _held() -> tuple[set[str], int, set[str]]:
     """Open descriptors with what they are, the number of threads (trio keeps some for later), and the children."""
     files = set()
@@ -75,10 +88,10 @@ def _nothing_leaks() -> Iterator[None]:
     yield
     after = _held()
     if after != before:
-        gc.collect()
         for thread in threading.enumerate():
             if thread.name.startswith("off loop"):
                 thread.join(1)  # its call has ended, or should have
+        gc.collect()
         after = _held()
     assert after[0] - before[0] == set(), "descriptors were left open"
     assert after[1] <= before[1], "threads were left running"

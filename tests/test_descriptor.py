@@ -601,11 +601,13 @@ async def test_thousand_rounds_under_load(anyio_backend: Any, tmp_path: pathlib.
 
     churning = [Foreign(churn) for _ in range(2)]
     met: set[object] = set()
-    for number in range(1000 if anyio_backend == ("asyncio", {}) else 50):
-        met |= await round_under_load(number)
-    over.set()
-    for each in churning:
-        await each.ended()
+    try:
+        for number in range(1000 if anyio_backend == ("asyncio", {}) else 50):
+            met |= await round_under_load(number)
+    finally:
+        over.set()
+        for each in churning:
+            each.thread.join()
     assert met == {b""}
 
 

@@ -14,6 +14,7 @@ import asyncio
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import pathlib
 import platform
@@ -22,7 +23,6 @@ import socket
 import stat
 import struct
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from types import EllipsisType
@@ -53,9 +53,9 @@ class HasDescriptor(Protocol):
 class Descriptor(anyio.abc.AsyncResource):
     """A descriptor that others use by its number: ``Descriptor(fd).revoke("unplugged")``
 
-    When the revocation is complete, no thread of this process sleeps on the file: those in read, write, poll, select, epoll
-    and other calls met the tombstone. A call that was not asleep may have come to its result meanwhile. What has
-    the file by another number (dup, fork) or by io_uring keeps it; so hang up or shut down the device, too.
+    When the revocation is complete, no thread of this process is in a call on the file: those that slept in read, write, poll,
+    select, epoll and so on met the tombstone. What has the file by another number (dup, fork) or by io_uring keeps it; so
+    hang up or shut down the device, too.
 
     The number is its holder's to close, before or after. This keeps the file open until it is revoked or closed itself, to
     know it again: a number that by then means another file is left alone.
@@ -130,32 +130,39 @@ class Descriptor(anyio.abc.AsyncResource):
         """Put the tombstone in its place, and begin to wake those who sleep on the file."""
         if node is not self.handle or not _same(self._file, self.fd):
             return  # something else is taken away; or its holder has closed it
-        sets = [(epoll, event) for epoll, event in _registrations(self.fd) if _changed(epoll, _DEL, self.fd, event)]
-        os.dup2(self._tombstone.fd, self.fd, os.get_inheritable(self.fd))
-        for epoll, event in sets:
-            _changed(epoll, _ADD, self.fd, event)
+        registered = [each for each in _registrations(self.fd, self._file) if _epoll_ctl(_DEL, self.fd, *each)]
+        os.dup2(self._tombstone, self.fd, os.get_inheritable(self.fd))
+        self._register(registered)
         if threads := sleepers.perhaps_on(self.fd):
             sleepers.wake(threads)
             try:
-                self._woken = off_loop(self._wake)
+                self._woken = off_loop(lambda: self._wake(threads))
             except anyio.NoEventLoopError:
-                self._wake()
+                self._wake(threads)
 
-    def _wake(self) -> None:
-        """Wake those who sleep on the file, until there are none: the tombstone puts nobody to sleep."""
+    def _register(self, registered: Iterable[tuple[int, bytes]] = ()) -> None:
+        """Have the tombstone in the sets of epoll: where the file was, and where it came while we looked."""
+        for epoll, event in (*registered, *_registrations(self.fd, self._file)):
+            _epoll_ctl(_ADD, self.fd, epoll, event)  # which refuses what is there already
+
+    def _wake(self, threads: list[int]) -> None:
+        """See that those have left the call they were in, and wake who still sleeps: the tombstone puts nobody to sleep."""
         pause = 0.001
-        time.sleep(pause)
-        while (threads := sleepers.on(self.fd)) and self._buried():
-            if pause == _STUBBORN:
+        while (asleep := sleepers.on(self.fd)) or (threads := sleepers.unheard(threads)):
+            if not self._buried():
+                return
+            if asleep and pause == _STUBBORN:
                 self._end_the_device()
-            sleepers.wake(threads)
-            pause = min(2 * pause, _STUBBORN)
+            sleepers.wake(asleep)
             time.sleep(pause)
+            pause = min(2 * pause, _STUBBORN)
+        if self._buried():
+            self._register()  # they may have been in epoll_ctl
 
     def _buried(self) -> bool:
         """Whether the number means the tombstone, and not what came under it when its holder had closed it."""
         try:
-            return os.path.samestat(os.fstat(self.fd), os.fstat(self._tombstone.fd))
+            return os.path.samestat(os.fstat(self.fd), os.fstat(self._tombstone))
         except OSError:
             return False
 
@@ -178,29 +185,16 @@ class Descriptor(anyio.abc.AsyncResource):
             os.close(self._file)
 
 
-class _Tombstone:
-    """What never waits, at a descriptor that is closed when nobody needs it any more."""
-
-    def __init__(self, *, is_socket: bool) -> None:
-        if is_socket:
-            near, far = socket.socketpair()
-            self.fd = near.detach()
-            far.close()
-        else:
-            master, self.fd = os.openpty()
-            os.close(master)  # which hangs it up
-        weakref.finalize(self, os.close, self.fd)
-
-
-_tombstones: weakref.WeakValueDictionary[bool, _Tombstone] = weakref.WeakValueDictionary()
-
-
-def _tombstone(*, is_socket: bool) -> _Tombstone:
-    """One serves the whole process."""
-    found = _tombstones.get(is_socket)
-    if found is None:
-        found = _tombstones[is_socket] = _Tombstone(is_socket=is_socket)
-    return found
+@functools.cache
+def _tombstone(*, is_socket: bool) -> int:
+    """What never waits. One serves all numbers of the process, for as long as it runs."""
+    if is_socket:
+        near, far = socket.socketpair()
+        far.close()
+        return near.detach()
+    master, slave = os.openpty()
+    os.close(master)  # which hangs it up
+    return slave
 
 
 def _same(known: int, fd: int) -> bool:
@@ -234,17 +228,21 @@ def _is_epoll(fd: int) -> bool:
     return False
 
 
-def _registrations(fd: int) -> Iterator[tuple[int, bytes]]:
-    """Where in sets of epoll the number stands: the set, and what it is to tell, as struct epoll_event."""
-    for epoll in (int(file.name) for file in pathlib.Path("/proc/self/fd").iterdir()):
+def _registrations(fd: int, file: int) -> Iterator[tuple[int, bytes]]:
+    """The sets of epoll that have the file by this number, and what they are to tell, as struct epoll_event."""
+    inode = os.fstat(file).st_ino
+    for epoll in (int(each.name) for each in pathlib.Path("/proc/self/fd").iterdir()):
         if _is_epoll(epoll):
-            told = pathlib.Path(f"/proc/self/fdinfo/{epoll}").read_text()
-            for number, events, data in re.findall(r"tfd: *(\d+) events: *(\w+) data: *(\w+)", told):
-                if int(number) == fd:
+            try:
+                told = pathlib.Path(f"/proc/self/fdinfo/{epoll}").read_text()
+            except FileNotFoundError:
+                continue  # it was closed
+            for number, events, data, ino in re.findall(r"tfd: *(\d+) events: *(\w+) data: *(\w+) .*ino:(\w+)", told):
+                if (int(number), int(ino, 16)) == (fd, inode):
                     yield epoll, _EVENT.pack(int(events, 16), int(data, 16))
 
 
-def _changed(epoll: int, change: int, fd: int, event: bytes) -> bool:
+def _epoll_ctl(change: int, fd: int, epoll: int, event: bytes) -> bool:
     """Change the set. It reports whether that was so: the number in it may be of a file that is gone."""
     failed: int = _libc.epoll_ctl(epoll, change, fd, event)
     return not failed

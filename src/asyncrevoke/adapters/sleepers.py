@@ -40,6 +40,7 @@ NUMBERS = {
         "fsync": 74,
         "fdatasync": 75,
         "restart_syscall": 219,
+        "epoll_ctl": 233,
         "pselect6": 270,
         "ppoll": 271,
         "splice": 275,
@@ -54,6 +55,7 @@ NUMBERS = {
         "pwritev2": 328,
     },
     "aarch64": {
+        "epoll_ctl": 21,
         "fcntl": 25,
         "ioctl": 29,
         "flock": 32,
@@ -88,7 +90,15 @@ NUMBERS = {
     },
 }
 _NAMES = {number: name for name, number in NUMBERS.get(platform.machine(), {}).items()}
-_SECOND = {"sendfile": 1, "splice": 2, "tee": 1, "copy_file_range": 2}  # where the other descriptor stands
+_SECOND = {
+    "sendfile": 1,
+    "splice": 2,
+    "tee": 1,
+    "copy_file_range": 2,
+    "epoll_ctl": 2,
+}  # where the other descriptor stands
+
+_SIGURG = 1 << signal.SIGURG - 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -127,6 +137,22 @@ def wake(threads: list[int]) -> None:
         _libc.signal(signal.SIGURG, _libc.getpid)  # takes no argument, and harms nobody
     for thread in threads:
         _libc.tgkill(os.getpid(), thread, signal.SIGURG)
+
+
+def unheard(threads: list[int]) -> list[int]:
+    """Those of the threads that the signal has not reached: who has heard it has left the call that he was in.
+
+    Without those that block it: whether they have left theirs cannot be told, unless they sleep.
+    """
+    return [thread for thread in threads if _mask(thread, "SigPnd") & ~_mask(thread, "SigBlk") & _SIGURG]
+
+
+def _mask(thread: int, which: str) -> int:
+    try:
+        status = pathlib.Path(f"/proc/self/task/{thread}/status").read_text()
+    except OSError:
+        return 0  # it has ended
+    return int(status.partition(f"{which}:")[2].split()[0], 16)
 
 
 def _calls() -> Iterator[tuple[int, list[int]]]:
