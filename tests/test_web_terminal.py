@@ -466,6 +466,10 @@ TICKS = (
 )
 
 
+class Refused(Exception):
+    """By the browser, as it just goes to another page."""
+
+
 class Page:
     """A page, driven through the DevTools protocol."""
 
@@ -475,7 +479,9 @@ class Page:
     async def tell(self, method: str, **params: Any) -> Any:
         await self._devtools.send(json.dumps({"id": 1, "method": method, "params": params}))
         answer = json.loads(await self._devtools.recv())
-        assert "exceptionDetails" not in answer.get("result", answer), answer
+        if "error" in answer:
+            raise Refused(answer)
+        assert "exceptionDetails" not in answer["result"], answer
         return answer["result"]
 
     async def run(self, script: str) -> Any:
@@ -486,7 +492,10 @@ class Page:
         """Wait until that is true in the page."""
         poll = f"const t = setInterval(() => {{ if ({condition}) {{ clearInterval(t); ok() }} }}, 20)"
         with anyio.fail_after(20):
-            await self.run(f"new Promise(ok => {{ {poll} }})")
+            while True:
+                with contextlib.suppress(Refused):
+                    await self.run(f"new Promise(ok => {{ {poll} }})")
+                    return
 
     async def shows(self, text: str, selector: str = "body") -> None:
         await self.until(f"document.querySelector('{selector}').innerText.includes({json.dumps(text)})")
