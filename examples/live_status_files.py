@@ -29,7 +29,7 @@ async def main() -> None:
     status.create("version", permanent=True, show=lambda: "1.0\n")  # costs nothing, and stays
     meter = status.mkdir("meter0")
     meter.create("power", show=lambda: lines[-1])
-    log = meter.create("log", read=read_log, size=lambda: len(b"".join(lines)))
+    log = meter.create("log", read=read_log, size=lambda: len(b"".join(lines)))  # tail asks for it
     async with anyio.create_task_group() as tasks:
         # For cat, tail -f and other programs: await tasks.start(asyncrevoke.adapters.fuse.mount, status, "/run/status")
         tasks.start_soon(follow, log)

@@ -158,7 +158,9 @@ async def test_news_that_come_while_the_handler_looks_are_not_missed() -> None:
 
 
 async def test_polling_waits_for_the_events_asked_for() -> None:
-    """Without a handler a file is always ready, and exceptional from news until it is read; a handler says its own."""
+    """Without a handler a file is ready but where a read had nothing, and exceptional from news until it is read; a handler
+    says its own.
+    """
     entry, given = stream(tree())
     gate = tree().create("gate", poll=lambda _: IN if given else 0)
     async with await entry.open() as file, await gate.open() as other, anyio.create_task_group() as tasks:
@@ -171,6 +173,17 @@ async def test_polling_waits_for_the_events_asked_for() -> None:
         given.append(b"x")
         await file.read()
         assert await file.poll(PRI, wait=False) == IN | OUT
+        file.blocking = False
+        with pytest.raises(BlockingIOError, match="there is nothing yet"):
+            await file.read()
+        assert await file.poll(wait=False) == OUT  # as it has had nothing
+        waiting = start(tasks, file.poll, IN)
+        await parked(file.handle)
+        given.append(b"y")
+        entry.notify()
+        await waiting.done.wait()
+        assert waiting.outcome == IN | OUT | PRI | ERR
+        assert await file.read() == b"y"
         given.clear()
         assert await other.poll(wait=False) == 0
         waiting = start(tasks, other.poll)

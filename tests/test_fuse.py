@@ -200,6 +200,38 @@ async def test_a_handler_that_fails_is_a_number_to_the_program(
     assert [type(each.exc_info[1]) for each in caplog.records if each.exc_info] == [TypeError, ValueError]
 
 
+DRAINS = """
+import os, select, sys
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)
+poll = select.poll()
+poll.register(fd, select.POLLIN)
+while True:
+    try:
+        data = os.read(fd, 100)
+    except BlockingIOError:
+        print("nothing yet", flush=True)
+        poll.poll()
+    else:
+        print(data, flush=True)
+        if data == b"end":
+            break
+"""
+
+
+async def test_a_program_that_does_not_block_drains_and_polls(place: pathlib.Path) -> None:
+    """As with O_NONBLOCK on any file: EAGAIN where there is nothing yet, and then poll waits for news."""
+    entry, given = stream(tree())
+    assert entry.parent is not None
+    given.append(b"first")
+    async with mounted(entry.parent, place), running(sys.executable, "-c", DRAINS, place / "stream") as program:
+        await program.says(b"b'first'\nnothing yet\n")
+        await program.asleep("poll")
+        given.append(b"end")
+        entry.notify()
+        await program.says(b"b'end'\n")
+        assert await program.ends() == 0
+
+
 async def test_ten_thousand_siblings_are_listed(place: pathlib.Path) -> None:
     """In parts, as a listing asks; each once."""
     root = tree()

@@ -481,3 +481,13 @@ async def test_holders_are_named_with_what_they_keep(path: pathlib.Path) -> None
             kept = None
             tasks.cancel_scope.cancel()
         assert data.holders() == []
+
+
+async def test_holders_of_what_was_released_are_named(path: pathlib.Path) -> None:
+    """A view that was released, as far as that goes, has no size any more; the array that was made of it is there."""
+    with mapped(path, views="release") as data:
+        view = data.view()
+        array = np.frombuffer(view, np.uint8)
+        await data.revoke()
+        assert any(str(each).startswith("ndarray of 10000 bytes in variable 'array'") for each in data.holders())
+        del view, array

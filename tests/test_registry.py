@@ -1633,7 +1633,7 @@ def test_a_name_or_device_that_is_taken_is_refused(tmp_path: pathlib.Path) -> No
         live.name("tty")
     with pytest.raises(ValueError, match="'tty' is taken"):
         live.name("tty", other)
-    with pytest.raises(ValueError, match=r"'tty2' is taken, by .*'tty'"):
+    with pytest.raises(ValueError, match=r"link'\) is taken, by .*'tty'"):
         live.name("tty2", tmp_path / "link")
     assert live.root.in_use == 1
     assert live.find(node) is first
@@ -2149,7 +2149,7 @@ def test_a_device_cannot_be_added_by_two_paths(alias: str, tmp_path: pathlib.Pat
         first.touch()
         os.link(first, second) if alias == "hard link" else second.symlink_to(first)
     live.name("alice", first)
-    with pytest.raises(ValueError, match="'bob' is taken, by <Name 'alice' live"):
+    with pytest.raises(ValueError, match=r"second.* is taken, by <Name 'alice' live"):
         live.name("bob", second)
 
 
@@ -2229,7 +2229,7 @@ def test_by_path_the_owner_or_root_may(uid: int, path: str, may: bool, tmp_path:
         live.hangup(tmp_path / path, uid=uid)
         assert any(handle.revoked for handle in handles)
     else:
-        with pytest.raises(PermissionError, match=f"only its owner and root may revoke it.*{path}"):
+        with pytest.raises(PermissionError, match=f"only the owner of its file and root may revoke 'theirs'.*{path}"):
             live.hangup(tmp_path / path, uid=uid)
         assert not any(handle.revoked for handle in handles)
 

@@ -69,7 +69,7 @@ class Name(Revokable):
         self._waiting = 0
         self._hangup = hangup
         self._inode: Callable[[], object] | None = None  # lets go of the file that a registry knows it by
-        self._current = Generation(0)  # before the first
+        self._current = Generation(0, name)  # before the first
         self._current.revoke()
 
     @property
@@ -289,9 +289,9 @@ class Registry:
                 fd = os.open(path, os.O_PATH)
                 looking.callback(os.close, fd)
                 place, _ = _place(fd)
-            for taken in (self._names.get(name), self._places.get(place)):
+            for what, taken in (name, self._names.get(name)), (path, self._places.get(place)):
                 if taken is not None and not taken.revoked:
-                    raise ValueError(f"{name!r} is taken, by {taken!r}: revoke that first, or choose another name")
+                    raise ValueError(f"{what!r} is taken, by {taken!r}: revoke that first, or choose another")
             node = kind(name, **options)
             if place:
                 self._places[place] = node
@@ -360,8 +360,11 @@ class Registry:
         found = {name for name, _ in looks if name is not None}
         if not found:
             raise LookupError(f"neither {os.fspath(path)!r} nor anything below it leads to a device of this registry")
-        if any(name is not None and uid not in (None, 0, owner) for name, owner in looks):
-            raise PermissionError(errno.EPERM, "only its owner and root may revoke it", os.fspath(path))
+        for name, owner in looks:
+            if name is not None and uid not in (None, 0, owner):
+                raise PermissionError(
+                    errno.EPERM, f"only the owner of its file and root may revoke {name.name!r}", os.fspath(path)
+                )
         return [name for name in self._names.values() if name in found]
 
     def _named(self, what: object) -> Name | None:
@@ -372,7 +375,8 @@ class Registry:
         """Take away a key with all below it, or hang up the device of that name, or what `hangup` does of that path.
 
         A single string is taken as a name first, then as a path if it begins with a slash, else as a key: where others
-        choose the keys, revoke ``live[key]`` itself. To revoke a key that nobody uses is complete at once.
+        choose the keys, revoke ``live[key]`` itself. To revoke a key that nobody uses is complete at once, and no error, also
+        if it is a name mistyped: ``find(name).hangup()`` is strict. Several strings are the parts of one key.
 
         :raises LookupError, OSError: as `hangup`, for paths
         """
@@ -388,7 +392,8 @@ class Registry:
         So ``"/dev/serial/by-id"`` is whatever its links lead to now, and ``"/run/lab"`` all devices whose nodes are in it
         or in directories below. Links to directories are not entered, but `path` may be one.
 
-        :param uid: the user who asks, where it is not this process: he must own what leads there, or be root
+        :param uid: the user who asks, where it is not this process: he must own each device file that it leads to, whosever
+            the links and directories are, or be root
         :raises LookupError: if no device of this registry is there, or there are too many files to look at
         :raises PermissionError: if one of them is not the user's; then nothing has changed
         :raises OSError: if nothing is at that path at all
@@ -400,6 +405,7 @@ class Registry:
         """Hang up the device that `handle` is open on, for all who have it open, as frevoke(2).
 
         :raises LookupError: as `find`
+        :raises RevokedError: if what `handle` was opened in is over already, as it is no device of the next generation
         """
         node = handle.handle if isinstance(handle, Face) else handle
         device = self.find(handle)

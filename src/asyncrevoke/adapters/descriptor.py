@@ -58,7 +58,12 @@ class Descriptor(anyio.abc.AsyncResource):
     hang up or shut down the device, too.
 
     The number is its holder's to close, before or after. This keeps the file open until it is revoked or closed itself, to
-    know it again: a number that by then means another file is left alone.
+    know it again: a number that by then means another file is left alone. So close this, too, when the holder is done:
+    until then the other side sees no end.
+
+    A thread that was not begun by `lend` is no user of the handle: it is neither counted nor named, and has no grace. The
+    tombstone of a socket is one of AF_UNIX: to write there is EPIPE, and SIGPIPE to a program that does not ignore it, as
+    Python does; a connect that was under way may report success.
 
     :param fd: a descriptor, or what has one
     :param owner, name, also, answers: as for `RevokableStream`

@@ -38,7 +38,8 @@ class Handlers(TypedDict, total=False):
         end, or None if there are none yet. Then it is called again when there is news (`Entry.notify`)
     :ivar write: instead of `store`: is given the operation, the bytes and the offset
     :ivar poll: is given the operation; returns which of `select.POLLIN` and so on are ready. Left out: IN and OUT, and PRI and
-        ERR if there was news since the file was read
+        ERR if there was news since the file was read; no IN where `read` had nothing since. Who polls before he has read that
+        far is told IN, and then waits in `read`: for programs that poll before each read, give this one
     :ivar control: is given the operation, a request and its argument, as an ioctl; returns the answer
     :ivar size: how long it is, for programs that go by that, as `tail -f` does; left out: 0
     :ivar open: is given the file that is being opened; what it leaves in `file.private` is the handlers' own
@@ -65,6 +66,7 @@ class OpenFile(anyio.abc.AsyncResource):
     :ivar handle: what is taken away
     :ivar offset: where the next `read` or `write` begins; one of these at a time moves it
     :ivar private: the handlers' own
+    :ivar blocking: whether reading waits for news where there is nothing yet; set it to False as O_NONBLOCK
     :raises RevokedError: from each operation, if it was or is taken away; its `errno` is the profile's
     :raises ~anyio.ClosedResourceError: from each operation, if it was or is closed
     :raises OSError: from each operation, if the entry has no handler for it
@@ -78,13 +80,16 @@ class OpenFile(anyio.abc.AsyncResource):
         self.entry = entry
         self.offset = 0
         self.private: Any = None
+        self.blocking = True
         self._position = anyio.ResourceGuard("reading from or writing to")
         self._shown: bytes | None = None
         self._seen = entry.running.events
+        self._had_nothing = False  # when it was seen
 
     async def read(self, size: int = 65536) -> bytes:
         """Read up to so many bytes, none at the end. It waits for news where there are none yet.
 
+        :raises BlockingIOError: instead, if it is not `blocking`
         :raises ~anyio.BusyResourceError: if another task is reading, writing or seeking
         """
 
@@ -228,8 +233,11 @@ class OpenFile(anyio.abc.AsyncResource):
         while True:
             self._seen = self.entry.running.events
             data = await call(handler, operation, size, offset)
+            self._had_nothing = data is None
             if data is not None:
                 break
+            if not self.blocking:
+                raise BlockingIOError(errno.EAGAIN, "there is nothing yet", self.handle.path)
             await operation.wait_for_news(self._seen)
         if len(found := self._bytes("read", data)) > size:
             raise ValueError(f"{self.handle.path!r}: 'read' was asked for {size} bytes, and returned {len(found)}")
@@ -265,7 +273,9 @@ class OpenFile(anyio.abc.AsyncResource):
 
     async def _ready(self, operation: Operation) -> int:
         if "poll" not in self.entry.handlers:
-            return _READY | (_NEWS if self.entry.running.events != self._seen else 0)
+            if self.entry.running.events != self._seen:
+                return _READY | _NEWS
+            return _READY & ~select.POLLIN if self._had_nothing else _READY
         ready = await call(self.entry.handlers["poll"], operation)
         if not isinstance(ready, int):
             raise TypeError(f"{self.handle.path!r}: 'poll' returned {ready!r}: give a mask, as select.POLLIN")

@@ -66,7 +66,8 @@ def _held(values: Iterable[Any], views: list[memoryview]) -> Iterator[tuple[str,
     known = set(map(id, views))
     for value in values:
         if id(value) in known:
-            yield f"memoryview of {value.nbytes} bytes", value
+            with contextlib.suppress(ValueError):  # it was released, as far as it can be while something is made of it
+                yield f"memoryview of {value.nbytes} bytes", value
         elif type(value) in (dict, tuple) and not gc.is_tracked(value):
             yield from _held(gc.get_referents(value), views)
         elif hasattr(type(value), "__array_interface__"):

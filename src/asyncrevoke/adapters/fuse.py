@@ -62,8 +62,11 @@ async def mount(
     """Mount a tree until cancelled: ``await tasks.start(mount, tree, "/run/status")``. It returns if it is unmounted by
     hand, or `directory` removed.
 
-    Of what is removed, blocked reads fail with its profile's answer, and those who poll are woken. What runs in the loop's
-    own thread must not use the files: it would wait for itself.
+    Of what is removed, blocked reads fail with its profile's answer, and those who poll are woken. A handler's OSError is the
+    program's, with its number; what else it raises is EIO, and in the log. O_NONBLOCK counts as it was when a file was opened.
+
+    What runs in the loop's own thread must not use the files: it would wait for itself. To start a program with its
+    working directory in there, as `anyio.run_process` and `subprocess` do, is such a use.
 
     :param path: an empty directory. A tree that a dead server has left there is unmounted first
     :param allow_other: other users may use it as the modes say: what has handlers to read is readable for all, and to write
@@ -334,11 +337,12 @@ class _Files(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # which m
     # -- files --
 
     @_answered
-    async def open(self, inode: int, _flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         entry = self._inodes[inode]
         if not isinstance(entry, Entry):
             raise pyfuse3.FUSEError(errno.EISDIR)
         file = await self._do(lambda: entry.open(f"process {ctx.pid}", also=[self._open]), ctx.pid)
+        file.blocking = not flags & os.O_NONBLOCK
         handle = next(self._handles)
         self._files[handle] = file, ctx.pid
         return pyfuse3.FileInfo(fh=handle, direct_io=True)

@@ -46,7 +46,7 @@ class Mapping(anyio.abc.AsyncResource):
     """A file in memory: ``async with Mapping(file, write=True) as data: data[:4] = b"text"; data[-1]``
 
     Indices and slices copy, at once; a file that was truncated meanwhile is an error, where a plain mmap dies of SIGBUS.
-    `using` gives a view for as long as an operation runs, `view` one to keep.
+    `using` gives a view for as long as an operation runs, `view` one to keep: ``numpy.frombuffer(data.view(), numpy.uint8)``.
 
     :param file: a file, or its descriptor; it stays yours
     :param length: in bytes; 0: to the end of the file
@@ -54,7 +54,7 @@ class Mapping(anyio.abc.AsyncResource):
     :param write: it can be written, and what is written goes to the file
     :param views: what becomes of views that others keep when it is taken away. "replace": they read zeros. "release": to use
         them raises ValueError, as after `memoryview.release`; slices and arrays made of them read zeros. "wait": they stay
-        what they are, and the revocation waits until the last one is gone; `holders` tells who keeps them
+        what they are, and the revocation waits until the last one is gone, yours too; `holders` tells who keeps them
     :param owner, name, also, answers: as for `RevokableStream`
     :raises OSError: if the file is not open, or cannot be mapped so
     :raises ValueError: if it is empty, or has nothing there
@@ -158,7 +158,8 @@ class Mapping(anyio.abc.AsyncResource):
                     view.release()
 
     def view(self) -> memoryview:
-        """Give a view of all, to keep. What becomes of it was said by `views`.
+        """Give a view of all, to keep. What becomes of it when this is taken away was said by `views`; until then, a file
+        that is truncated is the kernel's SIGBUS to whoever touches what is gone.
 
         :raises RevokedError, ~anyio.ClosedResourceError: if it was taken away, or closed
         """

@@ -48,8 +48,9 @@ def revokable_proxy(obj: T, handle: Revokable) -> T:
     - Out come plain values (`PLAIN`, `PLAIN_KINDS`) as they are, tuples and frozensets of what follows, and proxies of all
       else: the same one of the same object, as long as somebody has it. A buffer is not handed on: `bytes(proxy)` copies.
     - In go the objects behind proxies of the same handle; lists, dicts and sets as copies; functions and whatever else can be
-      called, and generators, as proxies that die with the handle, too. All other objects of the caller's go in as they are,
-      and what the lent object does to them is not held.
+      called but is no class, and generators, as proxies that die with the handle, too. All other objects of the caller's go
+      in as they are, and what the lent object does to them is not held. A callback that it has kept raises to you from then
+      on, and to the next who borrows it: take it out in `release`, or lend a new object each time.
     - A call, an attribute, an item of an iterator is an operation. An await is one that is kicked, as with `Revokable.using`;
       an item of an async iterator is an idle one. A `with` or `async with` block is one from its entry to its exit: what it
       awaits is kicked, the object's own exit runs, and the block raises.
@@ -60,8 +61,9 @@ def revokable_proxy(obj: T, handle: Revokable) -> T:
       of where it is kept; a coroutine function or async generator function of it raises when it is awaited, which is a
       checkpoint. What is behind it is kept in memory as long as somebody keeps the proxy.
 
-    Use it in the thread of the handle's loop. A proxy cannot be pickled; a copy of it is a proxy of a copy. What insists on
-    the real type, as the interpreter does in ``[1] + proxy``, does not take one.
+    Use it in the thread of the handle's loop, which is not checked. A proxy cannot be pickled; a copy of it is a proxy of a
+    copy. What insists on the real type, as the interpreter does in ``[1] + proxy``, and ``json.dumps``, does not take one:
+    ``list(proxy)`` is a list.
 
     :raises TypeError: if `obj` is a plain value, or `handle` no `Revokable`
     :raises RevokedError, ~anyio.ClosedResourceError: if the handle was revoked, or closed
