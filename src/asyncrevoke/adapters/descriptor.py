@@ -68,6 +68,7 @@ class Descriptor(anyio.abc.AsyncResource):
     :param fd: a descriptor, or what has one
     :param owner, name, also, answers: as for `RevokableStream`
     :raises OSError: EBADF if it is not open; without /proc
+    :raises NotImplementedError: on other machines than x86_64 and aarch64
     :raises ValueError: if it belongs to the event loop, or is a set of epoll, which is one's own to close
     :raises RevokedError: if the owner was revoked
     """
