@@ -2306,6 +2306,13 @@ def test_a_string_is_a_name_before_a_path_before_a_key() -> None:
     assert slash.revoked
 
 
+@pytest.mark.parametrize("what", [("/dev/null", "/dev/zero"), (pathlib.Path("a"), "b"), ("alice", "/dev/null")])
+def test_several_paths_are_no_key(what: tuple[str | pathlib.Path, ...]) -> None:
+    """They are refused, and not taken for a key that nobody uses."""
+    with pytest.raises(TypeError, match="is no key, as there are paths in it: revoke each by itself"):
+        Registry().revoke(*what)
+
+
 def test_a_name_that_is_gone_is_not_in_the_way(tmp_path: pathlib.Path) -> None:
     """A free name is free: whether somebody still holds the dead node decides nothing."""
     live = Registry()

@@ -379,7 +379,10 @@ class Registry:
         if it is a name mistyped: ``find(name).hangup()`` is strict. Several strings are the parts of one key.
 
         :raises LookupError, OSError: as `hangup`, for paths
+        :raises TypeError: of several, if one is a path: that is no part of a key
         """
+        if len(what) > 1 and not all(isinstance(part, str) and not part.startswith("/") for part in what):
+            raise TypeError(f"{what!r} is no key, as there are paths in it: revoke each by itself, or their directory")
         if len(what) == 1 and (named := self._named(what[0])):
             return named.hangup(reason, grace=grace)
         if len(what) == 1 and (not isinstance(what[0], str) or what[0].startswith("/")):

@@ -69,7 +69,8 @@ class Descriptor(anyio.abc.AsyncResource):
     :param owner, name, also, answers: as for `RevokableStream`
     :raises OSError: EBADF if it is not open; without /proc
     :raises NotImplementedError: on other machines than x86_64 and aarch64
-    :raises ValueError: if it belongs to the event loop, or is a set of epoll, which is one's own to close
+    :raises ValueError: if it is a set of epoll, as the event loop has one, or wakes asyncio's own. What the loop only watches
+        may be taken: its reader meets the end of data
     :raises RevokedError: if the owner was revoked
     """
 
@@ -102,7 +103,9 @@ class Descriptor(anyio.abc.AsyncResource):
         self._woken: OffLoop[None] | None = None
 
     async def lend(self, function: Callable[[int], T]) -> T:
-        """Have a thread of its own call the function with the number, and await the result. An operation until it returns.
+        """Have a thread of its own call the function with the number, and await the result.
+
+        It is an operation until the function returns, not an idle one, and an unnamed straggler where it does not.
 
         :raises RevokedError, ~anyio.ClosedResourceError: if it was or is taken away, or closed
         :raises: what `function` raises

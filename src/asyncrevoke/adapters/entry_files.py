@@ -35,7 +35,8 @@ class Handlers(TypedDict, total=False):
         after that is the rest of the same
     :ivar store: takes what is written; returns how many bytes it took, or None for all
     :ivar read: instead of `show`: is given the operation, a size and an offset; returns up to so many bytes, b"" at the
-        end, or None if there are none yet. Then it is called again when there is news (`Entry.notify`)
+        end, or None if there are none yet. Then it is called again when there is news (`Entry.notify`): `cat` never ends,
+        and `tail -f`, which needs `size` for it, follows at once. With b"" `cat` ends, and `tail -f` looks every second
     :ivar write: instead of `store`: is given the operation, the bytes and the offset
     :ivar poll: is given the operation; returns which of `select.POLLIN` and so on are ready. Left out: IN and OUT, and PRI and
         ERR if there was news since the file was read; no IN where `read` had nothing since. Who polls before he has read that

@@ -62,7 +62,8 @@ async def mount(
     """Mount a tree until cancelled: ``await tasks.start(mount, tree, "/run/status")``. It returns if it is unmounted by
     hand, or `directory` removed.
 
-    Of what is removed, blocked reads fail with its profile's answer, and those who poll are woken. A handler's OSError is the
+    Of what is removed, blocked reads fail with its profile's answer, and those who poll are woken with the profile's mask: that
+    of procfs is IN and OUT, and who asks for others alone sleeps on, as in /proc. A handler's OSError is the
     program's, with its number; what else it raises is EIO, and in the log. O_NONBLOCK counts as it was when a file was opened.
 
     What runs in the loop's own thread must not use the files: it would wait for itself. To start a program with its

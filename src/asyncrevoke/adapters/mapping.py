@@ -2,7 +2,7 @@
 
 Where the kernel zaps pages (kernfs_drain_open_files, unmap_mapping_range), whoever touches one dies of SIGBUS. Here pages are
 replaced in place, by mmap(2) with MAP_FIXED: a view that was kept, a slice or an array of it, and a pointer that a C
-extension has kept, read zeros from then on, and what is written there goes nowhere, as long as the view is alive.
+extension has kept, read zeros then, and what is written there does not reach the file, as long as the view is alive.
 """
 
 from __future__ import annotations

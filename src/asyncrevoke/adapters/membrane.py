@@ -53,9 +53,11 @@ def revokable_proxy(obj: T, handle: Revokable) -> T:
       on, and to the next who borrows it: take it out in `release`, or lend a new object each time.
     - A call, an attribute, an item of an iterator is an operation. An await is one that is kicked, as with `Revokable.using`;
       an item of an async iterator is an idle one. A `with` or `async with` block is one from its entry to its exit: what it
-      awaits is kicked, the object's own exit runs, and the block raises.
+      awaits is kicked, all else in it refuses, and the object's own exit runs. A block that comes to its normal end all the
+      same ends so: a database commits.
       To call `__enter__` by name is a mere call.
-    - An async generator that is half-way is closed when it is asked for the next item, and in vain.
+    - An async generator that is half-way is closed when it is asked for the next item, and in vain; a plain one with its last
+      reference. What the borrower calls in a `finally`, such as `close`, raises as all else does.
     - An exception passes as it is, with what it carries.
     - A dead proxy still has its `__class__`, a `repr` (but no `str`), a hash and `==` by identity, so that it can be taken out
       of where it is kept; a coroutine function or async generator function of it raises when it is awaited, which is a
@@ -63,7 +65,7 @@ def revokable_proxy(obj: T, handle: Revokable) -> T:
 
     Use it in the thread of the handle's loop, which is not checked. A proxy cannot be pickled; a copy of it is a proxy of a
     copy. What insists on the real type, as the interpreter does in ``[1] + proxy``, and ``json.dumps``, does not take one:
-    ``list(proxy)`` is a list.
+    ``list(proxy)`` is a list, of proxies where something is nested.
 
     :raises TypeError: if `obj` is a plain value, or `handle` no `Revokable`
     :raises RevokedError, ~anyio.ClosedResourceError: if the handle was revoked, or closed
