@@ -396,7 +396,8 @@ class Registry:
         or in directories below. Links to directories are not entered, but `path` may be one.
 
         :param uid: the user who asks, where it is not this process: he must own each device file that it leads to, whosever
-            the links and directories are, or be root
+            the links and directories are, or be root. Not to be relied on against users who may mount: with a user namespace
+            one owns terminals of any number, and a path of theirs can take long to look up
         :raises LookupError: if no device of this registry is there, or there are too many files to look at
         :raises PermissionError: if one of them is not the user's; then nothing has changed
         :raises OSError: if nothing is at that path at all

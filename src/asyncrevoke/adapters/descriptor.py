@@ -53,13 +53,19 @@ class HasDescriptor(Protocol):
 class Descriptor(anyio.abc.AsyncResource):
     """A descriptor that others use by its number: ``Descriptor(fd).revoke("unplugged")``
 
-    When the revocation is complete, no thread of this process is in a call on the file: those that slept in read, write, poll,
-    select, epoll and so on met the tombstone. What has the file by another number (dup, fork) or by io_uring keeps it; so
-    hang up or shut down the device, too.
+    When the revocation is complete, those that slept on the file in read, write, poll, select, epoll and so on have met the
+    tombstone. What has the file by another number (dup, fork) or by io_uring keeps it; so hang up or shut down the device,
+    too.
 
     The number is its holder's to close, before or after. This keeps the file open until it is revoked or closed itself, to
     know it again: a number that by then means another file is left alone. So close this, too, when the holder is done:
     until then the other side sees no end.
+
+    Not yet to be relied on in these cases. A holder who closes the number while it is revoked: what is opened under it in that
+    moment may be taken, and sets of epoll keep the number. No descriptor is free, or the process has given up privileges
+    (setuid): it may be complete with the file untouched, or a thread asleep. A file that other processes have, and revoke at
+    the same time: the number may keep it. Threads in select for exceptional conditions alone or in splice may keep it from
+    being complete; those in vmsplice, or in waitid on a pidfd, are not woken.
 
     A thread that was not begun by `lend` is no user of the handle: it is neither counted nor named, and has no grace. The
     tombstone of a socket is one of AF_UNIX: to write there is EPIPE, and SIGPIPE to a program that does not ignore it, as

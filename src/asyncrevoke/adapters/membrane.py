@@ -55,7 +55,8 @@ def revokable_proxy(obj: T, handle: Revokable) -> T:
       an item of an async iterator is an idle one. A `with` or `async with` block is one from its entry to its exit: what it
       awaits is kicked, all else in it refuses, and the object's own exit runs. A block that comes to its normal end all the
       same ends so: a database commits.
-      To call `__enter__` by name is a mere call.
+      To call `__enter__` by name is a mere call. A block that is left in another task than it was entered in is not left at
+      all: neither does the object's exit run, nor is a revocation ever complete.
     - An async generator that is half-way is closed when it is asked for the next item, and in vain; a plain one with its last
       reference. What the borrower calls in a `finally`, such as `close`, raises as all else does.
     - An exception passes as it is, with what it carries.

@@ -2,7 +2,7 @@
 
 It runs in the loop of the service whose registry it serves. Who may connect is told by the socket's mode, and asked of the
 kernel for every connection (SO_PEERCRED, SO_PEERGROUPS): the owner of this process, root, and the members of one group, who
-may look, but take away, as by revoke(2), only devices whose files they own, by their paths.
+may look but not take away. As revoke(2): from another process, the owner or root.
 """
 
 from __future__ import annotations
@@ -400,11 +400,14 @@ class _Server:
                     yield encode({"user": _user(user)})
 
     async def _revoke(self, request: Request) -> Mapping[str, Any]:
+        if not request.peer.owner:
+            raise ControlError(
+                "forbidden", f"user {request.peer.name!r} may look: to take away is for the owner and root"
+            )
         path, below, reason = request.path(), request.flag("below"), request.text("reason", "")
         grace, timeout = request.number("grace", 0.0, 86400.0), request.number("timeout", 30.0, 86400.0)
-        act = None if request.peer.owner else self._begin_for(request.peer, path, reason, grace)
         logger.info("user %r revokes %r", request.peer.name, short(path))
-        act = act or self._begin(path, below, reason, grace)
+        act = self._begin(path, below, reason, grace)
         with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
             await act
         report = act.report
@@ -435,17 +438,6 @@ class _Server:
         raise ControlError(
             "unknown-path",
             f"nothing is open at {short(path)!r}: `asyncrevoke ls --who`, or the request 'list', tells what is",
-        )
-
-    def _begin_for(self, peer: Peer, path: str, reason: str, grace: float) -> Revocation:
-        """What another user may. He is not told which paths there are, as he might not see them himself."""
-        if path.startswith("/"):
-            with contextlib.suppress(LookupError, OSError, ValueError):
-                return self._registry.hangup(path, reason, grace=grace, uid=peer.uid)
-        raise ControlError(
-            "forbidden",
-            f"user {peer.name!r} may not take {short(path)!r} away: for the path of a device its owner may, and for"
-            " anything else the server's owner and root",
         )
 
     def _find(self, path: str, below: bool) -> list[Revokable]:
