@@ -7,7 +7,6 @@ import contextlib
 import gc
 import os
 import pathlib
-import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,8 +15,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-
-from asyncrevoke.adapters.descriptor import Descriptor
 
 
 def _be_an_init(tests: int) -> None:
@@ -58,16 +55,6 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 def _uvloop_has_its_pipe() -> None:
     """The first loop of uvloop makes a pipe for signals, which the process keeps."""
     anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _descriptors_have_their_tombstones() -> None:
-    """Which the process keeps: what was a terminal, and what was a socket."""
-    pipe, sockets = os.pipe(), socket.socketpair()
-    for fd in pipe[0], sockets[0].fileno():
-        Descriptor(fd).handle.close()
-    for fd in *pipe, *(each.detach() for each in sockets):
-        os.close(fd)
 
 
 def _held() -> tuple[set[str], int, set[str]]:

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import pathlib
 import platform
 import re
+import resource
 import select
 import signal
 import socket
@@ -27,6 +27,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Revokable, RevokedError
+from asyncrevoke.adapters import descriptor as adapter
 from asyncrevoke.adapters import sleepers
 from asyncrevoke.adapters.descriptor import Descriptor
 from asyncrevoke.testing import Subject, check_revokable
@@ -125,6 +126,21 @@ def listener() -> Iterator[tuple[int, int]]:
     yield server.detach(), -1
 
 
+@contextlib.contextmanager
+def queue() -> Iterator[tuple[int, int]]:
+    name = f"/asyncrevoke-{os.getpid()}".encode()
+    near = libc.mq_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, None)
+    libc.mq_unlink(name)
+    yield near, -1
+
+
+@contextlib.contextmanager
+def process() -> Iterator[tuple[int, int]]:
+    with subprocess.Popen(["sleep", "infinity"]) as child:
+        yield os.pidfd_open(child.pid), -1
+        child.kill()
+
+
 Made = Callable[[], contextlib.AbstractContextManager[tuple[int, int]]]
 
 
@@ -171,6 +187,17 @@ def spliced_into(fd: int) -> int:
         os.close(into)
 
 
+def vmspliced(fd: int) -> int:
+    vector = (ctypes.c_size_t * 2)(ctypes.addressof(BUFFER), 10)
+    return in_c("vmsplice", vector, 1, 0)(full(fd))
+
+
+def queued(fd: int) -> int:
+    while not (failed := in_c("mq_timedsend", BUFFER, 10, 0, None)(fd)):
+        pass
+    return failed
+
+
 def polled(fd: int) -> int:
     poll = select.poll()
     poll.register(fd, select.POLLPRI)
@@ -203,6 +230,12 @@ SLEEPS: list[Any] = [
     pytest.param(connection, sent_in_part, "sendto", True, id="send in C, in part"),
     pytest.param(pipe_to_read, spliced, "splice", -errno.EINVAL, id="splice"),
     pytest.param(pipe_to_write, spliced_into, "splice", -errno.EINVAL, id="splice into"),
+    pytest.param(pipe_to_write, vmspliced, "vmsplice", -errno.EBADF, id="vmsplice"),
+    pytest.param(queue, in_c("mq_timedreceive", BUFFER, 8192, None, None), "mq_timedreceive", -errno.EBADF, id="queue"),
+    pytest.param(queue, queued, "mq_timedsend", -errno.EBADF, id="full queue"),
+    pytest.param(
+        process, lambda fd: os.waitid(os.P_PIDFD, fd, os.WEXITED), "waitid", errno.EBADF, id="wait for a process"
+    ),
     pytest.param(connection, polled, "poll", select.POLLHUP, id="poll a socket"),
     pytest.param(terminal, polled, "poll", select.POLLERR | select.POLLHUP, id="poll a terminal"),
     pytest.param(terminal, selected, "select pselect6", (1, 0, 0), id="select to read"),
@@ -254,6 +287,30 @@ async def test_all_who_sleep_on_it_wake() -> None:
         assert await stranger.ended() == b"news"
 
 
+def test_none_is_overlooked_while_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel ends a listing of threads at one that dies in that moment: the third is missing, until none dies."""
+    listings = iter([[1, 2], [1, 3, 4], [1, 3, 5], [1, 3, 5, 6]])
+    monkeypatch.setattr(pathlib.Path, "iterdir", lambda task: (task / str(each) for each in next(listings)))
+    assert sleepers._threads() == {1, 3, 5}
+
+
+async def test_who_sleeps_on_the_tombstone_is_not_waited_for() -> None:
+    """It has no exceptional conditions, and a pipe that is to be spliced may be empty: they have left the file, though."""
+    out, into = os.pipe()
+    with held(connection) as (first, _), held(pipe_to_write) as (second, _):
+        foreign = [
+            Foreign(lambda: select.select([out], [], [first])),
+            Foreign(lambda: in_c("splice", None, second, None, 10, 0)(out)),
+        ]
+        for each, names in zip(foreign, ["select pselect6", "splice"], strict=True):
+            await each.asleep(*names.split())
+        for fd in first, second:
+            await Descriptor(fd).revoke()
+        os.close(into)
+        assert [await each.ended() for each in foreign] == [([out], [], []), -errno.EINVAL]
+    os.close(out)
+
+
 async def test_an_epoll_set_keeps_what_it_was_told() -> None:
     """Of each set in the process: what its holder wanted to be told, and how; a set that is a copy, or has it no more, too."""
     with held(connection) as (fd, _), select.epoll() as first, select.epoll() as second, select.epoll() as third:
@@ -274,6 +331,43 @@ async def test_an_epoll_set_keeps_what_it_was_told() -> None:
         second.modify(fd, select.EPOLLOUT)
         second.unregister(fd)
         os.close(copy)
+
+
+async def test_a_set_forgets_the_number_when_its_holder_closes_it() -> None:
+    """As it does with every file; so who comes under the number next begins anew."""
+    with select.epoll() as epoll, pipe_to_read() as (idle, _):
+        with held(connection) as (fd, _):
+            epoll.register(fd, select.EPOLLIN)
+            await Descriptor(fd).revoke()
+            assert epoll.poll(0) == [(fd, select.EPOLLIN | select.EPOLLHUP)]
+        assert epoll.poll(0) == []
+        os.dup2(idle, fd)
+        epoll.register(fd, select.EPOLLIN)
+        assert epoll.poll(0) == []
+        os.close(fd)
+        os.close(idle)
+
+
+FORKED = """
+import os, select, socket
+from asyncrevoke.adapters.descriptor import Descriptor
+near, far = socket.socketpair()
+with select.epoll() as epoll:
+    epoll.register(near, select.EPOLLIN)
+    descriptor = Descriptor(near)
+    if not (child := os.fork()):
+        descriptor.revoke()
+        os._exit(near.recv(10) != b"")
+    print(os.waitpid(child, 0)[1], epoll.poll(0))
+    far.send(b"x")
+    print(epoll.poll(0) == [(near.fileno(), select.EPOLLIN)], near.recv(10))
+"""
+
+
+async def test_a_child_takes_away_its_own_number_alone() -> None:
+    """It shares the sets of epoll of the process that it was forked from, and the file in them is its parent's."""
+    ran = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("0 []\nTrue b'x'\n", "", 0)
 
 
 async def test_a_number_in_a_set_may_mean_another_file() -> None:
@@ -508,23 +602,45 @@ async def test_what_its_holder_has_closed_is_left_alone() -> None:
         os.close(fd)
 
 
-async def test_who_is_told_of_signals_of_the_file_stays() -> None:
-    """To know the file again leaves nothing behind in it."""
-    with held(connection) as (fd, _):
-        copy = os.dup(fd)
-        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getppid())
-        await Descriptor(fd).revoke()
-        assert fcntl.fcntl(copy, fcntl.F_GETOWN) == os.getppid()
+async def test_what_comes_under_the_number_while_sets_are_looked_through_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its holder closes it in another thread, and opens something else."""
+    with pipe_to_write() as (fd, far), pipe_to_read() as (other, _):
+        descriptor = Descriptor(far)
+
+        def meanwhile(*_: int) -> Iterator[tuple[int, bytes]]:
+            monkeypatch.undo()
+            os.dup2(other, far)
+            return iter(())
+
+        monkeypatch.setattr(adapter, "_registrations", meanwhile)
+        await descriptor.revoke()
+        assert os.path.samestat(os.fstat(far), os.fstat(other))
+        os.close(fd)
+        os.close(other)
+
+
+@pytest.mark.parametrize("missing", ["F_DUPFD_QUERY", "kcmp"])
+async def test_a_file_is_known_again_on_older_kernels(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    """By kcmp(2), where a container does not forbid it; and where nothing tells, a descriptor is refused."""
+    monkeypatch.setattr(adapter, "_F_DUPFD_QUERY", 1099)
+    with held(pipe_to_read) as (fd, far), held(pipe_to_read) as (other, _):
+        if missing == "kcmp":
+            monkeypatch.setattr(adapter, "_KCMP", -1)
+            with pytest.raises(NotImplementedError, match="told apart"):
+                Descriptor(fd)
+            return
+        if not adapter._same(fd, fd):
+            pytest.skip("kcmp(2) is forbidden here")
+        copy = os.dup(far)
+        descriptors = Descriptor(fd), Descriptor(copy)
+        os.dup2(other, copy)
+        for each in descriptors:
+            await each.revoke()
+        assert os.read(fd, 10) == b""
+        assert os.path.samestat(os.fstat(copy), os.fstat(other))
         os.close(copy)
-
-
-async def test_one_tombstone_serves_all() -> None:
-    """A hundred terminals that are taken away need one further one, of those that a machine has."""
-    with contextlib.ExitStack() as stack:
-        fds = [stack.enter_context(held(terminal))[0] for _ in range(100)]
-        for fd in fds:
-            await Descriptor(fd).revoke()
-        assert len({os.fstat(fd).st_ino for fd in fds}) == 1
 
 
 @each
@@ -647,6 +763,95 @@ async def test_errors_of_what_it_is_lent_to_come_out() -> None:
             await descriptor.lend(os.fstat)
 
 
+@contextlib.contextmanager
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No thread can be started."""
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        yield
+
+
+@each
+async def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch, make: Made) -> None:
+    """As at the end of the interpreter: to lend fails, nobody is inside, and those who sleep are woken without one."""
+    with held(make) as (fd, _):
+        descriptor = Descriptor(fd)
+        foreign = Foreign(lambda: os.read(fd, 10))
+        await foreign.asleep("read")
+        with no_threads(monkeypatch):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await descriptor.lend(os.fstat)
+            await descriptor.revoke()
+        assert await foreign.ended() == b""
+
+
+# -- when the loop is over --
+
+
+def descriptors_of(fd: int) -> int:
+    """How many descriptors of this process mean this file."""
+    status, count = os.fstat(fd), 0
+    for each in pathlib.Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += os.path.samestat(each.stat(), status)
+    return count
+
+
+def ended_off_loop() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("off loop"):
+            thread.join()
+
+
+def test_after_the_loop_the_file_is_kept_until_all_have_left() -> None:
+    """Its number is used to end those who block signals, so it is not another file's until then."""
+
+    def deaf() -> object:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+        return os.read(fd, 10)
+
+    async def main() -> None:
+        await foreign.asleep("read")
+        Descriptor(fd).revoke()
+
+    with held(pipe_to_read) as (fd, far):
+        foreign = Foreign(deaf)
+        anyio.run(main)
+        assert descriptors_of(far) == 2
+        os.write(far, b"late")
+        ended_off_loop()
+        assert descriptors_of(far) == 1
+        foreign.thread.join()
+
+
+@pytest.mark.parametrize("revoked", ["in the loop", "afterwards"])
+def test_who_outlives_the_loop_lets_the_file_go(revoked: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A function that goes on when the loop is over is the last one out."""
+    over = threading.Event()
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            start(group, descriptor.lend, lambda _: over.wait())
+            await parked(descriptor.handle)
+            if revoked == "in the loop":
+                descriptor.revoke()
+            group.cancel_scope.cancel()
+
+    with held(pipe_to_read) as (fd, far):
+        descriptor = Descriptor(fd)
+        anyio.run(main)
+        over.set()
+        ended_off_loop()
+        descriptor.revoke()
+        assert descriptor.handle.released
+        assert descriptors_of(far) == 1
+        assert not caplog.records
+
+
 # -- bad input --
 
 
@@ -661,6 +866,117 @@ async def test_what_is_not_open_is_refused() -> None:
         assert caught.value.errno == errno.EBADF
     with pytest.raises(AttributeError, match="fileno"):
         Descriptor("ttyUSB0")  # type: ignore[arg-type]
+
+
+async def test_a_name_of_a_file_is_refused() -> None:
+    """Nobody can read what was opened with O_PATH, so there is nothing to take away."""
+    fd = os.open("/dev/null", os.O_PATH)
+    with pytest.raises(ValueError, match=f"descriptor {fd} was opened with O_PATH"):
+        Descriptor(fd)
+    os.close(fd)
+
+
+async def test_without_a_pty_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is missing; a socket needs none."""
+
+    def none_left() -> tuple[int, int]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "openpty", none_left)
+    with held(pipe_to_read) as (fd, _), pytest.raises(OSError, match="no pty is to be had"):
+        Descriptor(fd)
+    with held(connection) as (fd, _):
+        await Descriptor(fd).revoke()
+        assert os.read(fd, 10) == b""
+
+
+@contextlib.contextmanager
+def none_free(limit: int) -> Iterator[None]:
+    """No descriptor can be opened: all below the limit are taken."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@each
+async def test_without_a_free_descriptor_it_is_taken_away(make: Made) -> None:
+    """One is in reserve, to look for those who sleep; a new one cannot be made then, and says so."""
+    with held(make) as (fd, _), select.epoll() as epoll:
+        descriptor = Descriptor(fd)
+        epoll.register(fd, 0)
+        foreign = Foreign(lambda: os.read(fd, 10))
+        await foreign.asleep("read")
+        with none_free(256):
+            with pytest.raises(OSError, match="Too many open files"):
+                Descriptor(fd)
+            await descriptor.revoke()
+        assert await foreign.ended() == b""
+        assert epoll.poll(0) != []
+
+
+@each
+async def test_what_cannot_be_looked_for_is_told(make: Made) -> None:
+    """Somebody else has taken the one in reserve: the number is buried all the same, and the error raised."""
+    low = os.dup(0)
+    with held(make) as (fd, _):
+        os.dup2(fd, low)
+        descriptor = Descriptor(low)
+        with none_free(low + 1), pytest.raises(ExceptionGroup) as caught:
+            await descriptor.revoke()
+        assert caught.group_contains(OSError, match="Too many open files")
+        assert os.read(low, 10) == b""
+    os.close(low)
+
+
+UNPRIVILEGED = """
+import anyio, ctypes, os, threading
+from asyncrevoke.adapters.descriptor import Descriptor
+prctl, PR_SET_DUMPABLE = ctypes.CDLL(None).prctl, 4
+near, far = os.pipe()
+
+async def main():
+    await anyio.lowlevel.checkpoint()
+    before = Descriptor(near)
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    else:
+        prctl(PR_SET_DUMPABLE, 0)
+    try:
+        Descriptor(near)
+    except PermissionError as exc:
+        print(exc)
+    try:
+        await before.revoke()
+    except* PermissionError as exc:
+        print(*exc.exceptions)
+    print(os.read(near, 10))
+    prctl(PR_SET_DUMPABLE, 1)
+    await Descriptor(far).revoke()
+
+anyio.run(main)
+"""
+
+
+async def test_without_the_right_to_look_into_threads_it_is_refused() -> None:
+    """As after setuid(2); one that was made before takes the number away, and says that it could not look."""
+    ran = subprocess.run([sys.executable, "-c", UNPRIVILEGED], capture_output=True, text=True, timeout=60)
+    assert (ran.stderr, ran.returncode) == ("", 0)
+    assert re.fullmatch(
+        r"\[Errno 13\] Permission denied: '/proc/thread-self/syscall'\n"
+        r"\[Errno 13\] Permission denied: '/proc/self/task/\d+/syscall'\nb''\n",
+        ran.stdout,
+    )
 
 
 async def test_what_belongs_to_the_loop_is_refused(anyio_backend: Any) -> None:

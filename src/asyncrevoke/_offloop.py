@@ -52,6 +52,10 @@ class OffLoop(Awaitable[T]):
         """Whether the call has ended."""
         return self._result.done()
 
+    def result(self) -> T:
+        """What the call has returned, or raised. Without a loop: waits for its end, as a blocking call does."""
+        return self._result.result()
+
     def __await__(self) -> Generator[Any, Any, T]:
         return self._wait().__await__()
 
@@ -66,7 +70,7 @@ class OffLoop(Awaitable[T]):
                         await self._ended.wait()
             self._result.add_done_callback(self._hand_over)
             raise
-        return self._result.result()
+        return self.result()
 
     def _run(self) -> None:
         try:

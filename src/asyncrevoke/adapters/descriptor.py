@@ -14,7 +14,6 @@ import asyncio
 import ctypes
 import errno
 import fcntl
-import functools
 import os
 import pathlib
 import platform
@@ -24,7 +23,7 @@ import stat
 import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import EllipsisType
 from typing import Protocol, TypeVar
 
@@ -41,7 +40,9 @@ T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
 _ADD, _DEL = 1, 2  # EPOLL_CTL_*, include/uapi/linux/eventpoll.h
 _EVENT = struct.Struct("=IQ" if platform.machine() == "x86_64" else "=I4xQ")  # epoll_event, packed on x86_64 alone
-_STUBBORN = 0.064  # seconds between two signals, of a thread that seems to block them
+_F_DUPFD_QUERY = 1027  # include/uapi/linux/fcntl.h, since Linux 6.10
+_KCMP = 312 if platform.machine() == "x86_64" else 272
+_STUBBORN = 0.064  # seconds between two looks at threads that seem to block signals
 
 
 class HasDescriptor(Protocol):
@@ -58,14 +59,20 @@ class Descriptor(anyio.abc.AsyncResource):
     too.
 
     The number is its holder's to close, before or after. This keeps the file open until it is revoked or closed itself, to
-    know it again: a number that by then means another file is left alone. So close this, too, when the holder is done:
-    until then the other side sees no end.
+    know it again: a number that by then means another file is left alone, and so is who sleeps on the file by a number that
+    was closed. So close this, too, when the holder is done: until then the other side sees no end. It takes three descriptors,
+    and a pty if the file is no socket.
 
-    Not yet to be relied on in these cases. A holder who closes the number while it is revoked: what is opened under it in that
-    moment may be taken, and sets of epoll keep the number. No descriptor is free, or the process has given up privileges
-    (setuid): it may be complete with the file untouched, or a thread asleep. A file that other processes have, and revoke at
-    the same time: the number may keep it. Threads in select for exceptional conditions alone or in splice may keep it from
-    being complete; those in vmsplice, or in waitid on a pidfd, are not woken.
+    Its limits:
+
+    - Who closes the number in the very moment in which it is replaced may lose what comes under it.
+    - A thread that blocks SIGURG can only be seen to sleep on the file. It is waited for, until the number is closed; to
+      end it a connection is shut down, or a terminal hung up, for all who have it. If it was just about to sleep, it may
+      still do so when the revocation is complete.
+    - What the tombstone has no answer to sleeps on, at the tombstone: select for exceptional conditions alone, splice
+      from or to a pipe that is not ready.
+    - Of two for one number, the second does not wait for those whom the first wakes.
+    - The loop stands still for some 10 microseconds for each descriptor that the process has open.
 
     A thread that was not begun by `lend` is no user of the handle: it is neither counted nor named, and has no grace. The
     tombstone of a socket is one of AF_UNIX: to write there is EPIPE, and SIGPIPE to a program that does not ignore it, as
@@ -73,10 +80,12 @@ class Descriptor(anyio.abc.AsyncResource):
 
     :param fd: a descriptor, or what has one
     :param owner, name, also, answers: as for `RevokableStream`
-    :raises OSError: EBADF if it is not open; without /proc
-    :raises NotImplementedError: on other machines than x86_64 and aarch64
-    :raises ValueError: if it is a set of epoll, as the event loop has one, or wakes asyncio's own. What the loop only watches
-        may be taken: its reader meets the end of data
+    :raises OSError: EBADF if it is not open; without a pty or a descriptor left; without /proc, or where the process may not
+        look into its own threads, as after setuid(2): prctl(PR_SET_DUMPABLE, 1) allows it again
+    :raises NotImplementedError: on other machines than x86_64 and aarch64; where one open file cannot be told from another,
+        for want of Linux 6.10 and of kcmp(2), which containers tend to forbid without CAP_SYS_PTRACE
+    :raises ValueError: if it is a set of epoll, as the event loop has one, or wakes asyncio's own (what the loop only watches
+        may be taken: its reader meets the end of data), or was opened with O_PATH, which nobody can read
     :raises RevokedError: if the owner was revoked
     """
 
@@ -93,19 +102,31 @@ class Descriptor(anyio.abc.AsyncResource):
         if _is_epoll(self.fd) or self.fd in _of_the_loop():
             raise ValueError(f"descriptor {self.fd} belongs to an event loop, or is a set of epoll: close that")
         sleepers.check()
-        try:
-            self._file = os.dup(self.fd)
-        except (OSError, OverflowError) as exc:
-            raise OSError(errno.EBADF, f"descriptor {self.fd} is not open") from exc
-        try:
-            self._tombstone = _tombstone(is_socket=stat.S_ISSOCK(os.fstat(self.fd).st_mode))
+        with ExitStack() as ours:
+            try:
+                self._file = os.dup(self.fd)
+            except (OSError, OverflowError) as exc:
+                if isinstance(exc, OSError) and exc.errno != errno.EBADF:
+                    raise
+                raise OSError(errno.EBADF, f"descriptor {self.fd} is not open") from exc
+            ours.callback(os.close, self._file)
+            if fcntl.fcntl(self._file, fcntl.F_GETFL) & os.O_PATH:
+                raise ValueError(
+                    f"descriptor {self.fd} was opened with O_PATH: it names a file, which nobody can read by it"
+                )
+            if not _same(self._file, self.fd):
+                raise NotImplementedError(
+                    "open files cannot be told apart: needs Linux 6.10, or kcmp(2), which is forbidden here"
+                )
+            self._tombstone = _tombstone(is_socket=stat.S_ISSOCK(os.fstat(self._file).st_mode))
+            ours.callback(os.close, self._tombstone)
+            self._spare = ours.enter_context(pathlib.Path("/proc/self/stat").open("rb"))
             self.handle = handle_of(
                 owner, name or f"descriptor {self.fd}", also, self._release, answers, kick=self._bury
             )
-        except BaseException:
-            os.close(self._file)
-            raise
+            self._ours = ours.pop_all()
         self._lent = Revokable("lent")  # whose children carry the news into the loop's thread
+        self._process = os.getpid()
         self._woken: OffLoop[None] | None = None
 
     async def lend(self, function: Callable[[int], T]) -> T:
@@ -128,7 +149,12 @@ class Descriptor(anyio.abc.AsyncResource):
                 finally:
                     revoke_threadsafe(inside)
 
-            return await off_loop(call)
+            try:
+                called = off_loop(call)
+            except BaseException:  # no thread can be started
+                inside.revoke()
+                raise
+            return await called
 
     def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
         """Take it away: `Revokable.revoke` of its handle."""
@@ -142,44 +168,48 @@ class Descriptor(anyio.abc.AsyncResource):
         return f"<Descriptor {self.fd}, {self.handle!r}>"
 
     def _bury(self, node: Revokable) -> None:
-        """Put the tombstone in its place, and begin to wake those who sleep on the file."""
+        """Put the tombstone in its place, and begin to wake those who are in a call on the file."""
         if node is not self.handle or not _same(self._file, self.fd):
             return  # something else is taken away; or its holder has closed it
-        registered = [each for each in _registrations(self.fd, self._file) if _epoll_ctl(_DEL, self.fd, *each)]
+        self._spare.close()  # /proc is not to be read without a free descriptor
+        registered: list[tuple[int, bytes]] = []
+        with suppress(OSError):  # somebody else has it by now: the thread looks again
+            registered += (each for each in self._registered() if _epoll_ctl(_DEL, self.fd, *each))
+        if not _same(self._file, self.fd):
+            return  # he has closed it just now
         os.dup2(self._tombstone, self.fd, os.get_inheritable(self.fd))
         self._register(registered)
-        if threads := sleepers.perhaps_on(self.fd):
-            sleepers.wake(threads)
-            try:
-                self._woken = off_loop(lambda: self._wake(threads))
-            except anyio.NoEventLoopError:
-                self._wake(threads)
+        try:
+            self._woken = off_loop(self._wake)
+        except RuntimeError:  # without a loop, or with no thread to be had
+            self._wake()
 
-    def _register(self, registered: Iterable[tuple[int, bytes]] = ()) -> None:
-        """Have the tombstone in the sets of epoll: where the file was, and where it came while we looked."""
-        for epoll, event in (*registered, *_registrations(self.fd, self._file)):
+    def _registered(self) -> Iterator[tuple[int, bytes]]:
+        """Its registrations in sets of epoll: but those that a child has from its parent are its parent's."""
+        return _registrations(self.fd, self._file) if self._process == os.getpid() else iter(())
+
+    def _register(self, registered: Iterable[tuple[int, bytes]]) -> None:
+        """Have the tombstone in the sets of epoll."""
+        for epoll, event in registered:
             _epoll_ctl(_ADD, self.fd, epoll, event)  # which refuses what is there already
 
-    def _wake(self, threads: list[int]) -> None:
-        """See that those have left the call they were in, and wake who still sleeps: the tombstone puts nobody to sleep."""
-        pause = 0.001
-        while (asleep := sleepers.on(self.fd)) or (threads := sleepers.unheard(threads)):
-            if not self._buried():
-                return
-            if asleep and pause == _STUBBORN:
-                self._end_the_device()
-            sleepers.wake(asleep)
-            time.sleep(pause)
-            pause = min(2 * pause, _STUBBORN)
-        if self._buried():
-            self._register()  # they may have been in epoll_ctl
+    def _wake(self) -> None:
+        """See that all leave the call that they are in. It may outlast the loop: so this, and nobody else, closes the file."""
+        with self._ours:
+            threads = sleepers.perhaps_on(self.fd)
+            sleepers.wake(threads)
+            pause = 0.001
+            while threads := sleepers.unheard(threads, sleepers.on(self.fd) if self._buried() else []):
+                if pause == _STUBBORN and any(map(sleepers.is_deaf, threads)):
+                    self._end_the_device()
+                time.sleep(pause)
+                pause = min(2 * pause, _STUBBORN)
+            if self._buried():
+                self._register(self._registered())  # they may have been in epoll_ctl
 
     def _buried(self) -> bool:
         """Whether the number means the tombstone, and not what came under it when its holder had closed it."""
-        try:
-            return os.path.samestat(os.fstat(self.fd), os.fstat(self._tombstone))
-        except OSError:
-            return False
+        return _same(self._tombstone, self.fd)
 
     def _end_the_device(self) -> None:
         """For those whom no signal wakes: end the connection, for all who have it, or hang up the terminal, if we may."""
@@ -189,42 +219,40 @@ class Descriptor(anyio.abc.AsyncResource):
 
     def _release(self) -> Awaitable[None] | None:
         if self._woken is None:
-            os.close(self._file)
+            self._ours.close()
             return None
-        return self._close_when_woken(self._woken)
-
-    async def _close_when_woken(self, woken: OffLoop[None]) -> None:
         try:
-            await woken
-        finally:
-            os.close(self._file)
+            anyio.lowlevel.current_token()
+        except RuntimeError:  # no loop that could wait
+            self._woken.result()
+            return None
+        return self._woken
 
 
-@functools.cache
 def _tombstone(*, is_socket: bool) -> int:
-    """What never waits. One serves all numbers of the process, for as long as it runs."""
+    """What never waits. Each number has its own, which leaves the sets of epoll when the number is closed."""
     if is_socket:
         near, far = socket.socketpair()
         far.close()
         return near.detach()
-    master, slave = os.openpty()
+    try:
+        master, slave = os.openpty()
+    except OSError as exc:
+        raise OSError(exc.errno, f"no pty is to be had as a tombstone: {exc.strerror}") from exc
     os.close(master)  # which hangs it up
     return slave
 
 
 def _same(known: int, fd: int) -> bool:
-    """Whether both mean the same open file: whoever is told to be the owner of the one is that of the other."""
-    owner = fcntl.fcntl(known, fcntl.F_GETOWN)
+    """Whether both mean the same open file (fs/fcntl.c, f_dupfd_query; kernel/kcmp.c)."""
     try:
-        for mark in (os.getpid(), 0):
-            fcntl.fcntl(known, fcntl.F_SETOWN, mark)
-            if fcntl.fcntl(fd, fcntl.F_GETOWN) != mark:
-                return False
-    except OSError:
-        return False  # it is not open
-    finally:
-        fcntl.fcntl(known, fcntl.F_SETOWN, owner)
-    return True
+        return fcntl.fcntl(known, _F_DUPFD_QUERY, fd) == 1
+    except OSError as exc:
+        if exc.errno == errno.EBADF:
+            return False  # it is not open
+    mine, file = os.getpid(), 0  # KCMP_FILE
+    compared: int = _libc.syscall(_KCMP, mine, mine, file, ctypes.c_ulong(known), ctypes.c_ulong(fd))
+    return compared == 0
 
 
 def _of_the_loop() -> set[int]:
@@ -252,8 +280,8 @@ def _registrations(fd: int, file: int) -> Iterator[tuple[int, bytes]]:
                 told = pathlib.Path(f"/proc/self/fdinfo/{epoll}").read_text()
             except FileNotFoundError:
                 continue  # it was closed
-            for number, events, data, ino in re.findall(r"tfd: *(\d+) events: *(\w+) data: *(\w+) .*ino:(\w+)", told):
-                if (int(number), int(ino, 16)) == (fd, inode):
+            for events, data, ino in re.findall(rf"tfd: *{fd} events: *(\w+) data: *(\w+) .*ino:(\w+)", told):
+                if int(ino, 16) == inode:
                     yield epoll, _EVENT.pack(int(events, 16), int(data, 16))
 
 

@@ -8,6 +8,7 @@ timeout end with EINTR instead, which every caller must expect, and Python hides
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import pathlib
 import platform
@@ -41,10 +42,14 @@ NUMBERS = {
         "fdatasync": 75,
         "restart_syscall": 219,
         "epoll_ctl": 233,
+        "mq_timedsend": 242,
+        "mq_timedreceive": 243,
+        "waitid": 247,
         "pselect6": 270,
         "ppoll": 271,
         "splice": 275,
         "tee": 276,
+        "vmsplice": 278,
         "accept4": 288,
         "preadv": 295,
         "pwritev": 296,
@@ -70,11 +75,15 @@ NUMBERS = {
         "sendfile": 71,
         "pselect6": 72,
         "ppoll": 73,
+        "vmsplice": 75,
         "splice": 76,
         "tee": 77,
         "fsync": 82,
         "fdatasync": 83,
+        "waitid": 95,
         "restart_syscall": 128,
+        "mq_timedsend": 182,
+        "mq_timedreceive": 183,
         "accept": 202,
         "connect": 203,
         "sendto": 206,
@@ -97,6 +106,7 @@ _SECOND = {
     "copy_file_range": 2,
     "epoll_ctl": 2,
 }  # where the other descriptor stands
+_P_PIDFD = 3
 
 _SIGURG = 1 << signal.SIGURG - 1
 
@@ -107,11 +117,11 @@ def check() -> None:
     """See whether sleepers can be found here.
 
     :raises NotImplementedError: on other machines than x86_64 and aarch64
-    :raises OSError: without /proc
+    :raises OSError: without /proc; EACCES where it is not the process's own, as after setuid(2)
     """
     if not _NAMES:
         raise NotImplementedError(f"the numbers of the system calls of {platform.machine()} are not known")
-    pathlib.Path("/proc/thread-self/syscall").stat()
+    pathlib.Path("/proc/thread-self/syscall").read_text()
 
 
 def on(fd: int) -> list[int]:
@@ -139,31 +149,47 @@ def wake(threads: list[int]) -> None:
         _libc.tgkill(os.getpid(), thread, signal.SIGURG)
 
 
-def unheard(threads: list[int]) -> list[int]:
-    """Those of the threads that the signal has not reached: who has heard it has left the call that he was in.
+def unheard(threads: list[int], asleep: list[int]) -> list[int]:
+    """Those of the threads that may still be in the call that they were in when they were to be woken.
 
-    Without those that block it: whether they have left theirs cannot be told, unless they sleep.
+    Whoever has had the signal has left it. Of those that are deaf to it only that is known: whether they sleep.
     """
-    return [thread for thread in threads if _mask(thread, "SigPnd") & ~_mask(thread, "SigBlk") & _SIGURG]
+    return [each for each in threads if (each in asleep if is_deaf(each) else _is(each, "SigPnd"))]
 
 
-def _mask(thread: int, which: str) -> int:
+def is_deaf(thread: int) -> bool:
+    """Whether it blocks SIGURG."""
+    return _is(thread, "SigBlk")
+
+
+def _is(thread: int, which: str) -> bool:
+    """Whether SIGURG is in that mask of the thread."""
     try:
         status = pathlib.Path(f"/proc/self/task/{thread}/status").read_text()
-    except OSError:
-        return 0  # it has ended
-    return int(status.partition(f"{which}:")[2].split()[0], 16)
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended
+    return bool(int(status.partition(f"{which}:")[2].split()[0], 16) & _SIGURG)
 
 
 def _calls() -> Iterator[tuple[int, list[int]]]:
     """Each other thread of this process, and what it sleeps in: the system call and its arguments; nothing if it runs."""
-    for task in pathlib.Path("/proc/self/task").iterdir():
-        if int(task.name) != threading.get_native_id():
-            try:
-                call = (task / "syscall").read_text().split()
-            except OSError:
-                continue  # it has ended
-            yield int(task.name), [] if call == ["running"] else [int(each, 0) for each in call]
+    for thread in _threads() - {threading.get_native_id()}:
+        try:
+            call = pathlib.Path(f"/proc/self/task/{thread}/syscall").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        yield thread, [] if call == ["running"] else [int(each, 0) for each in call]
+
+
+def _threads() -> set[int]:
+    """All of them. A listing breaks off at a thread that dies meanwhile (fs/proc/base.c, next_tid): none did if all are
+    there again.
+    """
+    tasks = pathlib.Path("/proc/self/task")
+    listed, again = (set(tasks.iterdir()) for _ in range(2))
+    while not listed <= again:
+        listed, again = again, set(tasks.iterdir())
+    return {int(each.name) for each in listed}
 
 
 def _names(call: list[int], fd: int) -> bool:
@@ -176,6 +202,8 @@ def _names(call: list[int], fd: int) -> bool:
         case "select" | "pselect6":
             sets = (_memory(each + fd // 8, 1) for each in arguments[1:4] if each)
             return fd < arguments[0] and any(each[0] >> fd % 8 & 1 for each in sets if each)
+        case "waitid":
+            return arguments[0] & 0xFFFFFFFF == _P_PIDFD and arguments[1] & 0xFFFFFFFF == fd
         case None | "restart_syscall":
             return False
         case name:
@@ -188,5 +216,7 @@ def _memory(address: int, length: int) -> bytes:
         with pathlib.Path("/proc/self/mem").open("rb", buffering=0) as memory:
             memory.seek(address)
             return memory.read(length) or b""
-    except OSError:
+    except OSError as exc:
+        if exc.errno not in (errno.EIO, errno.EFAULT):
+            raise
         return b""
