@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import collections
 import collections.abc
 import contextlib
@@ -35,6 +36,7 @@ from asyncrevoke import Revokable, RevokedError
 from asyncrevoke.adapters.membrane import PLAIN, revokable_proxy
 from asyncrevoke.testing import Subject, check_revokable
 from conftest import BACKENDS, settle
+from operations import asyncio_only
 from test_stream import Call, parked, start
 
 pytestmark = pytest.mark.anyio
@@ -122,6 +124,12 @@ class Device:
     @property
     def broken(self) -> Channel:
         return self.no_such_thing  # type: ignore[attr-defined,no-any-return]
+
+    def all_broken(self) -> None:
+        raise ExceptionGroup("all", [ExceptionGroup("inner", [AttributeError(obj=self)]), AttributeError(obj=self)])
+
+    def fail(self, error: Exception) -> None:
+        raise error
 
     @classmethod
     def make(cls) -> Device:
@@ -385,7 +393,7 @@ async def test_everything_can_be_awaited_iterated_and_entered(device: Device, re
     assert (next(each), each.send(device.first)) == (device, device.first)
     with pytest.raises(StopIteration) as stopped:
         next(each)
-    assert stopped.value.value is device
+    assert stopped.value.value is stopped.value.args[0] is device
     with device.session() as session, device.locked() as locked:
         assert (session.device, locked) == (device, device)
     async with device.session() as session, device.opened() as opened:
@@ -420,8 +428,51 @@ async def test_a_block_belongs_to_its_task(device: Device, real: Device, handle:
         assert handle.in_use == 2
         go[1].set()
     assert (handle.in_use, real.log.count("left by None")) == (0, 4)
-    with pytest.raises(RuntimeError, match="'device' is left in another task than it was entered in"):
+    with pytest.raises(RuntimeError, match="a block of 'device' is left that was not entered"):
         type(session).__exit__(session, None, None, None)
+
+
+@asyncio_only  # trio ends no task that is in a block
+@pytest.mark.parametrize("kind", ["with", "async with"])
+@pytest.mark.parametrize("revoked", [False, True])
+async def test_a_block_that_is_left_in_another_task_ends(
+    device: Device, real: Device, handle: Revokable, kind: str, revoked: bool
+) -> None:
+    """As of a stack that a fixture or a generator keeps: the object's exit runs, and nobody is inside any more."""
+    stack = contextlib.AsyncExitStack()
+
+    async def enter() -> None:
+        if kind == "with":
+            stack.enter_context(device.session())
+        else:
+            await stack.enter_async_context(device.session())
+
+    await asyncio.create_task(enter())
+    act = handle.revoke() if revoked else None
+    with contextlib.suppress(RuntimeError):  # anyio's, of its scope
+        await stack.aclose()
+    assert real.log == ["entered", "left by None"]
+    assert handle.in_use == 0
+    await (act or handle.revoke())
+
+
+async def test_whose_block_a_stranger_leaves_must_be_clear(device: Device, real: Device, handle: Revokable) -> None:
+    """Two tasks are in blocks of the same context: who has entered none leaves neither."""
+    session: Any = device.session()
+
+    async def hold() -> None:
+        with session:
+            await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            start(tasks, hold)
+        await parked(handle, 2)
+        with pytest.raises(RuntimeError, match="a block of 'device' is left that several other tasks have entered"):
+            type(session).__exit__(session, None, None, None)
+        assert real.log == ["entered"] * 2
+        tasks.cancel_scope.cancel()
+    assert handle.in_use == 0
 
 
 async def test_a_block_passes_exceptions_to_the_object(device: Device, handle: Revokable) -> None:
@@ -447,6 +498,29 @@ async def test_errors_of_the_interpreter_show_proxies(device: Device) -> None:
         device.by_name[device]  # type: ignore[index]
     assert unknown.value.args == (device,)
     assert unknown.value.args[0] is device
+    with pytest.raises(ExceptionGroup) as several:
+        device.all_broken()
+    inner, outer = several.value.exceptions
+    assert isinstance(outer, AttributeError)
+    assert isinstance(inner, ExceptionGroup)
+    assert isinstance(inner.exceptions[0], AttributeError)
+    assert outer.obj is inner.exceptions[0].obj is device
+
+
+async def test_an_error_that_cannot_be_changed_comes_out_as_it_is(device: Device) -> None:
+    """One of the object's own, of the interpreter's kinds."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(KeyError):
+        code: int
+
+    class ReadOnly(AttributeError):
+        obj = property(lambda _: None)
+
+    for error in Frozen(7), ReadOnly("x"):
+        with pytest.raises(type(error)) as caught:
+            device.fail(error)
+        assert caught.value is error
 
 
 def test_special_methods_are_the_types() -> None:

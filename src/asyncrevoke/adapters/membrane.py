@@ -47,7 +47,7 @@ def revokable_proxy(obj: T, handle: Revokable) -> T:
 
     - Out come plain values (`PLAIN`, `PLAIN_KINDS`) as they are, tuples and frozensets of what follows, and proxies of all
       else: the same one of the same object, as long as somebody has it. A buffer is not handed on: `bytes(proxy)` copies.
-    - In go the objects behind proxies of the same handle; lists, dicts and sets as copies; functions and whatever else can be
+    - In go the objects behind proxies of the same handle; lists, dicts and sets as copies (what contains itself is a RecursionError); functions and whatever else can be
       called but is no class, and generators, as proxies that die with the handle, too. All other objects of the caller's go
       in as they are, and what the lent object does to them is not held. A callback that it has kept raises to you from then
       on, and to the next who borrows it: take it out in `release`, or lend a new object each time.
@@ -55,8 +55,9 @@ def revokable_proxy(obj: T, handle: Revokable) -> T:
       an item of an async iterator is an idle one. A `with` or `async with` block is one from its entry to its exit: what it
       awaits is kicked, all else in it refuses, and the object's own exit runs. A block that comes to its normal end all the
       same ends so: a database commits.
-      To call `__enter__` by name is a mere call. A block that is left in another task than it was entered in is not left at
-      all: neither does the object's exit run, nor is a revocation ever complete.
+      To call `__enter__` by name is a mere call. A block that is left in another task than it was entered in, as by a stack
+      that is kept, is left then, and anyio raises its RuntimeError; but not where several tasks are in blocks of the object.
+    - To kick, as any cancellation, cancels a task or future of the lender's that is being awaited: have it shielded.
     - An async generator that is half-way is closed when it is asked for the next item, and in vain; a plain one with its last
       reference. What the borrower calls in a `finally`, such as `close`, raises as all else does.
     - An exception passes as it is, with what it carries.
@@ -142,14 +143,19 @@ class _Side:
         with self.telling(), self.handle.using(idle=idle):
             return self.wrap(await function(obj))
 
-    def tell(self, error: Exception) -> None:
+    def tell(self, error: BaseException) -> None:
         """Lend what the interpreter itself puts into its errors."""
-        if isinstance(error, AttributeError):
-            error.obj = self.wrap(error.obj)
-        elif isinstance(error, StopIteration):
-            error.value = self.wrap(error.value)
-        elif isinstance(error, KeyError):
-            error.args = self.wrap(error.args)
+        with contextlib.suppress(AttributeError):  # one of the object's own, which cannot be changed
+            match error:
+                case BaseExceptionGroup():
+                    for each in error.exceptions:
+                        self.tell(each)
+                case AttributeError():
+                    error.obj = self.wrap(error.obj)
+                case StopIteration():
+                    error.value, error.args = self.wrap(error.value), self.wrap(error.args)
+                case KeyError():
+                    error.args = self.wrap(error.args)
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
@@ -353,13 +359,17 @@ async def _aexit(self: _Proxy, kind: Any, exc: Any, tb: Any, /) -> Any:
 
 
 def _innermost(state: _State) -> Any:
-    """The block that this task has entered last, and now leaves."""
-    blocks = state.blocks.get(_task())
-    if not blocks:
-        raise RuntimeError(f"a block of {state.side.handle.path!r} is left in another task than it was entered in")
+    """The block that is left: the last that this task has entered or, if it has none, the only task that has any."""
+    task = _task()
+    if task not in state.blocks and len(state.blocks) == 1:
+        (task,) = state.blocks
+    blocks = state.blocks.get(task)
+    if blocks is None:
+        whose = "several other tasks have" if state.blocks else "was not"
+        raise RuntimeError(f"a block of {state.side.handle.path!r} is left that {whose} entered")
     block = blocks.pop()
     if not blocks:
-        del state.blocks[_task()]
+        del state.blocks[task]
     return block
 
 
