@@ -1054,6 +1054,29 @@ def test_kernel_revocation_names_the_holders_and_hangs_up(capsys: pytest.Capture
 
 
 @privileged
+def test_kernel_revocation_looks_at_devices_alone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else others have open is passed by, as to look at a file of a dead network file system lasts for ever."""
+    looked: list[str] = []
+    look = pathlib.Path.stat
+
+    def stat(path: pathlib.Path) -> os.stat_result:
+        looked.append(str(path))
+        return look(path)
+
+    with (
+        serial_line() as end,
+        pathlib.Path(end.path).open("rb") as device,
+        (tmp_path / "file").open("wb") as file,
+        subprocess.Popen(["sleep", "infinity"], stdin=file, stdout=device) as child,
+    ):
+        monkeypatch.setattr(pathlib.Path, "stat", stat)
+        assert main(["revoke", "--kernel", end.path]) == 1
+        child.kill()
+    assert f"/proc/{child.pid}/fd/1" in looked
+    assert f"/proc/{child.pid}/fd/0" not in looked
+
+
+@privileged
 def test_kernel_revocation_tells_whose_controlling_terminal_it_is(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

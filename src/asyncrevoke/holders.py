@@ -81,6 +81,8 @@ class HeldTerminal(KernelDriver):
         with contextlib.suppress(OSError):  # another user's
             for fd in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
+                    if "/dev/" not in str(fd.readlink()):
+                        continue  # to look at a file takes as long as its file system takes, which may have died
                     there = fd.stat()
                     if stat.S_ISCHR(there.st_mode) and there.st_rdev == self.number:
                         return True
