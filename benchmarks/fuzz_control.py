@@ -80,6 +80,7 @@ def request(rng: random.Random) -> dict[str, Any]:
     fields: dict[str, Any] = {"v": 1, "do": rng.choices(("list", "revoke", "watch", "attach"), (40, 40, 5, 15))[0]}
     for name, values in {
         "path": ("prey", "prey/1", "prey/2", "keep", "", "/dev/null", "nothing"),
+        "places": ([], [["c", 259]], [["b", 1], ["i", 2, 3]]),
         "reason": ("", "maintenance", "ü"),
         "grace": (0, 0.5, 86400),
         "timeout": (0, 30, None),
@@ -94,7 +95,7 @@ def request(rng: random.Random) -> dict[str, Any]:
 def wrong_types(rng: random.Random) -> bytes:
     fields = request(rng)
     for name in rng.sample(
-        ["v", "do", "path", "reason", "grace", "timeout", "who", "below", "extra"], rng.randint(1, 3)
+        ["v", "do", "path", "places", "reason", "grace", "timeout", "who", "below", "extra"], rng.randint(1, 3)
     ):
         if rng.random() < 0.2:
             fields.pop(name, None)

@@ -39,10 +39,22 @@ from test_stream import parked
 pytestmark = pytest.mark.anyio
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-NOBODY = 65534
 #: Values that the fields of a request may not have.
 WRONG: dict[str, tuple[Any, ...]] = {
     "path": (None, 1, [], {}, True),
+    "places": (
+        None,
+        "c",
+        {},
+        ["c", 1],
+        [["x", 1]],
+        [["c"]],
+        [["c", "1"]],
+        [["b", 1.5]],
+        [["i", 1]],
+        [["i", 1, [2]]],
+        [[[]]],
+    ),
     "who": (None, 0, "yes", []),
     "below": (None, 1, "true", {}),
     "grace": ("1", True, -1, 1e6, [], 10**30),
@@ -255,10 +267,13 @@ async def test_a_report_fits_in_a_line(path: str) -> None:
 
 
 async def test_who_takes_what_away_is_logged(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    """By the user's name, whatever comes of it."""
+    """By the user's name, whatever comes of it; what is not there is not."""
     caplog.set_level("INFO", "asyncrevoke")
-    async with served(path):
-        assert (await ask(path, line(do="revoke", path="alice")))[0]["error"] == "unknown-path"
+    async with served(path) as (registry, _):
+        alice = registry.root.open("alice")
+        assert alice.start_using()
+        await ask(path, b"".join(line(do="revoke", path=each, timeout=0) for each in ("bob", "alice")))
+        alice.stop_using()
     assert caplog.messages == [f"user {user_name(os.geteuid())!r} revokes 'alice'"]
 
 
@@ -326,6 +341,7 @@ async def test_a_watch_sleeps_while_nothing_happens(path: str, monkeypatch: pyte
         (b'{"v": 2, "v": 1, "do": "nothing", "do": "list", "path": 1, "path": "", "new": {}}\n', ["ok"]),
         (line(do="list", path="nothing") + line(do="revoke", path="nothing"), ["ok", "unknown-path"]),
         (line(do="revoke", path="") + line(do="revoke", path="/nothing\0"), ["unknown-path"] * 2),
+        (line(do="revoke", path="", places=[["c", 1], ["b", 10**30], ["i", -1, 2]]), ["unknown-path"]),
         (line(do="revoke") + line(do="watch", path=None), ["bad-request"] * 2),
         *(
             (
@@ -633,52 +649,117 @@ async def test_another_user_is_told_what_he_may(
         assert answers[-1]["message"].startswith("user 'nobody' may ")
 
 
-SENDS = """
-import os, socket, sys
-os.setgroups([int(sys.argv[2])])
-os.setgid(65534)
-os.setuid(65534)
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
-s.sendall(sys.stdin.buffer.read())
-s.shutdown(socket.SHUT_WR)
-for line in s.makefile():
-    print(line, end="")
+AS_DAEMON = """
+import anyio, os, sys
+from asyncrevoke.control.client import connect
+from asyncrevoke.control.lines import ControlError
+
+async def main():
+    await anyio.lowlevel.checkpoint()
+    os.setgroups([])
+    os.setgid(int(sys.argv[2]))
+    os.setuid(1)
+    async with await connect(sys.argv[1]) as control:
+        for path in sys.argv[3:]:
+            try:
+                print("done", (await control.revoke(path, "mine"))["report"]["released"])
+            except ControlError as error:
+                print(error.code, error)
+
+anyio.run(main)
 """
 
 
-async def ask_as_nobody(path: str, *requests: bytes) -> list[dict[str, Any]]:
-    """What a member of the group is answered, who is not the owner."""
+async def revoked_as_daemon(path: str, *asked: pathlib.Path | str) -> list[str]:
+    """What a member of the group is answered who is not the owner, and looks paths up with rights of his own."""
     gid = str(grp.getgrnam("daemon").gr_gid)
-    run = await anyio.run_process([sys.executable, "-c", SENDS, path, gid], input=b"".join(requests), stderr=None)
-    return [json.loads(each) for each in run.stdout.splitlines()]
+    words = [sys.executable, "-c", AS_DAEMON, path, gid, *map(str, asked)]
+    return (await anyio.run_process(words, stderr=None)).stdout.decode().splitlines()
 
 
 @as_root
-async def test_another_user_may_not_revoke_by_path(path: str) -> None:
-    """Not even a device whose file he owns; and paths are not looked up for him: what is there, he is not told."""
+@pytest.mark.parametrize("what", ["node", "link", "folder", "hard link", "second node"])
+async def test_another_user_may_revoke_by_path_what_is_his(path: str, what: str) -> None:
+    """As by revoke(2): a member of the group who owns a device hangs it up for all; its name stays, and what is not his."""
     with tempfile.TemporaryDirectory() as folder:
-        node = pathlib.Path(folder, "node")
-        node.touch()
-        os.chown(node, NOBODY, -1)
+        place = pathlib.Path(folder)
+        place.chmod(0o711)
+        os.mknod(place / "node", stat.S_IFIFO | 0o600)
+        if what == "second node":
+            (place / "node").unlink()
+            for each in "node", "second node":
+                os.mknod(place / each, stat.S_IFCHR | 0o600, os.makedev(7, 0))
+        else:
+            os.link(place / "node", place / "hard link")
+        os.chown(place / "node", 1, -1)
+        (place / "link").symlink_to("node")
+        (place / "folder").mkdir()
+        (place / "folder" / "link").symlink_to("../node")
         async with awake(), served(path, group="daemon") as (registry, _):
-            alice = registry.name("lab", node).open("alice")
-            asked = [str(node), folder, f"{folder}/nothing", "lab", ""]
-            answers = await ask_as_nobody(path, *(line(do="revoke", path=each, below=True) for each in asked))
-            message = "user 'nobody' may look: to take away is for the owner and root"
-            assert answers == [{"error": "forbidden", "message": message}] * len(asked)
-            assert not alice.revoked
+            lab = registry.name("lab", place / "node")
+            alice, other = lab.open("alice"), registry.name("other").open()
+            assert await revoked_as_daemon(path, place / what) == ["done 2"]
+            assert (alice.reason, lab.revoked, other.revoked) == ("mine", False, False)
+
+
+@as_root
+async def test_another_user_may_not_revoke_what_is_not_his(path: str) -> None:
+    """Whatever he owns that leads there, or where his own was; what is no device, and what is told by its name alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        place.chmod(0o711)
+        (place / "both").mkdir()
+        os.mknod(place / "theirs", stat.S_IFCHR | 0o600, os.makedev(7, 0))
+        os.mknod(place / "his node of that number", stat.S_IFCHR | 0o600, os.makedev(7, 0))
+        for name in "his", "no device", "exchanged", "gone":
+            (place / name).touch()
+        (place / "his link").symlink_to("theirs")
+        for name in "his", "theirs":
+            (place / "both" / name).symlink_to(place / name)
+        for each in place.iterdir():
+            if each.name != "theirs":
+                os.chown(each, 1, -1, follow_symlinks=False)
+        async with awake(), served(path, group="daemon") as (registry, _):
+            files = [registry.name(name, place / name).open("file") for name in ("his", "theirs", "exchanged", "gone")]
+            (place / "exchanged").rename(place / "moved")
+            (place / "exchanged").touch()
+            (place / "gone").unlink()
+            os.mknod(place / "gone", stat.S_IFCHR | 0o600, os.makedev(7, 0))
+            asked = [
+                "theirs",
+                "his link",
+                "his node of that number",
+                "no device",
+                "exchanged",
+                "moved",
+                "gone",
+                "both",
+                "",
+            ]
+            asked = [*(str(place / each) for each in asked), f"{place}/nothing", "lab", "his", "his/file", ""]
+            answers = await revoked_as_daemon(path, *asked)
+            message = (
+                "forbidden user 'daemon' may look: to take away is for the owner of this server and root, and by its path a"
+                " device is for the owner of its file"
+            )
+            assert answers == [message] * len(asked)
+            assert not any(file.revoked for file in files)
 
 
 async def test_the_owner_is_told_what_a_path_leads_to(path: str, tmp_path: pathlib.Path) -> None:
-    """A folder of devices is taken with one request; of one without any there is nothing to take."""
-    (tmp_path / "node").touch()
-    (tmp_path / "empty").mkdir()
+    """A folder of devices is taken with one request; in one without any, or with too much in it, there is nothing to take."""
+    for name in "devices", "empty", "many":
+        (tmp_path / name).mkdir()
+    (tmp_path / "devices" / "node").touch()
+    for number in range(1001):
+        (tmp_path / "many" / str(number)).touch()
     async with served(path) as (registry, _), await connect(path) as control:
-        file = registry.name("lab", tmp_path / "node").open()
+        file = registry.name("lab", tmp_path / "devices" / "node").open()
         with pytest.raises(ControlError, match="nothing is open at"):
             await control.revoke(str(tmp_path / "empty"))
-        assert (await control.revoke(str(tmp_path), below=True))["report"]["released"] == 2
+        with pytest.raises(ControlError, match=r"more than 1000 files are below .*many': give a path nearer"):
+            await control.revoke(str(tmp_path / "many"))
+        assert (await control.revoke(str(tmp_path / "devices"), below=True))["report"]["released"] == 2
         assert file.revoked
 
 

@@ -34,7 +34,9 @@ from ._offloop import OffLoop as OffLoop
 from ._offloop import off_loop as off_loop
 from ._registry import Key as Key
 from ._registry import Name as Name
+from ._registry import Place as Place
 from ._registry import Registry as Registry
+from ._registry import places as places
 from ._revocation import Report as Report
 from ._revocation import Revocation as Revocation
 from ._revocation import User as User

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
+import pathlib
 import stat
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -24,9 +26,10 @@ from ._stream import Face
 
 Hangup = Callable[[int], Awaitable[object] | None]
 Path = str | os.PathLike[str]
+#: What is the same by whatever path: ("c", number) or ("b", number) of a device, ("i", device, number) of any other inode.
+Place = tuple[str, *tuple[int, ...]]
 
-_INODE = 0  # how a place begins that is no device
-_MOST = 4096  # files that are looked at below a directory
+_MOST = 1000  # files that are looked at below a directory; their places fit into a line of the control protocol
 
 
 class Generation(Revokable):
@@ -50,7 +53,7 @@ class Name(Revokable):
     :param options: as for `Revokable`; `release` runs when the name itself is gone
     """
 
-    __slots__ = ("__weakref__", "_current", "_hangup", "_inode", "_queue", "_waiting", "_while_draining")
+    __slots__ = ("__weakref__", "_current", "_file", "_hangup", "_inode", "_queue", "_waiting", "_while_draining")
 
     def __init__(
         self,
@@ -68,7 +71,8 @@ class Name(Revokable):
         self._queue = queue
         self._waiting = 0
         self._hangup = hangup
-        self._inode: Callable[[], object] | None = None  # lets go of the file that a registry knows it by
+        self._file: tuple[str, int, int] | None = None  # by which a registry knows it: path, device, inode
+        self._inode: Callable[[], object] | None = None  # lets go of that file
         self._current = Generation(0, name)  # before the first
         self._current.revoke()
 
@@ -149,6 +153,15 @@ class Name(Revokable):
                     await old._acts[0]._until(lambda old=old: old.released)  # type: ignore[misc]  # of this one, whatever comes next
                 finally:
                     self._waiting -= 1
+
+    def _owner(self) -> int:
+        """Of that file, now: root, if another is there, or its owner has no number here, as many have not in a container."""
+        path, *inode = self._file or ("",)
+        with contextlib.suppress(OSError):
+            status = pathlib.Path(path).stat()
+            if [status.st_dev, status.st_ino] == inode and status.st_uid != _nobody():
+                return status.st_uid
+        return 0
 
     def _gone(self) -> None:
         if self._inode is not None:
@@ -246,7 +259,7 @@ class Registry:
         self.root = Revokable(name)
         self._keys: weakref.WeakValueDictionary[tuple[str, ...], Key] = weakref.WeakValueDictionary()
         self._names: weakref.WeakValueDictionary[str, Name] = weakref.WeakValueDictionary()
-        self._places: weakref.WeakValueDictionary[tuple[int, ...], Name | Generation] = weakref.WeakValueDictionary()
+        self._places: weakref.WeakValueDictionary[Place, Name | Generation] = weakref.WeakValueDictionary()
         self._numbers = itertools.count(1)
 
     def __getitem__(self, key: str | tuple[str, ...]) -> Revokable:
@@ -284,18 +297,20 @@ class Registry:
         """
         self.root._admit_child()
         with contextlib.ExitStack() as looking:
-            place: tuple[int, ...] = ()
+            place: Place | None = None
             if path is not None:
                 fd = os.open(path, os.O_PATH)
                 looking.callback(os.close, fd)
-                place, _ = _place(fd)
-            for what, taken in (name, self._names.get(name)), (path, self._places.get(place)):
+                status = os.fstat(fd)
+                place = _place(status)
+            for what, taken in (name, self._names.get(name)), (path, place and self._places.get(place)):
                 if taken is not None and not taken.revoked:
                     raise ValueError(f"{what!r} is taken, by {taken!r}: revoke that first, or choose another")
             node = kind(name, **options)
-            if place:
+            if path is not None and place is not None:
                 self._places[place] = node
-                if place[0] == _INODE:
+                node._file = str(pathlib.Path(path).absolute()), status.st_dev, status.st_ino
+                if place[0] == "i":
                     node._inode = weakref.finalize(node, looking.pop_all().close)
         node._join((self.root,))
         self._names[name] = node
@@ -306,10 +321,11 @@ class Registry:
 
         :param fd: open on the device. If it was added by a path, under another name, that one stays the one to be found
         """
-        place, _ = _place(fd)
-        known = self._places.get(place)
+        status = os.fstat(fd)
+        known = self._places.get(place := _place(status))
         if not isinstance(known, Name) or known.revoked:
             self._places[place] = name.current
+            name._file = str(pathlib.Path(f"/proc/self/fd/{fd}").readlink()), status.st_dev, status.st_ino
 
     def find(self, what: Path | int | Revokable | Face) -> Name:
         """The device of that name; that a path leads to; of that device number (`st_rdev`); that a handle is open on.
@@ -321,23 +337,14 @@ class Registry:
         if isinstance(what, Face | Revokable):
             found = self._device(what.handle if isinstance(what, Face) else what)
         elif isinstance(what, int):
-            found = self._placed((stat.S_IFCHR, what)) or self._placed((stat.S_IFBLK, what))
+            found = self._placed(("c", what)) or self._placed(("b", what))
         else:
-            found = self._named(what) or self._at(what)[0]
+            found = self._named(what) or self._placed(_place(pathlib.Path(what).stat()))
         if found is None:
             raise LookupError(f"{what!r} leads to no device of this registry")
         return found
 
-    def _at(self, path: Path) -> tuple[Name | None, int]:
-        """The live device that a path leads to, and whose it is: by one look, lest it be replaced between two."""
-        fd = os.open(path, os.O_PATH)
-        try:
-            place, owner = _place(fd)
-        finally:
-            os.close(fd)
-        return self._placed(place), owner
-
-    def _placed(self, place: tuple[int, ...]) -> Name | None:
+    def _placed(self, place: Place) -> Name | None:
         known = self._places.get(place)
         return None if known is None or known.revoked else self._device(known)
 
@@ -346,26 +353,6 @@ class Registry:
         while node is not None and not isinstance(node, Name):
             node = node.parent
         return None if node is None or node.revoked or self._names.get(node.name) is not node else node
-
-    def _all_at(self, path: Path, uid: int | None) -> list[Name]:
-        """The live devices that a path and all below it lead to, in the order in which they were added."""
-        looks = [self._at(path)]
-        for number, entry in enumerate(_below(path)):
-            if number == _MOST:
-                raise LookupError(
-                    f"more than {_MOST} files are below {os.fspath(path)!r}: give a path nearer to the device"
-                )
-            with contextlib.suppress(OSError):  # it leads nowhere, or has just gone
-                looks.append(self._at(entry))
-        found = {name for name, _ in looks if name is not None}
-        if not found:
-            raise LookupError(f"neither {os.fspath(path)!r} nor anything below it leads to a device of this registry")
-        for name, owner in looks:
-            if name is not None and uid not in (None, 0, owner):
-                raise PermissionError(
-                    errno.EPERM, f"only the owner of its file and root may revoke {name.name!r}", os.fspath(path)
-                )
-        return [name for name in self._names.values() if name in found]
 
     def _named(self, what: object) -> Name | None:
         name = self._names.get(what) if isinstance(what, str) else None
@@ -389,21 +376,33 @@ class Registry:
             return self.hangup(what[0], reason, grace=grace)
         return self[tuple(os.fspath(part) for part in what)].revoke(reason, grace=grace)
 
-    def hangup(self, path: Path, reason: str = "", *, grace: float = 0.0, uid: int | None = None) -> Revocation:
+    def hangup(
+        self, path: Path | Iterable[Place], reason: str = "", *, grace: float = 0.0, uid: int | None = None
+    ) -> Revocation:
         """Hang up the device that a path leads to, as revoke(2); of a directory, all that its files lead to.
 
         So ``"/dev/serial/by-id"`` is whatever its links lead to now, and ``"/run/lab"`` all devices whose nodes are in it
         or in directories below. Links to directories are not entered, but `path` may be one.
 
-        :param uid: the user who asks, where it is not this process: he must own each device file that it leads to, whosever
-            the links and directories are, or be root. Not to be relied on against users who may mount: with a user namespace
-            one owns terminals of any number, and a path of theirs can take long to look up
+        :param path: a path, or what `places` has found at it: in another thread, or in the process that asks
+        :param uid: the user who asks, where it is not this process: he must be root, or own the file by which each of the
+            devices was added here, whosever the files are that he has found it by
         :raises LookupError: if no device of this registry is there, or there are too many files to look at
         :raises PermissionError: if one of them is not the user's; then nothing has changed
-        :raises OSError: if nothing is at that path at all
+        :raises OSError, ValueError: if nothing is at that path at all, or it can be none
         """
-        found = self._all_at(path, uid)
-        return revoke_all([name.ending() for name in found], reason, grace=grace)
+        if isinstance(path, str | os.PathLike):
+            what, path = os.fspath(path), places(path)
+        else:
+            what = "what was looked up"
+        found = {self._placed(place) for place in path}
+        if found <= {None}:
+            raise LookupError(f"neither {what!r} nor anything below it leads to a device of this registry")
+        for name in found:
+            if name is not None and uid not in (None, 0, name._owner()):
+                raise PermissionError(errno.EPERM, f"only the owner of its file and root may revoke {name.name!r}")
+        in_order = [name.ending() for name in self._names.values() if name in found]
+        return revoke_all(in_order, reason, grace=grace)
 
     def frevoke(self, handle: Revokable | Face, reason: str = "", *, grace: float = 0.0) -> Revocation:
         """Hang up the device that `handle` is open on, for all who have it open, as frevoke(2).
@@ -418,14 +417,37 @@ class Registry:
         return device.hangup(reason, grace=grace)
 
 
-def _place(fd: int) -> tuple[tuple[int, ...], int]:
-    """What is the same for every path that leads to one thing, the device number or the inode; and its owner."""
-    status = os.fstat(fd)
-    if not stat.S_ISCHR(status.st_mode) and not stat.S_ISBLK(status.st_mode):
-        return (_INODE, status.st_dev, status.st_ino), status.st_uid
-    # Anybody can bring a stick with a node of any number and owner on it, and have it mounted, but not with "dev".
-    owner = 0 if os.fstatvfs(fd).f_flag & os.ST_NODEV else status.st_uid
-    return (stat.S_IFMT(status.st_mode), status.st_rdev), owner
+def places(path: Path) -> list[Place]:
+    """What a path leads to and, if it is a directory, all that the files in it and below lead to: for `Registry.hangup`.
+
+    Each is found by one look, lest it be replaced between two. It takes as long as the file systems take, of which one may
+    have died: so have it run in the process that asks, or in a thread.
+
+    :raises LookupError: if there are more than 1000 files to look at
+    :raises OSError, ValueError: if nothing is at that path at all, or it can be none
+    """
+    found = [_place(pathlib.Path(path).stat())]
+    for number, entry in enumerate(_below(path)):
+        if number == _MOST:
+            raise LookupError(
+                f"more than {_MOST} files are below {os.fspath(path)!r}: give a path nearer to the device"
+            )
+        with contextlib.suppress(OSError):  # it leads nowhere, or has just gone
+            found.append(_place(pathlib.Path(entry).stat()))
+    return list(dict.fromkeys(found))
+
+
+def _place(status: os.stat_result) -> Place:
+    for letter, is_device in ("c", stat.S_ISCHR), ("b", stat.S_ISBLK):
+        if is_device(status.st_mode):
+            return letter, status.st_rdev
+    return "i", status.st_dev, status.st_ino
+
+
+@functools.cache
+def _nobody() -> int:
+    """Who is said to own what belongs to users that have no number in this user namespace."""
+    return int(pathlib.Path("/proc/sys/kernel/overflowuid").read_text())
 
 
 def _below(path: Path) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from asyncrevoke import FdStream
+from asyncrevoke import FdStream, Place, off_loop, places
 from asyncrevoke.control.lines import VERSION, ControlError, Lines
 
 Record = dict[str, Any]
@@ -77,13 +77,15 @@ class Control(anyio.abc.AsyncResource):
     ) -> Record:
         """Take away what is at `path`, and wait until it is gone, or for so long.
 
-        :param path: of a node as listed; in the file system, of a device, or a directory of some, which are hung up
+        :param path: of a node as listed; else, if it begins with a slash, of a device in the file system, or a directory of
+            some, which are hung up. It is looked up here, with the rights of this process, by a thread
         :param below: all below it, and not the node itself; of "", everything
         :param timeout: seconds, or None for a day; then `done` is false, `stragglers` tells who is inside, and it goes on
         :returns: `done`, `report` and `stragglers`
         """
         last: Record = {}
-        fields = {"path": path, "below": below, "reason": reason, "grace": grace, "timeout": timeout}
+        found = await off_loop(lambda: _places(path)) if path.startswith("/") else []
+        fields = {"places": found, "path": path, "below": below, "reason": reason, "grace": grace, "timeout": timeout}
         async for record in self.request("revoke", **fields):
             last = record
         return last
@@ -131,6 +133,15 @@ class Control(anyio.abc.AsyncResource):
     def _raise(self, record: Record) -> None:
         if "error" in record:
             raise ControlError(str(record["error"]), str(record.get("message", "")))
+
+
+def _places(path: str) -> list[Place]:
+    try:
+        return places(path)
+    except LookupError as exc:
+        raise ControlError("bad-request", str(exc)) from exc
+    except (OSError, ValueError):
+        return []  # it may be a name
 
 
 class _Answer(AsyncIterator[Record]):

@@ -2,7 +2,7 @@
 
 It runs in the loop of the service whose registry it serves. Who may connect is told by the socket's mode, and asked of the
 kernel for every connection (SO_PEERCRED, SO_PEERGROUPS): the owner of this process, root, and the members of one group, who
-may look but not take away. As revoke(2): from another process, the owner or root.
+may look, but take away, as by revoke(2), only devices whose files they own.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from asyncrevoke import (
     Event,
     FdStream,
     Name,
+    Place,
     Registry,
     Revocation,
     Revokable,
@@ -111,6 +112,26 @@ class Request:
         if not isinstance(value, str):
             raise ControlError("bad-request", "'path' must be text, as 'list' tells it")
         return value
+
+    def places(self) -> list[Place]:
+        """The field `places`: what a path in the file system leads to, as `asyncrevoke.places` gives it; none if it is left out.
+
+        :raises ControlError: "bad-request"
+        """
+        found: list[Place] = []
+        value = self.fields.get("places", [])
+        for each in value if isinstance(value, list) else [value]:
+            match each:
+                case ["c" | "b" as letter, int(number)]:
+                    found.append((letter, number))
+                case ["i", int(device), int(number)]:
+                    found.append(("i", device, number))
+                case _:
+                    raise ControlError(
+                        "bad-request",
+                        '\'places\' must be a list of ["c", number], ["b", number], ["i", device, number]',
+                    )
+        return found
 
     def number(self, name: str, default: float, most: float) -> float:
         """A field that is a number from 0 to `most`; null stands for `most`.
@@ -400,14 +421,10 @@ class _Server:
                     yield encode({"user": _user(user)})
 
     async def _revoke(self, request: Request) -> Mapping[str, Any]:
-        if not request.peer.owner:
-            raise ControlError(
-                "forbidden", f"user {request.peer.name!r} may look: to take away is for the owner and root"
-            )
-        path, below, reason = request.path(), request.flag("below"), request.text("reason", "")
+        reason = request.text("reason", "")
         grace, timeout = request.number("grace", 0.0, 86400.0), request.number("timeout", 30.0, 86400.0)
-        logger.info("user %r revokes %r", request.peer.name, short(path))
-        act = self._begin(path, below, reason, grace)
+        act = self._begin(request, reason, grace)
+        logger.info("user %r revokes %r", request.peer.name, short(request.path()))
         with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
             await act
         report = act.report
@@ -426,15 +443,21 @@ class _Server:
             "stragglers": [_user(user, 1_000) for user in act.stragglers()[:5]],
         }
 
-    def _begin(self, path: str, below: bool, reason: str, grace: float) -> Revocation:
-        found = self._find(path, below)
+    def _begin(self, request: Request, reason: str, grace: float) -> Revocation:
+        path, below, places, peer = request.path(), request.flag("below"), request.places(), request.peer
+        found = self._find(path, below) if peer.owner else []
         # What is revoked already can be hurried, and waited for.
         found = [node for node in found if not node.revoked] or [node for node in found if not node.released]
         if found:
             return revoke_all(found, reason, grace=grace)
-        if path.startswith("/"):
-            with contextlib.suppress(LookupError, OSError, ValueError):
-                return self._registry.revoke(path, reason=reason, grace=grace)
+        with contextlib.suppress(LookupError, PermissionError):
+            return self._registry.hangup(places, reason, grace=grace, uid=None if peer.owner else peer.uid)
+        if not peer.owner:
+            raise ControlError(
+                "forbidden",
+                f"user {peer.name!r} may look: to take away is for the owner of this server and root, and by its path a device"
+                " is for the owner of its file",
+            )
         raise ControlError(
             "unknown-path",
             f"nothing is open at {short(path)!r}: `asyncrevoke ls --who`, or the request 'list', tells what is",
