@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import pathlib
 import platform
@@ -26,11 +27,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from asyncrevoke import Revokable, RevokedError
+from asyncrevoke import Revocation, Revokable, RevokedError
 from asyncrevoke.adapters import descriptor as adapter
 from asyncrevoke.adapters import sleepers
 from asyncrevoke.adapters.descriptor import Descriptor
 from asyncrevoke.testing import Subject, check_revokable
+from operations import asyncio_only
 from test_stream import parked, start
 
 pytestmark = pytest.mark.anyio
@@ -288,10 +290,35 @@ async def test_all_who_sleep_on_it_wake() -> None:
 
 
 def test_none_is_overlooked_while_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel ends a listing of threads at one that dies in that moment: the third is missing, until none dies."""
-    listings = iter([[1, 2], [1, 3, 4], [1, 3, 5], [1, 3, 5, 6]])
+    """The kernel breaks a listing of threads off where one dies, before it or behind it: until none does."""
+    listings = iter([[1, 3], [1, 2, 3], [1, 3, 5], [1, 3, 5], [1, 3, 5, 6]])
     monkeypatch.setattr(pathlib.Path, "iterdir", lambda task: (task / str(each) for each in next(listings)))
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda _: "Name:\tThreads:\nThreads:\t3\n")
     assert sleepers._threads() == {1, 3, 5}
+
+
+async def test_whatever_a_thread_is_called() -> None:
+    """Its name stands among the numbers that are read."""
+
+    def called(name: str) -> bytes:
+        pathlib.Path("/proc/thread-self/comm").write_text(name)
+        return os.read(fd, 10)
+
+    with held(pipe_to_read) as (fd, _):
+        foreign = [Foreign(functools.partial(called, name)) for name in ("SigPnd:", "SigBlk:\tx", "\nSigPnd:\tx")]
+        for each in foreign:
+            await each.asleep("read")
+        await Descriptor(fd).revoke()
+        assert [await each.ended() for each in foreign] == [b""] * 3
+
+
+def test_a_worker_of_io_uring_is_no_sleeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no stack, and the registers of the thread that it was made by, which may have been in a call on the file."""
+    monkeypatch.setattr(sleepers, "_threads", lambda: {1})
+    read = f"{NUMBERS['read']} 0x5 0x1000 0xa 0x0 0x0 0x0"
+    for stack, found in ("0x7ffc7b7964a8 0x7fc9023162ad", [1]), ("0x0 0x0", []):
+        monkeypatch.setattr(pathlib.Path, "read_text", lambda _, stack=stack: f"{read} {stack}")
+        assert sleepers.on(5) == found
 
 
 async def test_who_sleeps_on_the_tombstone_is_not_waited_for() -> None:
@@ -621,6 +648,21 @@ async def test_what_comes_under_the_number_while_sets_are_looked_through_is_left
         os.close(other)
 
 
+async def test_a_set_that_had_another_file_of_the_inode_keeps_it() -> None:
+    """All of eventfd have one: what a copy has kept in a set, under this number, is not this one."""
+    with select.epoll() as epoll:
+        kept, new = os.eventfd(0), os.eventfd(0)
+        number = os.dup(kept)
+        epoll.register(number, select.EPOLLIN)
+        os.dup2(new, number)
+        await Descriptor(number).revoke()
+        assert epoll.poll(0) == []
+        os.eventfd_write(kept, 1)
+        assert epoll.poll(0) == [(number, select.EPOLLIN)]
+        for fd in number, kept, new:
+            os.close(fd)
+
+
 @pytest.mark.parametrize("missing", ["F_DUPFD_QUERY", "kcmp"])
 async def test_a_file_is_known_again_on_older_kernels(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     """By kcmp(2), where a container does not forbid it; and where nothing tells, a descriptor is refused."""
@@ -641,6 +683,56 @@ async def test_a_file_is_known_again_on_older_kernels(monkeypatch: pytest.Monkey
         assert os.read(fd, 10) == b""
         assert os.path.samestat(os.fstat(copy), os.fstat(other))
         os.close(copy)
+
+
+async def test_what_may_last_is_done_by_a_thread(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last close of a line or a connection waits for its output, and each close of a file for its server."""
+    done: list[tuple[str, bool]] = []
+
+    def noting(name: str) -> Callable[..., Any]:
+        call, loop = getattr(os, name), threading.get_ident()
+
+        def noted(*args: Any) -> Any:
+            done.append((name, threading.get_ident() == loop))
+            return call(*args)
+
+        return noted
+
+    (tmp_path / "file").write_bytes(b"data")
+    with held(connection) as (first, _), (tmp_path / "file").open("rb", buffering=0) as file:
+        for name in "close", "dup2":
+            monkeypatch.setattr(os, name, noting(name))
+        descriptors = Descriptor(first), Descriptor(file)
+        os.dup2(0, first)
+        done.clear()
+        await descriptors[0].revoke()
+        assert {where for what, where in done if what == "close"} == {False}
+        await descriptors[1].revoke()
+        assert {where for what, where in done if what == "dup2"} == {False}
+        assert file.read() == b""
+        monkeypatch.undo()
+
+
+@asyncio_only
+async def test_from_a_callback_of_the_loop_nobody_waits() -> None:
+    """As by `revoke_threadsafe`: there is no task, and the loop goes on while a thread that no signal wakes sleeps on."""
+
+    def deaf() -> object:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+        return os.read(fd, 10)
+
+    with held(pipe_to_read) as (fd, far):
+        descriptor = Descriptor(fd)
+        foreign = Foreign(deaf)
+        await foreign.asleep("read")
+        acts: list[Revocation] = []
+        asyncio.get_running_loop().call_soon(lambda: acts.append(descriptor.revoke()))
+        while not acts:
+            await anyio.lowlevel.checkpoint()
+        assert not acts[0].done()
+        os.write(far, b"late")
+        await acts[0]
+        assert await foreign.ended() == b"late"
 
 
 @each
@@ -866,6 +958,13 @@ async def test_what_is_not_open_is_refused() -> None:
         assert caught.value.errno == errno.EBADF
     with pytest.raises(AttributeError, match="fileno"):
         Descriptor("ttyUSB0")  # type: ignore[arg-type]
+
+
+def test_numbers_of_another_namespace_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A /proc that was mounted in another pid namespace numbers threads otherwise."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with held(pipe_to_read) as (fd, _), pytest.raises(OSError, match="another pid namespace"):
+        Descriptor(fd)
 
 
 async def test_a_name_of_a_file_is_refused() -> None:

@@ -28,7 +28,7 @@ import anyio.abc
 import anyio.lowlevel
 import pytest
 
-from asyncrevoke import Name, Revocation, Revokable, RevokedError, answers, revoke_all
+from asyncrevoke import Name, Revocation, Revokable, RevokedError, answers, revoke_all, revoke_threadsafe
 from asyncrevoke.adapters import pty
 from asyncrevoke.adapters.pty import PtySession, PtyStream, open_pty
 from asyncrevoke.testing import Subject, check_revokable
@@ -985,6 +985,21 @@ async def test_hang_up_is_seen_before_the_end(tmp_path: pathlib.Path) -> None:
     assert log.read_text().split()[-1] == "cleaned"
     assert log.read_text().count("cleaned") == 1
     assert session.returncode == 3
+
+
+@loops
+@on_asyncio
+@pytest.mark.parametrize("how", ["callback", "thread"])
+async def test_hang_up_from_elsewhere_is_the_same(how: str) -> None:
+    """In a callback of the loop there is no task, but a loop that can wait: the program is not killed."""
+    program = "trap 'sleep 0.2; exit 3' HUP; echo ready; sleep 1000 & wait"
+    async with open_pty(["sh", "-c", program], kill_after=20) as session:
+        await until(session.open(), b"ready")
+        if how == "callback":
+            asyncio.get_running_loop().call_soon(session.node.revoke)
+        else:
+            await anyio.to_thread.run_sync(revoke_threadsafe, session.node)
+        assert await session.wait() == 3
 
 
 @loops

@@ -31,6 +31,7 @@ from ._observe import Event as Event
 from ._observe import log_events as log_events
 from ._observe import observe as observe
 from ._offloop import OffLoop as OffLoop
+from ._offloop import in_loop as in_loop
 from ._offloop import off_loop as off_loop
 from ._registry import Key as Key
 from ._registry import Name as Name

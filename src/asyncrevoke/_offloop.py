@@ -1,4 +1,4 @@
-"""Blocking calls, off the loop: `off_loop`."""
+"""Blocking calls, off the loop: `off_loop`; and whether there is one: `in_loop`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ import anyio
 from . import _loop
 
 T = TypeVar("T")
+
+
+def in_loop() -> bool:
+    """Whether an event loop runs in this thread: also in a callback of it, where no task does."""
+    return _loop.current() is not None
 
 
 def off_loop(call: Callable[[], T], *, late: Callable[[T], object] | None = None, patience: float = 0.0) -> OffLoop[T]:

@@ -31,7 +31,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from asyncrevoke import OffLoop, Owner, Revocation, Revokable, handle_of, off_loop, revoke_threadsafe
+from asyncrevoke import OffLoop, Owner, Revocation, Revokable, handle_of, in_loop, off_loop, revoke_threadsafe
 from asyncrevoke.adapters import sleepers
 from asyncrevoke.adapters.tty import TIOCVHANGUP
 from asyncrevoke.answers import Answers
@@ -55,7 +55,7 @@ class Descriptor(anyio.abc.AsyncResource):
     """A descriptor that others use by its number: ``Descriptor(fd).revoke("unplugged")``
 
     When the revocation is complete, those that slept on the file in read, write, poll, select, epoll and so on have met the
-    tombstone. What has the file by another number (dup, fork) or by io_uring keeps it; so hang up or shut down the device,
+    tombstone. What has the file by another number (dup, fork), by io_uring or io_submit keeps it; so hang up or shut down the device,
     too.
 
     The number is its holder's to close, before or after. This keeps the file open until it is revoked or closed itself, to
@@ -65,7 +65,8 @@ class Descriptor(anyio.abc.AsyncResource):
 
     Its limits:
 
-    - Who closes the number in the very moment in which it is replaced may lose what comes under it.
+    - Who closes the number in the very moment in which it is replaced may lose what comes under it; who changes what a
+      set of epoll is to tell of it may be told that it is not there.
     - A thread that blocks SIGURG can only be seen to sleep on the file. It is waited for, until the number is closed; to
       end it a connection is shut down, or a terminal hung up, for all who have it. If it was just about to sleep, it may
       still do so when the revocation is complete.
@@ -118,7 +119,9 @@ class Descriptor(anyio.abc.AsyncResource):
                 raise NotImplementedError(
                     "open files cannot be told apart: needs Linux 6.10, or kcmp(2), which is forbidden here"
                 )
-            self._tombstone = _tombstone(is_socket=stat.S_ISSOCK(os.fstat(self._file).st_mode))
+            kind = stat.S_IFMT(os.fstat(self._file).st_mode)
+            self._is_regular = kind in (stat.S_IFREG, stat.S_IFDIR)
+            self._tombstone = _tombstone(is_socket=kind == stat.S_IFSOCK)
             ours.callback(os.close, self._tombstone)
             self._spare = ours.enter_context(pathlib.Path("/proc/self/stat").open("rb"))
             self.handle = handle_of(
@@ -127,6 +130,9 @@ class Descriptor(anyio.abc.AsyncResource):
             self._ours = ours.pop_all()
         self._lent = Revokable("lent")  # whose children carry the news into the loop's thread
         self._process = os.getpid()
+        self._others: list[
+            tuple[int, bytes]
+        ] = []  # registrations of files with the same inode, as all of eventfd have one
         self._woken: OffLoop[None] | None = None
 
     async def lend(self, function: Callable[[int], T]) -> T:
@@ -172,17 +178,25 @@ class Descriptor(anyio.abc.AsyncResource):
         if node is not self.handle or not _same(self._file, self.fd):
             return  # something else is taken away; or its holder has closed it
         self._spare.close()  # /proc is not to be read without a free descriptor
-        registered: list[tuple[int, bytes]] = []
-        with suppress(OSError):  # somebody else has it by now: the thread looks again
-            registered += (each for each in self._registered() if _epoll_ctl(_DEL, self.fd, *each))
-        if not _same(self._file, self.fd):
-            return  # he has closed it just now
-        os.dup2(self._tombstone, self.fd, os.get_inheritable(self.fd))
-        self._register(registered)
+        if not self._is_regular:
+            self._replace()
         try:
             self._woken = off_loop(self._wake)
         except RuntimeError:  # without a loop, or with no thread to be had
             self._wake()
+
+    def _replace(self) -> None:
+        moved: list[tuple[int, bytes]] = []
+        with suppress(OSError):  # somebody else has that descriptor by now: it is looked for once more
+            for each in self._registered():
+                if _epoll_ctl(_DEL, self.fd, *each):
+                    moved.append(each)
+                else:
+                    self._others.append(each)
+        if not _same(self._file, self.fd):
+            return  # he has closed it just now
+        os.dup2(self._tombstone, self.fd, os.get_inheritable(self.fd))
+        self._register(moved)
 
     def _registered(self) -> Iterator[tuple[int, bytes]]:
         """Its registrations in sets of epoll: but those that a child has from its parent are its parent's."""
@@ -196,6 +210,8 @@ class Descriptor(anyio.abc.AsyncResource):
     def _wake(self) -> None:
         """See that all leave the call that they are in. It may outlast the loop: so this, and nobody else, closes the file."""
         with self._ours:
+            if self._is_regular:
+                self._replace()  # which may last: it flushes the file, as each close does, to a server that may be slow
             threads = sleepers.perhaps_on(self.fd)
             sleepers.wake(threads)
             pause = 0.001
@@ -204,8 +220,8 @@ class Descriptor(anyio.abc.AsyncResource):
                     self._end_the_device()
                 time.sleep(pause)
                 pause = min(2 * pause, _STUBBORN)
-            if self._buried():
-                self._register(self._registered())  # they may have been in epoll_ctl
+            if self._buried():  # they may have been in epoll_ctl
+                self._register(each for each in self._registered() if each not in self._others)
 
     def _buried(self) -> bool:
         """Whether the number means the tombstone, and not what came under it when its holder had closed it."""
@@ -218,15 +234,18 @@ class Descriptor(anyio.abc.AsyncResource):
             fcntl.ioctl(self._file, TIOCVHANGUP)
 
     def _release(self) -> Awaitable[None] | None:
-        if self._woken is None:
+        woken = self._woken
+        try:
+            woken = woken or off_loop(
+                self._ours.close
+            )  # the last close of a line, or a connection, may wait for its output
+        except RuntimeError:
             self._ours.close()
             return None
-        try:
-            anyio.lowlevel.current_token()
-        except RuntimeError:  # no loop that could wait
-            self._woken.result()
+        if not in_loop():
+            woken.result()
             return None
-        return self._woken
+        return woken
 
 
 def _tombstone(*, is_socket: bool) -> int:

@@ -25,7 +25,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from asyncrevoke import FdStream, Revocation, Revokable, Shared, SharedStream
+from asyncrevoke import FdStream, Revocation, Revokable, Shared, SharedStream, in_loop
 from asyncrevoke.answers import Answers
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
@@ -214,13 +214,11 @@ class PtySession(anyio.abc.AsyncResource):
     def _hang_up(self) -> Awaitable[None] | None:
         """The release. Closing the master is the hang-up; what follows sees that all are gone, and reaps."""
         self._master.handle.close()
-        try:
-            anyio.lowlevel.current_token()
-        except RuntimeError:  # no loop that could wait
-            _kill([self.pid, *_session(self.pid).values()], signal.SIGKILL)
-            self._process.wait()
-            return None
-        return self._reap()
+        if in_loop():
+            return self._reap()
+        _kill([self.pid, *_session(self.pid).values()], signal.SIGKILL)  # as nobody could wait
+        self._process.wait()
+        return None
 
     async def _reap(self) -> None:
         try:

@@ -117,11 +117,13 @@ def check() -> None:
     """See whether sleepers can be found here.
 
     :raises NotImplementedError: on other machines than x86_64 and aarch64
-    :raises OSError: without /proc; EACCES where it is not the process's own, as after setuid(2)
+    :raises OSError: without /proc, or with another pid namespace's; EACCES where it is not the process's own, as after setuid(2)
     """
     if not _NAMES:
         raise NotImplementedError(f"the numbers of the system calls of {platform.machine()} are not known")
     pathlib.Path("/proc/thread-self/syscall").read_text()
+    if pathlib.Path("/proc/self").readlink().name != str(os.getpid()):
+        raise OSError(errno.ESRCH, "/proc is that of another pid namespace, where threads have other numbers")
 
 
 def on(fd: int) -> list[int]:
@@ -168,7 +170,7 @@ def _is(thread: int, which: str) -> bool:
         status = pathlib.Path(f"/proc/self/task/{thread}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False  # it has ended
-    return bool(int(status.partition(f"{which}:")[2].split()[0], 16) & _SIGURG)
+    return bool(int(status.partition(f"\n{which}:")[2].split()[0], 16) & _SIGURG)
 
 
 def _calls() -> Iterator[tuple[int, list[int]]]:
@@ -178,18 +180,24 @@ def _calls() -> Iterator[tuple[int, list[int]]]:
             call = pathlib.Path(f"/proc/self/task/{thread}/syscall").read_text().split()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
-        yield thread, [] if call == ["running"] else [int(each, 0) for each in call]
+        if call[-2:] != [
+            "0x0",
+            "0x0",
+        ]:  # else a worker of io_uring: it shows the registers of whom it was made by, but no stack
+            yield thread, [] if call == ["running"] else [int(each, 0) for each in call]
 
 
 def _threads() -> set[int]:
-    """All of them. A listing breaks off at a thread that dies meanwhile (fs/proc/base.c, next_tid): none did if all are
-    there again.
+    """All of them. A listing breaks off where a thread dies meanwhile (fs/proc/base.c, next_tid): so they are counted, too.
+
+    Those that were listed were alive when they were counted, if all are listed again: so as many of them are all.
     """
-    tasks = pathlib.Path("/proc/self/task")
-    listed, again = (set(tasks.iterdir()) for _ in range(2))
-    while not listed <= again:
-        listed, again = again, set(tasks.iterdir())
-    return {int(each.name) for each in listed}
+    tasks, status = pathlib.Path("/proc/self/task"), pathlib.Path("/proc/self/status")
+    while True:
+        listed = set(tasks.iterdir())
+        count = int(status.read_text().partition("\nThreads:")[2].split()[0])
+        if count <= len(listed) and listed <= set(tasks.iterdir()):
+            return {int(each.name) for each in listed}
 
 
 def _names(call: list[int], fd: int) -> bool:
