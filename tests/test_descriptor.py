@@ -308,6 +308,7 @@ async def test_whatever_a_thread_is_called() -> None:
         foreign = [Foreign(functools.partial(called, name)) for name in ("SigPnd:", "SigBlk:\tx", "\nSigPnd:\tx")]
         for each in foreign:
             await each.asleep("read")
+        assert sleepers.unheard(on := sleepers.on(fd), on) == []
         await Descriptor(fd).revoke()
         assert [await each.ended() for each in foreign] == [b""] * 3
 
@@ -469,6 +470,24 @@ async def test_who_cannot_be_woken_is_waited_for() -> None:
         os.write(far, b"late")
         await act
         assert await foreign.ended() == b"late"
+
+
+async def test_a_handler_that_is_taken_away_at_its_first_signal_is_replaced() -> None:
+    """Else the signals of the others would mean nothing (SA_RESETHAND); so many that some are later than the check."""
+    before, once = ctypes.create_string_buffer(152), ctypes.create_string_buffer(152)
+    libc.sigaction(signal.SIGURG, None, before)
+    ctypes.c_void_p.from_buffer(once).value = ctypes.cast(libc.getpid, ctypes.c_void_p).value
+    ctypes.c_uint.from_buffer(once, 136).value = 0x80000000  # SA_RESETHAND
+    try:
+        with held(pipe_to_read) as (fd, _):
+            foreign = [Foreign(lambda: os.read(fd, 10)) for _ in range(100)]
+            for each in foreign:
+                await each.asleep("read")
+            libc.sigaction(signal.SIGURG, once, None)
+            await Descriptor(fd).revoke()
+            assert [await each.ended() for each in foreign] == [b""] * 100
+    finally:
+        libc.sigaction(signal.SIGURG, before, None)
 
 
 SIGNALS = """

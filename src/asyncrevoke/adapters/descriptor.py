@@ -55,25 +55,29 @@ class Descriptor(anyio.abc.AsyncResource):
     """A descriptor that others use by its number: ``Descriptor(fd).revoke("unplugged")``
 
     When the revocation is complete, those that slept on the file in read, write, poll, select, epoll and so on have met the
-    tombstone. What has the file by another number (dup, fork), by io_uring or io_submit keeps it; so hang up or shut down the device,
-    too.
+    tombstone. What has it otherwise keeps it: by another number (dup, fork), mmap, io_uring or io_submit; so hang up or shut
+    down the device, too. Where sleepers cannot be looked for, as no descriptor is free, that is raised, and the number dead.
 
     The number is its holder's to close, before or after. This keeps the file open until it is revoked or closed itself, to
     know it again: a number that by then means another file is left alone, and so is who sleeps on the file by a number that
-    was closed. So close this, too, when the holder is done: until then the other side sees no end. It takes three descriptors,
-    and a pty if the file is no socket.
+    was closed. So close this, too, when the holder is done: until then the other side sees no end, and sets of epoll go on
+    telling of the file. It takes three descriptors, and a pty if the file is no socket. When they are closed, the process
+    loses its locks of fcntl(2) on the file, as with any descriptor of it.
 
     Its limits:
 
     - Who closes the number in the very moment in which it is replaced may lose what comes under it; who changes what a
       set of epoll is to tell of it may be told that it is not there.
-    - A thread that blocks SIGURG can only be seen to sleep on the file. It is waited for, until the number is closed; to
-      end it a connection is shut down, or a terminal hung up, for all who have it. If it was just about to sleep, it may
-      still do so when the revocation is complete.
+    - A thread that blocks SIGURG can only be seen to sleep on the file, and not in a poll that SIGSTOP has interrupted. It
+      is waited for, until the number is closed; to end it a connection is shut down, or a terminal hung up, for all who
+      have it. If it was just about to sleep, it may still do so when the revocation is complete.
     - What the tombstone has no answer to sleeps on, at the tombstone: select for exceptional conditions alone, splice
       from or to a pipe that is not ready.
     - Of two for one number, the second does not wait for those whom the first wakes.
-    - The loop stands still for some 10 microseconds for each descriptor that the process has open.
+    - A forked child shares the sets of epoll that it has inherited: one that it makes of an inherited number changes its
+      parent's, and one that its parent has made changes no set in the child.
+    - The loop stands still for some 10 microseconds for each descriptor that the process has open; for a regular file it
+      does not, whose number is replaced a little later.
 
     A thread that was not begun by `lend` is no user of the handle: it is neither counted nor named, and has no grace. The
     tombstone of a socket is one of AF_UNIX: to write there is EPIPE, and SIGPIPE to a program that does not ignore it, as
@@ -182,7 +186,7 @@ class Descriptor(anyio.abc.AsyncResource):
             self._replace()
         try:
             self._woken = off_loop(self._wake)
-        except RuntimeError:  # without a loop, or with no thread to be had
+        except (RuntimeError, OSError):  # without a loop, or with no thread to be had
             self._wake()
 
     def _replace(self) -> None:

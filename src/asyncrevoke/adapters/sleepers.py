@@ -143,12 +143,19 @@ def perhaps_on(fd: int) -> list[int]:
 
 def wake(threads: list[int]) -> None:
     """Interrupt what they are in. Those that block SIGURG sleep on."""
+    told = False
+    while not told:
+        if _is_ignored():
+            _libc.signal(signal.SIGURG, _libc.getpid)  # takes no argument, and harms nobody
+        for thread in threads:
+            _libc.tgkill(os.getpid(), thread, signal.SIGURG)
+        told = not _is_ignored()  # else the program, or SA_RESETHAND, has taken its handler away, and signals were lost
+
+
+def _is_ignored() -> bool:
     present = ctypes.create_string_buffer(1024)
     _libc.sigaction(signal.SIGURG, None, present)
-    if ctypes.c_void_p.from_buffer(present).value in (None, signal.SIG_IGN):  # None is SIG_DFL
-        _libc.signal(signal.SIGURG, _libc.getpid)  # takes no argument, and harms nobody
-    for thread in threads:
-        _libc.tgkill(os.getpid(), thread, signal.SIGURG)
+    return ctypes.c_void_p.from_buffer(present).value in (None, signal.SIG_IGN)  # None is SIG_DFL
 
 
 def unheard(threads: list[int], asleep: list[int]) -> list[int]:
