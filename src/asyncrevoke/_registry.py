@@ -156,11 +156,12 @@ class Name(Revokable):
 
     def _owner(self) -> int:
         """Of that file, now: root, if another is there, or its owner has no number here, as many have not in a container."""
-        path, *inode = self._file or ("",)
-        with contextlib.suppress(OSError):
-            status = pathlib.Path(path).stat()
-            if [status.st_dev, status.st_ino] == inode and status.st_uid != _nobody():
-                return status.st_uid
+        if self._file is not None:
+            path, *inode = self._file
+            with contextlib.suppress(OSError):
+                status = pathlib.Path(path).stat()
+                if [status.st_dev, status.st_ino] == inode and status.st_uid != _nobody():
+                    return status.st_uid
         return 0
 
     def _gone(self) -> None:
