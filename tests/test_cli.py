@@ -789,6 +789,23 @@ def test_device_is_revoked_by_its_path_in_all_servers(
     assert [json.loads(each)["done"] for each in out.splitlines()[-2:]] == [True, True]
 
 
+def test_a_path_never_means_everything(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no shell has put anything in the place of a star, it is the folder: here the root, where there is too much."""
+    folder.mkdir()
+
+    async def scenario() -> None:
+        registry = Registry()
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(serve, registry, folder / "one.sock")
+            file = registry.name("lab").open()
+            assert await anyio.to_thread.run_sync(main, ["revoke", "/*"]) == 1
+            assert not file.revoked
+            tasks.cancel_scope.cancel()
+
+    anyio.run(scenario)
+    assert "/*: no server has taken it away" in capsys.readouterr().err
+
+
 def test_shared_device_is_hung_up_by_its_path(tmp_path: pathlib.Path) -> None:
     """By that of its node, under which it was not shared; who waits goes on with the next generation."""
     port = tmp_path / "port"

@@ -2235,7 +2235,12 @@ def test_by_path_the_owner_or_root_may(uid: int, path: str, may: bool, tmp_path:
         assert not any(handle.revoked for handle in handles)
 
 
-@pytest.mark.parametrize("how", ["another node", "replaced", "gone", "unknown here"])
+def made(file: pathlib.Path) -> os.stat_result:
+    file.touch()
+    return file.stat()
+
+
+@pytest.mark.parametrize("how", ["another node", "replaced", "inode used again", "gone", "unknown here"])
 def test_whose_file_it_is_counts_by_that_which_it_was_added_by(
     how: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -2253,6 +2258,15 @@ def test_whose_file_it_is_counts_by_that_which_it_was_added_by(
     elif how == "replaced":
         other.rename(node)
         other = node
+    elif how == "inode used again":
+        inode = node.stat().st_ino
+        node.unlink()
+        files = (tmp_path / str(number) for number in range(1000))
+        mine = next((file for file in files if made(file).st_ino == inode), None)
+        if mine is None:
+            pytest.skip("this file system does not use them again")
+        os.chown(mine, 1000, -1)
+        mine.rename(node)
     elif how == "gone":
         node.unlink()
     else:
@@ -2288,12 +2302,70 @@ def test_a_path_is_looked_up_in_one_place_and_revoked_in_another(tmp_path: pathl
     file = live.name("null", "/dev/null").open()
     for name in "first", "second":
         (tmp_path / name).symlink_to("/dev/null")
-    with pytest.raises(LookupError, match="neither 'what was looked up' nor"):
+    with pytest.raises(LookupError, match="neither what was found there nor"):
         live.hangup([("b", 259), ("i", 1, 2)])
     found = places(tmp_path)
     assert found == [("i", (status := tmp_path.stat()).st_dev, status.st_ino), ("c", os.makedev(1, 3))]
     live.hangup(found)
     assert file.revoked
+
+
+@pytest.mark.parametrize("path", ["", "file/", b"file", "file"])
+def test_a_path_is_what_the_kernel_takes_it_for(
+    path: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what it may be read as: none is not the directory that one is in, and a file has none below it."""
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    live = Registry()
+    files = [live.name("directory", ".").open(), live.name("file", b"file").open()]  # type: ignore[arg-type]
+    if path in ("file", b"file"):
+        live.hangup(path)
+        assert [file.revoked for file in files] == [False, True]
+        return
+    for look in live.find, live.hangup, places:
+        with pytest.raises(OSError, match=r"No such file|Not a directory"):
+            look(path)
+    assert not any(file.revoked for file in files)
+
+
+def test_a_device_that_was_added_by_path_and_came_back_is_its_owners(tmp_path: pathlib.Path) -> None:
+    """Its node is another one then."""
+    if os.geteuid():
+        pytest.skip("only root makes device nodes and gives files away")
+    live = Registry()
+    node = tmp_path / "node"
+    name = None
+    for again in range(2):
+        os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        os.chown(node, 1000, -1)
+        name = name or live.name("adapter", node)
+        file = name.open()
+        with node.open("rb") as device:
+            live.locate(name, device.fileno())
+        live.hangup(node, uid=1000)
+        assert file.revoked
+        node.rename(tmp_path / str(again))  # so that its inode is not used again
+
+
+async def test_a_device_that_was_located_and_drains_is_hurried() -> None:
+    """Asked for again by its number, while somebody is inside: not the next generation, which may be elsewhere."""
+    live = Registry()
+    name = live.name("adapter")
+    old = name.open()
+    assert old.start_using()
+    with pathlib.Path("/dev/null").open("rb") as device:
+        live.locate(name, device.fileno())
+    first = live.hangup("/dev/null", grace=1000)
+    new = name.open()
+    assert not old.kicked
+    second = live.hangup("/dev/null")
+    assert (old.kicked, new.revoked, first.done(), second.done()) == (True, False, False, False)
+    old.stop_using()
+    await second
+    await first
+    with pytest.raises(LookupError):
+        live.hangup("/dev/null")
 
 
 async def test_frevoke_by_a_stream_and_by_a_pinned_handle() -> None:

@@ -71,7 +71,7 @@ class Name(Revokable):
         self._queue = queue
         self._waiting = 0
         self._hangup = hangup
-        self._file: tuple[str, int, int] | None = None  # by which a registry knows it: path, device, inode
+        self._file: tuple[Any, ...] | None = None  # by which a registry knows it: its path, and what was there
         self._inode: Callable[[], object] | None = None  # lets go of that file
         self._current = Generation(0, name)  # before the first
         self._current.revoke()
@@ -157,10 +157,10 @@ class Name(Revokable):
     def _owner(self) -> int:
         """Of that file, now: root, if another is there, or its owner has no number here, as many have not in a container."""
         if self._file is not None:
-            path, *inode = self._file
+            path, *known = self._file
             with contextlib.suppress(OSError):
-                status = pathlib.Path(path).stat()
-                if [status.st_dev, status.st_ino] == inode and status.st_uid != _nobody():
+                status = _look(path)
+                if _file(status) == known and status.st_uid != _nobody():
                     return status.st_uid
         return 0
 
@@ -309,8 +309,8 @@ class Registry:
                     raise ValueError(f"{what!r} is taken, by {taken!r}: revoke that first, or choose another")
             node = kind(name, **options)
             if path is not None and place is not None:
+                node._file = pathlib.Path(os.fsdecode(path)).absolute(), *_file(status)
                 self._places[place] = node
-                node._file = str(pathlib.Path(path).absolute()), status.st_dev, status.st_ino
                 if place[0] == "i":
                     node._inode = weakref.finalize(node, looking.pop_all().close)
         node._join((self.root,))
@@ -324,9 +324,13 @@ class Registry:
         """
         status = os.fstat(fd)
         known = self._places.get(place := _place(status))
-        if not isinstance(known, Name) or known.revoked:
+        taken = isinstance(known, Name) and not known.revoked
+        if not taken:
             self._places[place] = name.current
-            name._file = str(pathlib.Path(f"/proc/self/fd/{fd}").readlink()), status.st_dev, status.st_ino
+        if not taken or known is name:
+            name._file = None
+            with contextlib.suppress(OSError):  # without /proc it counts as root's
+                name._file = pathlib.Path(f"/proc/self/fd/{fd}").readlink(), *_file(status)
 
     def find(self, what: Path | int | Revokable | Face) -> Name:
         """The device of that name; that a path leads to; of that device number (`st_rdev`); that a handle is open on.
@@ -340,7 +344,7 @@ class Registry:
         elif isinstance(what, int):
             found = self._placed(("c", what)) or self._placed(("b", what))
         else:
-            found = self._named(what) or self._placed(_place(pathlib.Path(what).stat()))
+            found = self._named(what) or self._placed(_place(_look(what)))
         if found is None:
             raise LookupError(f"{what!r} leads to no device of this registry")
         return found
@@ -392,17 +396,21 @@ class Registry:
         :raises PermissionError: if one of them is not the user's; then nothing has changed
         :raises OSError, ValueError: if nothing is at that path at all, or it can be none
         """
-        if isinstance(path, str | os.PathLike):
-            what, path = os.fspath(path), places(path)
-        else:
-            what = "what was looked up"
-        found = {self._placed(place) for place in path}
-        if found <= {None}:
-            raise LookupError(f"neither {what!r} nor anything below it leads to a device of this registry")
+        what = "what was found there"
+        if isinstance(path, str | bytes | os.PathLike):
+            what, path = repr(os.fspath(path)), places(path)
+        found: dict[Name, Revokable] = {}
+        for place in path:
+            known = self._places.get(place)
+            name = self._device(known)
+            if known is not None and name is not None and not known.released:
+                found[name] = name.ending() if known in (name, name.current) else known  # what drains is hurried
+        if not found:
+            raise LookupError(f"neither {what} nor anything below it leads to a device of this registry")
         for name in found:
-            if name is not None and uid not in (None, 0, name._owner()):
+            if uid not in (None, 0, name._owner()):
                 raise PermissionError(errno.EPERM, f"only the owner of its file and root may revoke {name.name!r}")
-        in_order = [name.ending() for name in self._names.values() if name in found]
+        in_order = [found[name] for name in self._names.values() if name in found]
         return revoke_all(in_order, reason, grace=grace)
 
     def frevoke(self, handle: Revokable | Face, reason: str = "", *, grace: float = 0.0) -> Revocation:
@@ -427,15 +435,24 @@ def places(path: Path) -> list[Place]:
     :raises LookupError: if there are more than 1000 files to look at
     :raises OSError, ValueError: if nothing is at that path at all, or it can be none
     """
-    found = [_place(pathlib.Path(path).stat())]
+    found = [_place(_look(path))]
     for number, entry in enumerate(_below(path)):
         if number == _MOST:
             raise LookupError(
                 f"more than {_MOST} files are below {os.fspath(path)!r}: give a path nearer to the device"
             )
         with contextlib.suppress(OSError):  # it leads nowhere, or has just gone
-            found.append(_place(pathlib.Path(entry).stat()))
+            found.append(_place(_look(entry)))
     return list(dict.fromkeys(found))
+
+
+def _look(path: Path) -> os.stat_result:
+    return os.stat(path)  # noqa: PTH116  # a Path is where one is if it is empty, and loses a slash at the end
+
+
+def _file(status: os.stat_result) -> list[object]:
+    """By what a file is known again, whose inode number another one may have got."""
+    return [status.st_dev, status.st_ino, _place(status)]
 
 
 def _place(status: os.stat_result) -> Place:

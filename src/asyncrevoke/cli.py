@@ -361,11 +361,14 @@ def _revoke(args: argparse.Namespace) -> int:
 async def _revoke_at(server: Control, what: str, args: argparse.Namespace) -> Record:
     below = what == "*" or what.endswith("/*")
     path = what[:-2] if below else what
+    if what.startswith("/"):
+        path = path or "/"  # and not "", which is everything
     try:
         with anyio.fail_after(args.timeout + 10):
             return await server.revoke(path, args.reason, below=below, grace=args.grace, timeout=args.timeout)
     except TimeoutError:
-        raise TimeoutError(f"{what}: the server does not answer") from None
+        who = "the server, or the file system," if what.startswith("/") else "the server"
+        raise TimeoutError(f"{what}: {who} does not answer") from None
 
 
 async def _revoke_by_path(servers: Servers, path: str, args: argparse.Namespace) -> list[Record]:

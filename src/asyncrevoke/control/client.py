@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from asyncrevoke import FdStream, Place, off_loop, places
+from asyncrevoke import FdStream, off_loop, places
 from asyncrevoke.control.lines import VERSION, ControlError, Lines
 
 Record = dict[str, Any]
@@ -83,10 +83,22 @@ class Control(anyio.abc.AsyncResource):
         :param timeout: seconds, or None for a day; then `done` is false, `stragglers` tells who is inside, and it goes on
         :returns: `done`, `report` and `stragglers`
         """
+        fields = {"path": path, "below": below, "reason": reason, "grace": grace, "timeout": timeout}
+        try:
+            return await self._answer("revoke", **fields)
+        except ControlError as error:
+            if not path.startswith("/") or error.code not in ("unknown-path", "forbidden"):
+                raise
+            try:
+                found = await off_loop(lambda: places(path))
+            except (OSError, ValueError, LookupError) as exc:
+                raise ControlError(error.code, f"{error}: {exc}") from exc
+        return await self._answer("revoke", places=found, **fields)
+
+    async def _answer(self, do: str, **fields: Any) -> Record:
+        """The last line that answers a request."""
         last: Record = {}
-        found = await off_loop(lambda: _places(path)) if path.startswith("/") else []
-        fields = {"places": found, "path": path, "below": below, "reason": reason, "grace": grace, "timeout": timeout}
-        async for record in self.request("revoke", **fields):
+        async for record in self.request(do, **fields):
             last = record
         return last
 
@@ -101,10 +113,12 @@ class Control(anyio.abc.AsyncResource):
     async def send(self, record: Record) -> None:
         """Send a line.
 
-        :raises ControlError: why, if the server has gone
+        :raises ControlError: why, if the server has gone; "too-long", if it is for a line
         """
         try:
             await self._lines.send(record)
+        except ValueError as exc:
+            raise ControlError("too-long", str(exc)) from exc
         except anyio.BrokenResourceError:
             with contextlib.suppress(anyio.BusyResourceError):  # else another task is told
                 while True:
@@ -133,15 +147,6 @@ class Control(anyio.abc.AsyncResource):
     def _raise(self, record: Record) -> None:
         if "error" in record:
             raise ControlError(str(record["error"]), str(record.get("message", "")))
-
-
-def _places(path: str) -> list[Place]:
-    try:
-        return places(path)
-    except LookupError as exc:
-        raise ControlError("bad-request", str(exc)) from exc
-    except (OSError, ValueError):
-        return []  # it may be a name
 
 
 class _Answer(AsyncIterator[Record]):

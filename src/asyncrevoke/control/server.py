@@ -122,9 +122,9 @@ class Request:
         value = self.fields.get("places", [])
         for each in value if isinstance(value, list) else [value]:
             match each:
-                case ["c" | "b" as letter, int(number)]:
+                case ["c" | "b" as letter, number] if type(number) is int:
                     found.append((letter, number))
-                case ["i", int(device), int(number)]:
+                case ["i", device, number] if type(device) is type(number) is int:
                     found.append(("i", device, number))
                 case _:
                     raise ControlError(
@@ -424,7 +424,7 @@ class _Server:
         reason = request.text("reason", "")
         grace, timeout = request.number("grace", 0.0, 86400.0), request.number("timeout", 30.0, 86400.0)
         act = self._begin(request, reason, grace)
-        logger.info("user %r revokes %r", request.peer.name, short(request.path()))
+        logger.info("user %r revokes %r", request.peer.name, short(act.report.name))
         with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
             await act
         report = act.report
