@@ -239,17 +239,15 @@ class Descriptor(anyio.abc.AsyncResource):
 
     def _release(self) -> Awaitable[None] | None:
         woken = self._woken
-        try:
-            woken = woken or off_loop(
-                self._ours.close
-            )  # the last close of a line, or a connection, may wait for its output
-        except RuntimeError:
+        try:  # a thread, as the last close of a line, or a connection, may wait for its output
+            woken = woken or off_loop(self._ours.close)
+        except (RuntimeError, OSError):
             self._ours.close()
             return None
-        if not in_loop():
-            woken.result()
-            return None
-        return woken
+        if in_loop():
+            return woken
+        woken.result()
+        return None
 
 
 def _tombstone(*, is_socket: bool) -> int:
