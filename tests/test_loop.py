@@ -98,7 +98,7 @@ def background(function: Callable[..., Awaitable[object]], *args: object) -> Non
 @pytest.mark.invariant("I7")
 @asyncio_only
 async def test_a_release_cancelled_before_its_first_step_has_failed() -> None:
-    """Asyncio may cancel a task before its first step: the release has failed, and nothing is left to await."""
+    """Asyncio may cancel a task before its first step: it has that step, and the release has failed."""
     log: Log = []
     root = Revokable("root", release=says(log, "root"))
     root.open("child", release=slowly(log, "never", asyncio.Event()))  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ async def test_a_release_cancelled_before_its_first_step_has_failed() -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         await act
     assert [type(exc) for exc in caught.value.exceptions] == [asyncio.CancelledError]
-    assert log[-1] == "root"  # an eager task has begun
+    assert log == ["never begins", "root"]
     del act, caught, task
     gc.collect()  # a coroutine that was never awaited would warn here
 
@@ -426,3 +426,27 @@ async def test_where_a_task_waits_that_is_over() -> None:
     task = asyncio.ensure_future(anyio.lowlevel.checkpoint())
     await task
     assert _loop.where(task) == "not started"
+
+
+@pytest.mark.parametrize("where", ["task", "callback"])
+def test_a_release_has_its_first_step_when_the_loop_ends(where: str) -> None:
+    """Tasks that have not begun are cancelled then; what a release does before its first await is done all the same, once."""
+    steps: list[str] = []
+
+    async def release() -> None:
+        steps.append("first")
+        await asyncio.sleep(0)
+        await asyncio.sleep(1000)
+
+    node = Revokable("device", release=release)
+
+    async def main() -> None:
+        await asyncio.sleep(0)
+        if where == "task":
+            node.revoke()
+        else:
+            asyncio.get_running_loop().call_soon(node.revoke)
+
+    asyncio.run(main())
+    assert steps == ["first"]
+    assert node.released

@@ -125,8 +125,9 @@ class Device:
     def broken(self) -> Channel:
         return self.no_such_thing  # type: ignore[attr-defined,no-any-return]
 
-    def all_broken(self) -> None:
-        raise ExceptionGroup("all", [ExceptionGroup("inner", [AttributeError(obj=self)]), AttributeError(obj=self)])
+    def all_broken(self, *more: BaseException) -> None:
+        inner = ExceptionGroup("inner", [AttributeError(obj=self)])
+        raise BaseExceptionGroup("all", [inner, AttributeError(obj=self), *more])
 
     def fail(self, error: Exception) -> None:
         raise error
@@ -500,6 +501,11 @@ async def test_errors_of_the_interpreter_show_proxies(device: Device) -> None:
     assert unknown.value.args[0] is device
     with pytest.raises(ExceptionGroup) as several:
         device.all_broken()
+    with pytest.raises(BaseExceptionGroup) as ended:
+        device.all_broken(KeyboardInterrupt())
+    _, missing_too, _ = ended.value.exceptions
+    assert isinstance(missing_too, AttributeError)
+    assert missing_too.obj is device
     inner, outer = several.value.exceptions
     assert isinstance(outer, AttributeError)
     assert isinstance(inner, ExceptionGroup)

@@ -1002,6 +1002,20 @@ async def test_hang_up_from_elsewhere_is_the_same(how: str) -> None:
         assert await session.wait() == 3
 
 
+def test_hang_up_in_the_last_turn_of_a_loop_leaves_nobody() -> None:
+    """From a callback, when the loop is about to cancel all tasks: who does not listen to HUP is killed all the same."""
+
+    async def main() -> PtySession:
+        session = open_pty(["sh", "-c", "trap '' HUP; echo ready; while :; do sleep 0.05; done"], kill_after=0.1)
+        await until(session.open(), b"ready")
+        asyncio.get_running_loop().call_soon(session.node.revoke)
+        return session
+
+    session = asyncio.run(main())
+    assert session.node.released
+    assert session.returncode == -signal.SIGKILL
+
+
 @loops
 async def test_stopped_program_is_woken_to_hear_of_the_hang_up(tmp_path: pathlib.Path) -> None:
     """A program that had stopped itself gets CONT, runs its HUP trap, and is gone before any KILL."""

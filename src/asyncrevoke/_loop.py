@@ -70,7 +70,11 @@ class _AsyncioHome:
         return asyncio.current_task(self.loop) if asyncio._get_running_loop() is self.loop else None
 
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
+        begun = False
+
         async def main() -> BaseException | None:
+            nonlocal begun
+            begun = True
             try:
                 await run()
             except BaseException as exc:  # noqa: BLE001  # handed to done(), which reports it
@@ -79,12 +83,19 @@ class _AsyncioHome:
 
         def ended(task: asyncio.Task[BaseException | None]) -> None:
             self._tasks.discard(task)
-            done(asyncio.CancelledError() if task.cancelled() else task.result())
+            if begun:
+                done(asyncio.CancelledError() if task.cancelled() else task.result())
+            else:
+                self.loop.call_soon(begin().cancel)  # which comes after its first step
 
-        # A closing loop may cancel a task before its first step: only a callback is sure to run.
-        task = self.loop.create_task(main(), name=name)
-        task.add_done_callback(ended)
-        self._tasks.add(task)
+        def begin() -> asyncio.Task[BaseException | None]:
+            task = self.loop.create_task(main(), name=name)
+            task.add_done_callback(ended)
+            self._tasks.add(task)
+            return task
+
+        # A closing loop may cancel a task before its first step: only a callback is sure to run, which begins another.
+        begin()
         if self._ending is None:
             self._ending = self._end()
             with contextlib.suppress(StopIteration):

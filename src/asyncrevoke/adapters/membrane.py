@@ -129,7 +129,7 @@ class _Side:
         try:
             wrap = self.other.wrap
             return self.wrap(function(obj, *map(wrap, args), **{name: wrap(arg) for name, arg in kwargs.items()}))
-        except Exception as exc:
+        except BaseException as exc:
             self.tell(exc)
             raise
         finally:
@@ -161,7 +161,7 @@ class _Side:
     def telling(self) -> Iterator[None]:
         try:
             yield
-        except Exception as exc:
+        except BaseException as exc:
             self.tell(exc)
             raise
 
