@@ -162,7 +162,11 @@ class Client:
 def sharing(*words: str, by: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
     """A console server, perhaps started by a command; its log must have no traceback."""
     command = [*by, *COMMAND, "share", *words]
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a job in the background ignores
+
+    def heed() -> None:
+        for signum in signal.SIGINT, signal.SIGHUP:  # which the tests ignore in the background, or under nohup
+            signal.signal(signum, signal.SIG_DFL)
+
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, preexec_fn=heed) as server:  # noqa: PLW1509
         assert server.stdout
         assert server.stderr
