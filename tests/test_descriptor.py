@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import os
 import pathlib
@@ -963,6 +964,40 @@ def test_who_outlives_the_loop_lets_the_file_go(revoked: str, caplog: pytest.Log
         assert not caplog.records
 
 
+@pytest.mark.parametrize("revoked", ["in the loop", "in the next"])
+def test_who_outlives_the_loop_is_waited_for_in_the_next(
+    anyio_backend: tuple[str, dict[str, Any]], revoked: str
+) -> None:
+    """The function may go on after its read has ended: the last one out lets go, and the loop that awaits it is told."""
+    released: list[int] = []
+    owner = Revokable("owner", release=lambda: released.append(threading.get_ident()))
+    go_on = threading.Event()
+
+    async def first() -> None:
+        async with anyio.create_task_group() as group:
+            start(group, descriptor.lend, lambda fd: (os.read(fd, 1), go_on.wait()))
+            await parked(descriptor.handle)
+            if revoked == "in the loop":
+                descriptor.revoke()
+            group.cancel_scope.cancel()
+
+    async def second() -> None:
+        act = owner.revoke()
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        assert not act.done()
+        go_on.set()
+        with anyio.fail_after(10):
+            await act
+
+    with held(pipe_to_read) as (fd, far):
+        descriptor = Descriptor(fd, owner=owner)
+        for main in first, second:
+            anyio.run(main, backend=anyio_backend[0], backend_options=anyio_backend[1])
+        assert released == [threading.get_ident()]
+        assert descriptors_of(far) == 1
+
+
 # -- bad input --
 
 
@@ -1053,6 +1088,26 @@ async def test_what_cannot_be_looked_for_is_told(make: Made) -> None:
         assert caught.group_contains(OSError, match="Too many open files")
         assert os.read(low, 10) == b""
     os.close(low)
+
+
+async def test_a_number_that_cannot_be_replaced_stays_and_is_told() -> None:
+    """The limit of descriptors was lowered below it: what its holder has is as it was, in sets of epoll, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with held(pipe_to_read) as (near, far), select.epoll() as epoll:
+        fd = fcntl.fcntl(near, fcntl.F_DUPFD, 200)
+        epoll.register(fd, select.EPOLLIN)
+        descriptor = Descriptor(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        try:
+            with pytest.raises(ExceptionGroup) as caught:
+                await descriptor.revoke()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert caught.group_contains(OSError, match="limit of descriptors")
+        os.write(far, b"data")
+        assert epoll.poll(0) == [(fd, select.EPOLLIN)]
+        assert os.read(fd, 10) == b"data"
+        os.close(fd)
 
 
 UNPRIVILEGED = """

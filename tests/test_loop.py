@@ -15,7 +15,15 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from asyncrevoke import Revocation, Revokable, RevokeDeadlock, RevokedError, _loop, revoke_threadsafe
+from asyncrevoke import (
+    Revocation,
+    Revokable,
+    RevokeDeadlock,
+    RevokedError,
+    _loop,
+    revoke_threadsafe,
+    stop_using_threadsafe,
+)
 from conftest import settle
 from operations import Log, asyncio_only, operate, says, slowly
 
@@ -222,6 +230,100 @@ def test_a_tree_belongs_to_the_loop_it_is_used_in_now(run: Run) -> None:
     run(second)
     assert log == ["refused", "refused"]
     assert threads == [threading.get_ident()]
+
+
+@pytest.mark.invariant("I4", "threads")
+@pytest.mark.parametrize("revoked", ["before", "again", "here"])
+def test_who_outlives_a_loop_leaves_in_the_next(run: Run, revoked: str) -> None:
+    """What a thread uses is released in the loop that awaits it, and whoever awaits it there is woken."""
+    released: list[int] = []
+    node = Revokable("node", release=lambda: released.append(threading.get_ident()))
+    acts: list[Revocation] = []
+    thread = threading.Thread(target=stop_using_threadsafe, args=(node,))
+
+    async def first() -> None:
+        assert node.start_using()
+        if revoked != "here":
+            acts.append(node.revoke())
+
+    async def second() -> None:
+        if revoked != "before":
+            acts.append(node.revoke())
+        async with anyio.create_task_group() as tasks:
+            for act in acts:
+                tasks.start_soon(act._complete)
+            await settle()
+            thread.start()
+            with anyio.fail_after(10):
+                await acts[-1]
+
+    run(first)
+    run(second)
+    thread.join()
+    assert released == [threading.get_ident()]
+    assert all(act.done() for act in acts)
+
+
+@pytest.mark.invariant("I4", "threads")
+@pytest.mark.parametrize("next_loop", [True, False])
+def test_what_a_thread_hands_over_is_done_though_the_loop_ends_before_it_comes_to_that(
+    run: Run, next_loop: bool
+) -> None:
+    """A loop that is closed forgets its callbacks: who left there has left all the same."""
+    node = Revokable("node")
+    loop = asyncio.new_event_loop()
+    acts: list[Revocation] = []
+
+    async def use() -> None:
+        assert node.start_using()
+
+    async def revoke() -> None:
+        acts.append(node.revoke())
+
+    loop.run_until_complete(use())
+    thread = threading.Thread(target=stop_using_threadsafe, args=(node,))
+    thread.start()
+    thread.join()
+    loop.close()
+    assert node.in_use == 1
+    if next_loop:
+        run(revoke)
+    else:
+        acts.append(node.revoke())
+    assert acts[0].done()
+
+
+@pytest.mark.invariant("threads")
+def test_who_leaves_when_the_last_loop_is_over_is_the_last_one_out(run: Run) -> None:
+    """There is no loop to be called in: the release runs in that thread."""
+    log: Log = []
+    node = Revokable("node", release=says(log, "release"))
+
+    async def main() -> None:
+        assert node.start_using()
+        node.revoke()
+
+    run(main)
+    thread = threading.Thread(target=stop_using_threadsafe, args=(node,))
+    thread.start()
+    thread.join()
+    assert log == ["release"]
+
+
+@pytest.mark.invariant("threads")
+async def test_what_is_awaited_in_another_loop_is_refused() -> None:
+    """Nobody could wake who awaits it there: it is an error at once, and no hang."""
+    node = Revokable("node")
+    assert node.start_using()
+    act = node.revoke()
+
+    async def elsewhere() -> None:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await act
+
+    await anyio.to_thread.run_sync(anyio.run, elsewhere)
+    node.stop_using()
+    await act
 
 
 @pytest.mark.invariant("deadlock")

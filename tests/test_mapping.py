@@ -268,6 +268,33 @@ async def test_a_revocation_waits_for_the_last_view_wherever_it_is_dropped(path:
             await data.revoke("again")
 
 
+def test_a_view_that_outlives_the_loop_is_waited_for_in_the_next(
+    anyio_backend: tuple[str, dict[str, Any]], path: pathlib.Path
+) -> None:
+    """It may be dropped there, in another thread: the loop is told."""
+    kept: list[memoryview] = []
+    released: list[int] = []
+    owner = Revokable("owner", release=lambda: released.append(threading.get_ident()))
+
+    async def first() -> None:
+        kept.append(data.view())
+
+    async def second() -> None:
+        act = owner.revoke()
+        await settle()
+        assert not act.done()
+        drop = threading.Thread(target=kept.clear)
+        drop.start()
+        with anyio.fail_after(10):
+            await act
+        drop.join()
+
+    with mapped(path, views="wait", owner=owner) as data:
+        for main in first, second:
+            anyio.run(main, backend=anyio_backend[0], backend_options=anyio_backend[1])
+    assert released == [threading.get_ident()]
+
+
 async def test_a_view_for_one_operation_ends_with_it(path: pathlib.Path) -> None:
     """It is what it was until the operation has left, is released then, and the kick ends the waiting inside."""
     with mapped(path, views="replace") as data:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import anyio
 import pytest
@@ -239,6 +240,23 @@ async def test_a_revocation_from_a_thread_is_told() -> None:
         await told.until("root released")
         thread.join()
     assert told == ["root revoked", "root released"]
+
+
+def test_what_was_opened_in_the_last_loop_is_told(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    """An observer in the next loop hears of it as of all else."""
+    root = Revokable("root")
+
+    async def first() -> None:
+        root.open("file")
+
+    async def second() -> None:
+        async with observed(root) as (told, _):
+            await root.revoke()
+            await told.until("root released")
+        assert told == ["root revoked", "root/file released", "root released"]
+
+    for main in first, second:
+        anyio.run(main, backend=anyio_backend[0], backend_options=anyio_backend[1])
 
 
 async def test_afterwards_nothing_is_told() -> None:

@@ -191,6 +191,28 @@ def test_the_loop_may_end_while_it_runs(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_next_loop_may_await_it(anyio_backend: tuple[str, dict[str, Any]], ended: bool) -> None:
+    """Who waits is woken wherever that is, and whether or not the call had ended before."""
+    call = Stalled()
+    begun = []
+
+    async def begin() -> None:
+        begun.append(off_loop(call))
+
+    async def wait() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, call.go.set)
+            with anyio.fail_after(10):
+                assert await begun[0] == "result"
+
+    anyio.run(begin, backend=anyio_backend[0], backend_options=anyio_backend[1])
+    if ended:
+        call.go.set()
+        assert begun[0].result() == "result"
+    anyio.run(wait, backend=anyio_backend[0], backend_options=anyio_backend[1])
+
+
 async def test_the_thread_does_not_wait_for_the_loop() -> None:
     """It tells the loop, and ends: one that stops without another turn leaves no thread behind."""
     call = Stalled()

@@ -989,12 +989,17 @@ async def test_hang_up_is_seen_before_the_end(tmp_path: pathlib.Path) -> None:
 
 @loops
 @on_asyncio
+@pytest.mark.parametrize("used", [True, False])
 @pytest.mark.parametrize("how", ["callback", "thread"])
-async def test_hang_up_from_elsewhere_is_the_same(how: str) -> None:
+async def test_hang_up_from_elsewhere_is_the_same(how: str, used: bool, tmp_path: pathlib.Path) -> None:
     """In a callback of the loop there is no task, but a loop that can wait: the program is not killed."""
-    program = "trap 'sleep 0.2; exit 3' HUP; echo ready; sleep 1000 & wait"
+    ready = tmp_path / "ready"
+    program = f"trap 'sleep 0.2; exit 3' HUP; echo ready > {ready}; sleep 1000 & wait"
     async with open_pty(["sh", "-c", program], kill_after=20) as session:
-        await until(session.open(), b"ready")
+        if used:
+            session.open()
+        while not ready.exists():
+            await anyio.lowlevel.checkpoint()
         if how == "callback":
             asyncio.get_running_loop().call_soon(session.node.revoke)
         else:

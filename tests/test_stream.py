@@ -7,6 +7,7 @@ import contextlib
 import errno
 import functools
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from asyncrevoke import (
     RevokeDeadlock,
     RevokedError,
     answers,
+    revoke_threadsafe,
 )
 from asyncrevoke.answers import Answer, Answers
 from conftest import settle
@@ -1127,6 +1129,24 @@ async def test_a_second_close_does_not_cut_the_first_one_short() -> None:
         await again.done.wait()
         assert (closing.outcome, again.outcome) == (None, None)
     assert inner.log == ["aclose", "let go"]
+
+
+async def test_a_thread_that_revokes_what_nobody_has_used_has_the_loop_do_it(wrap: Wrap) -> None:
+    """A stream is of the loop that it was made in: what its release does there must not be done by others."""
+    done_by: list[int] = []
+    async with pair(wrap) as (stream, peer):
+        release = stream.handle.release
+        assert release is not None
+
+        def noted() -> Awaitable[object] | object:
+            done_by.append(threading.get_ident())
+            return release()
+
+        stream.handle.release = noted
+        await anyio.to_thread.run_sync(revoke_threadsafe, stream.handle)
+        await stream.handle.revoke()
+        assert done_by == [threading.get_ident()]
+        assert peer.recv(1) == b""
 
 
 async def test_a_release_does_not_wait_for_the_peer() -> None:

@@ -44,6 +44,7 @@ from ._revocation import User as User
 from ._revokable import Revokable as Revokable
 from ._revokable import revoke_all as revoke_all
 from ._revokable import revoke_threadsafe as revoke_threadsafe
+from ._revokable import stop_using_threadsafe as stop_using_threadsafe
 from ._shared import Shared as Shared
 from ._shared import SharedStream as SharedStream
 from ._stream import Face as Face

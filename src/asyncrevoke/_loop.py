@@ -11,6 +11,7 @@ import pathlib
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,6 +35,9 @@ class Home(Protocol):
     #: Those who are told what happens to the nodes of this loop: each is called with (what, node, act, task).
     observers: list[Callable[[str, Any, Any, Task | None], None]]
 
+    #: Calls that were handed over by other threads, and not made yet.
+    handed: deque[Callable[[], None]]
+
     #: The loop itself, or trio's token of it.
     loop: Any
     #: The loop that calls back when a descriptor is ready, or None where only a task can wait for that.
@@ -49,7 +53,11 @@ class Home(Protocol):
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
         """Run `run` in a task of nobody's. `done` is called once, with what it raised, even if it never got to start."""
 
-    def call_threadsafe(self, call: Callable[[], None]) -> None: ...
+    def call_threadsafe(self, call: Callable[[], None]) -> None:
+        """Have it called in the loop's thread, if the loop does not end before.
+
+        :raises RuntimeError: if it is over
+        """
 
 
 class _AsyncioHome:
@@ -59,6 +67,7 @@ class _AsyncioHome:
         self.thread = threading.get_ident()
         self.inside: dict[Task, Inside] = {}
         self.observers: list[Callable[[str, Any, Any, Task | None], None]] = []
+        self.handed: deque[Callable[[], None]] = deque()
         self._tasks: set[asyncio.Task[BaseException | None]] = set()
         self._ending: AsyncGenerator[None, None] | None = None
 
@@ -123,6 +132,7 @@ class _TrioHome:
         self.thread = threading.get_ident()
         self.inside: dict[Task, Inside] = {}
         self.observers: list[Callable[[str, Any, Any, Task | None], None]] = []
+        self.handed: deque[Callable[[], None]] = deque()
         self.over = False
         self._lowlevel = sys.modules["trio"].lowlevel
         self._lowlevel.add_instrument(self)
@@ -171,6 +181,28 @@ def current() -> Home | None:
     except RuntimeError:
         return None
     return _homes.get(id(token)) or _homes.setdefault(id(token), _TrioHome(token))
+
+
+def hand_over(home: Home | None, call: Callable[[], None]) -> None:
+    """Have it called once: in the thread of that loop, or where there is none any more, here or by the next one."""
+    if home is None:
+        call()
+        return
+    home.handed.append(call)
+    try:
+        home.call_threadsafe(lambda: make_calls(home))
+    except RuntimeError:
+        make_calls(home)
+
+
+def make_calls(home: Home) -> None:
+    """Make the calls that were handed over to it. A loop that ends may have left some."""
+    while True:
+        try:
+            call = home.handed.popleft()
+        except IndexError:
+            return
+        call()
 
 
 def task_name(task: Task) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
@@ -33,24 +34,19 @@ def off_loop(call: Callable[[], T], *, late: Callable[[T], object] | None = None
     :raises: what `call` raises, when awaited
     Cancellation: ends the waiting, after `patience`; the call goes on, and its result goes to `late`.
     """
-    home = _loop.current()
-    if home is None:
+    if not in_loop():
         raise anyio.NoEventLoopError("off_loop() needs a running event loop")
-    return OffLoop(home, call, late, patience)
+    return OffLoop(call, late, patience)
 
 
 class OffLoop(Awaitable[T]):
     """A call that a thread makes, as `off_loop` gives it."""
 
-    def __init__(
-        self, home: _loop.Home, call: Callable[[], T], late: Callable[[T], object] | None, patience: float
-    ) -> None:
-        self._home = home
+    def __init__(self, call: Callable[[], T], late: Callable[[T], object] | None, patience: float) -> None:
         self._call = call
         self._late = late
         self._patience = patience
         self._result: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self._ended = anyio.Event()
         threading.Thread(target=self._run, name=f"off loop: {call!r}", daemon=True).start()
 
     def done(self) -> bool:
@@ -65,14 +61,17 @@ class OffLoop(Awaitable[T]):
         return self._wait().__await__()
 
     async def _wait(self) -> T:
+        home, ended = _loop.current(), anyio.Event()
+        assert home is not None
+        self._result.add_done_callback(functools.partial(_tell, home, ended))
         try:
-            await self._ended.wait()
+            await ended.wait()
         except BaseException:
             deadline = anyio.current_time() + self._patience
-            while not self._ended.is_set() and anyio.current_time() < deadline:
+            while not ended.is_set() and anyio.current_time() < deadline:
                 with contextlib.suppress(anyio.get_cancelled_exc_class()):  # asyncio's own, which no scope keeps out
                     with anyio.CancelScope(deadline=deadline, shield=True):
-                        await self._ended.wait()
+                        await ended.wait()
             self._result.add_done_callback(self._hand_over)
             raise
         return self.result()
@@ -84,9 +83,12 @@ class OffLoop(Awaitable[T]):
             self._result.set_exception(exc)
         else:
             self._result.set_result(result)
-        with contextlib.suppress(RuntimeError):  # the loop is over: nobody waits
-            self._home.call_threadsafe(self._ended.set)
 
     def _hand_over(self, result: concurrent.futures.Future[T]) -> None:
         if self._late is not None and result.exception() is None:
             threading.Thread(target=self._late, args=(result.result(),), daemon=True).start()
+
+
+def _tell(home: _loop.Home, ended: anyio.Event, _: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is over: nobody waits
+        home.call_threadsafe(ended.set)

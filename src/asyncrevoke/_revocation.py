@@ -1,6 +1,6 @@
 """The view of one revocation: awaiting it, asking who is still inside, the report, and the deadlocks it refuses.
 
-The act itself is done by `_revokable`, which keeps the counts here; nothing in this file changes a node.
+The act itself is done by `_revokable`, which keeps the counts here; nothing in this file changes the state of a node.
 """
 
 from __future__ import annotations
@@ -226,6 +226,9 @@ class Revocation:
         return BaseExceptionGroup(f"revoking {', '.join(node.path for node in self._roots)!r} failed", self._errors)
 
     async def _until(self, ready: Callable[[], bool], *, of_release: bool = True) -> None:
+        if not ready():
+            for root in self._roots:
+                root._settle()
         if ready():
             await anyio.lowlevel.checkpoint()
             return

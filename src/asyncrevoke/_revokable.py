@@ -36,7 +36,8 @@ Invariants, by the numbers used in code and tests:
 - I8 Every wait that is started here ends, or is named by `stragglers()`.
 
 Only one thread touches a tree, that of the loop it was first used in; so there are no locks, and no code that does not
-suspend can be interrupted by a revocation. Other threads, signal handlers and finalizers call `revoke_threadsafe`.
+suspend can be interrupted by a revocation. Other threads, signal handlers and finalizers call `revoke_threadsafe` or
+`stop_using_threadsafe`. When the loop is over, the tree goes on in the next one.
 
 Kernel models: fs/proc/inode.c (use_pde, unuse_pde, close_pdeo, proc_entry_rundown), drivers/tty/tty_io.c
 (__tty_hangup), sound/core/init.c (snd_card_disconnect, snd_card_free).
@@ -69,12 +70,15 @@ SLICE = 256
 
 def _begin(act: Revocation, grace: float) -> None:
     """Refuse, kick, wait, release: a slice of it now, the rest by a task of its own."""
+    home = _loop.current()
+    for root in act._roots:
+        if root._home is not home:
+            root._settle()  # it is of this loop from now on, if there is one: who has outlived the last leaves in this
     _refuse(act)
     for root in act._roots:
         if root._acts and root._acts[0] is act:
             tell("closed" if act._closer else "revoked", root, act)
     work = _work(act, grace)
-    home = _loop.current()
     if home is None:
         _exhaust(work)
         return
@@ -247,7 +251,9 @@ def _released(node: Revokable) -> None:
 
 def tell(what: str, node: Revokable, act: Revocation | None = None, task: _loop.Task | None = None) -> None:
     """Tell the observers of this loop, if there are any, what has happened."""
-    home = node._home or _root(node)._home  # as it may not have been used in a loop yet
+    home = node._home
+    if home is None or home.over:  # as it has not been used in a loop, or not in this one
+        home = _root(node)._home
     if home is not None and home.observers:
         for observer in tuple(home.observers):
             observer(what, node, act, task)
@@ -604,7 +610,7 @@ class Revokable:
         """
         here = _loop.current()
         root = _root(self)
-        home = root._home
+        home = before = root._home
         if here is not None and here is not home:
             if home is not None and not home.over and home.loop is not here.loop:
                 raise RuntimeError(
@@ -612,6 +618,8 @@ class Revokable:
                 )
             root._home = home = here
         self._home = home
+        if before is not None and before.over:
+            _loop.make_calls(before)
         return home
 
     # -- taking away --
@@ -733,12 +741,15 @@ def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) 
                 lambda: future.set_exception(act._failures()) if act._errors else future.set_result(act.report)
             )
 
-    home = _root(node)._home
-    if home is None or home.over:
-        revoke()
-    else:
-        home.call_threadsafe(revoke)
+    _loop.hand_over(_root(node)._home, revoke)
     return future
+
+
+def stop_using_threadsafe(node: Revokable) -> None:
+    """Have `stop_using` called in the thread of the tree's loop, or at once where that is over: for other threads, and
+    finalizers, that leave what `start_using` entered.
+    """
+    _loop.hand_over(_root(node)._home, node.stop_using)
 
 
 def _check(roots: Iterable[Revokable], grace: float) -> None:

@@ -197,7 +197,7 @@ def handle_of(
     *,
     kick: Kick = ...,
 ) -> Revokable:
-    """A handle of `owner`, or a root where there is none.
+    """A handle of `owner`, or where there is none a root, which belongs to the loop that it is made in, if there is one.
 
     :param owner: a node, or a function that opens as one does, such as `Name.pin`
     :param name, also, release, answers, kick: as for `Revokable.open`
@@ -205,7 +205,9 @@ def handle_of(
     also = tuple(also)
     if owner is None:
         if not also:
-            return Revokable(name, release=release, answers=answers, kick=kick)
+            root = Revokable(name, release=release, answers=answers, kick=kick)
+            root._settle()  # what it releases is of this loop, if there is one
+            return root
         owner = Revokable()
     make = owner.open if isinstance(owner, Revokable) else owner
     return make(name, also=also, release=release, answers=answers, kick=kick)

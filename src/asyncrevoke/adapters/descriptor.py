@@ -18,6 +18,7 @@ import os
 import pathlib
 import platform
 import re
+import resource
 import socket
 import stat
 import struct
@@ -31,7 +32,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from asyncrevoke import OffLoop, Owner, Revocation, Revokable, handle_of, in_loop, off_loop, revoke_threadsafe
+from asyncrevoke import OffLoop, Owner, Revocation, Revokable, handle_of, in_loop, off_loop, stop_using_threadsafe
 from asyncrevoke.adapters import sleepers
 from asyncrevoke.adapters.tty import TIOCVHANGUP
 from asyncrevoke.answers import Answers
@@ -56,7 +57,8 @@ class Descriptor(anyio.abc.AsyncResource):
 
     When the revocation is complete, those that slept on the file in read, write, poll, select, epoll and so on have met the
     tombstone. What has it otherwise keeps it: by another number (dup, fork), mmap, io_uring or io_submit; so hang up or shut
-    down the device, too. Where sleepers cannot be looked for, as no descriptor is free, that is raised, and the number dead.
+    down the device, too. Where sleepers cannot be looked for, as no descriptor is free, that is raised, and the number dead;
+    where the limit of descriptors was lowered below the number, that is raised, and its holder keeps it.
 
     The number is its holder's to close, before or after. This keeps the file open until it is revoked or closed itself, to
     know it again: a number that by then means another file is left alone, and so is who sleeps on the file by a number that
@@ -132,7 +134,6 @@ class Descriptor(anyio.abc.AsyncResource):
                 owner, name or f"descriptor {self.fd}", also, self._release, answers, kick=self._bury
             )
             self._ours = ours.pop_all()
-        self._lent = Revokable("lent")  # whose children carry the news into the loop's thread
         self._process = os.getpid()
         self._others: list[
             tuple[int, bytes]
@@ -151,18 +152,17 @@ class Descriptor(anyio.abc.AsyncResource):
         await anyio.lowlevel.checkpoint()
         with self.handle.using():
             self.handle.start_using()
-            inside = self._lent.open(release=self.handle.stop_using)
 
             def call() -> T:
                 try:
                     return function(self.fd)
                 finally:
-                    revoke_threadsafe(inside)
+                    stop_using_threadsafe(self.handle)
 
             try:
                 called = off_loop(call)
             except BaseException:  # no thread can be started
-                inside.revoke()
+                self.handle.stop_using()
                 raise
             return await called
 
@@ -190,6 +190,10 @@ class Descriptor(anyio.abc.AsyncResource):
             self._wake()
 
     def _replace(self) -> None:
+        if self.fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0]:  # which was lowered: dup2 would refuse it
+            raise OSError(
+                errno.EBADF, f"descriptor {self.fd} stays: it is above the limit of descriptors, RLIMIT_NOFILE"
+            )
         moved: list[tuple[int, bytes]] = []
         with suppress(OSError):  # somebody else has that descriptor by now: it is looked for once more
             for each in self._registered():

@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol, SupportsIndex, overload
 import anyio.abc
 import anyio.lowlevel
 
-from asyncrevoke import Owner, Revocation, Revokable, RevokedError, handle_of, off_loop, revoke_threadsafe
+from asyncrevoke import Owner, Revocation, Revokable, RevokedError, handle_of, off_loop, stop_using_threadsafe
 from asyncrevoke.adapters.exports import Holder, holders_of
 from asyncrevoke.answers import Answers
 
@@ -95,7 +95,6 @@ class Mapping(anyio.abc.AsyncResource):
         self._policy = views
         self._views: list[weakref.ref[memoryview]] = []
         self._exports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-        self._returns = Revokable("returned views")  # whose children carry the news into the loop's thread
 
     def __len__(self) -> int:
         return self._length
@@ -168,8 +167,7 @@ class Mapping(anyio.abc.AsyncResource):
         export.mapping = self._map  # type: ignore[attr-defined]  # which is unmapped when nobody has it any more
         if self._policy == "wait":
             self.handle.start_using()
-            returned = self._returns.open(release=self.handle.stop_using)
-            weakref.finalize(export, revoke_threadsafe, returned).atexit = False
+            weakref.finalize(export, stop_using_threadsafe, self.handle).atexit = False
         view = memoryview(export).cast("B")
         if not self._prot & mmap.PROT_WRITE:
             view = view.toreadonly()
