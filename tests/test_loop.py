@@ -16,6 +16,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import (
+    Report,
     Revocation,
     Revokable,
     RevokeDeadlock,
@@ -249,19 +250,22 @@ def test_who_outlives_a_loop_leaves_in_the_next(run: Run, revoked: str) -> None:
     async def second() -> None:
         if revoked != "before":
             acts.append(node.revoke())
-        async with anyio.create_task_group() as tasks:
-            for act in acts:
-                tasks.start_soon(act._complete)
-            await settle()
-            thread.start()
-            with anyio.fail_after(10):
-                await acts[-1]
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                for act in acts:
+                    tasks.start_soon(wait, act)
+                await settle()
+                thread.start()
 
+    async def wait(act: Revocation) -> None:
+        reports.append(await act)
+
+    reports: list[Report] = []
     run(first)
     run(second)
     thread.join()
     assert released == [threading.get_ident()]
-    assert all(act.done() for act in acts)
+    assert [report.released for report in reports] == [1] * len(acts)
 
 
 @pytest.mark.invariant("I4", "threads")
