@@ -828,6 +828,28 @@ def test_it_can_be_taken_away_after_its_loop(backend: tuple[str, dict[str, Any]]
     os.close(w)
 
 
+def test_a_reader_in_a_loop_that_was_closed_is_a_straggler() -> None:
+    """Its task can be told of nothing: the revocation names it, and closes when its coroutine was closed."""
+    near, far = os.pipe()
+    stream = FdStream(near)
+    loop = asyncio.new_event_loop()
+
+    async def read() -> None:
+        left.append(asyncio.ensure_future(stream.receive()))
+        await settle()
+
+    left: list[asyncio.Task[bytes]] = []
+    loop.run_until_complete(read())
+    loop.close()
+    act = stream.handle.revoke()
+    assert [user.task for user in act.stragglers()] == left
+    left[0]._log_destroy_pending = False  # type: ignore[attr-defined]
+    left[0].get_coro().close()
+    assert act.done()
+    assert not is_open(near)
+    os.close(far)
+
+
 def test_without_a_loop_a_revocation_closes() -> None:
     """The release is plain code: it needs no loop."""
     r, w = os.pipe()

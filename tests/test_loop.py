@@ -8,12 +8,13 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+import trio
 
 from asyncrevoke import (
     Report,
@@ -25,6 +26,7 @@ from asyncrevoke import (
     revoke_threadsafe,
     stop_using_threadsafe,
 )
+from asyncrevoke._revokable import SLICE
 from conftest import settle
 from operations import Log, asyncio_only, operate, says, slowly
 
@@ -37,6 +39,15 @@ Run = Callable[[Callable[[], Awaitable[object]]], object]
 def run(anyio_backend: tuple[str, dict[str, Any]]) -> Run:
     """Run an async function in a loop of its own."""
     return functools.partial(anyio.run, backend=anyio_backend[0], backend_options=anyio_backend[1])
+
+
+def closed_in_the_midst_of(main: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Run it in a loop that is closed while tasks are left, which are neither cancelled nor ended."""
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
 
 
 # -- a loop that ends --
@@ -234,22 +245,23 @@ def test_a_tree_belongs_to_the_loop_it_is_used_in_now(run: Run) -> None:
 
 
 @pytest.mark.invariant("I4", "threads")
-@pytest.mark.parametrize("revoked", ["before", "again", "here"])
+@pytest.mark.parametrize("revoked", ["before", "again", "here", "by a further parent"])
 def test_who_outlives_a_loop_leaves_in_the_next(run: Run, revoked: str) -> None:
     """What a thread uses is released in the loop that awaits it, and whoever awaits it there is woken."""
     released: list[int] = []
-    node = Revokable("node", release=lambda: released.append(threading.get_ident()))
+    further = Revokable("further")
+    node = Revokable().open("node", also=[further], release=lambda: released.append(threading.get_ident()))
     acts: list[Revocation] = []
     thread = threading.Thread(target=stop_using_threadsafe, args=(node,))
 
     async def first() -> None:
         assert node.start_using()
-        if revoked != "here":
+        if revoked in ("before", "again"):
             acts.append(node.revoke())
 
     async def second() -> None:
         if revoked != "before":
-            acts.append(node.revoke())
+            acts.append((further if revoked == "by a further parent" else node).revoke())
         with anyio.fail_after(10):
             async with anyio.create_task_group() as tasks:
                 for act in acts:
@@ -265,7 +277,8 @@ def test_who_outlives_a_loop_leaves_in_the_next(run: Run, revoked: str) -> None:
     run(second)
     thread.join()
     assert released == [threading.get_ident()]
-    assert [report.released for report in reports] == [1] * len(acts)
+    assert all(report.released for report in reports)
+    assert len(reports) == len(acts)
 
 
 @pytest.mark.invariant("I4", "threads")
@@ -312,6 +325,149 @@ def test_who_leaves_when_the_last_loop_is_over_is_the_last_one_out(run: Run) -> 
     thread.start()
     thread.join()
     assert log == ["release"]
+
+
+@pytest.mark.invariant("I4", "threads")
+def test_who_awaits_what_a_thread_releases_is_woken(run: Run) -> None:
+    """No loop ran when it left; another does before its release is over."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def release() -> None:
+        begun.set()
+        go_on.wait(10)
+
+    node = Revokable("node", release=release)
+    acts: list[Revocation] = []
+
+    async def first() -> None:
+        assert node.start_using()
+        acts.append(node.revoke())
+
+    async def second() -> None:
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, go_on.set)
+                await acts[0]
+
+    run(first)
+    thread = threading.Thread(target=stop_using_threadsafe, args=(node,))
+    thread.start()
+    begun.wait()
+    run(second)
+    thread.join()
+
+
+@pytest.mark.invariant("I4", "I7")
+def test_who_waits_in_a_loop_that_was_closed_holds_nobody_up(run: Run) -> None:
+    """Its tasks were never ended: they cannot be woken, but all others are."""
+    node = Revokable("node")
+    acts: list[Revocation] = []
+
+    async def first() -> None:
+        assert node.start_using()
+        acts.append(node.revoke())
+        tasks.append(asyncio.ensure_future(wait()))
+        await settle()
+
+    async def wait() -> None:
+        await acts[0]
+        log.append("woken")
+
+    async def second() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await settle()
+            node.stop_using()
+
+    log: Log = []
+    tasks: list[asyncio.Task[None]] = []
+    closed_in_the_midst_of(first)
+    run(second)
+    assert log == ["woken"]
+
+
+@pytest.mark.invariant("I4", "I8")
+@pytest.mark.parametrize("what", ["kicks and releases", "a release"])
+def test_what_a_loop_was_closed_in_the_midst_of_is_ended_in_the_next(run: Run, what: str) -> None:
+    """Its own tasks were never ended: what they were to do is done, and a release that was under way has failed."""
+    log: Log = []
+    root = Revokable("root", release=slowly(log, "root", anyio.Event()) if what == "a release" else None)
+    for _ in range(2 * SLICE if what == "kicks and releases" else 0):
+        root.open(release=says(log, "release"))
+    acts: list[Revocation] = []
+
+    async def first() -> None:
+        acts.append(root.revoke())
+        await anyio.lowlevel.checkpoint()
+
+    async def second() -> None:
+        with anyio.fail_after(10):
+            await acts[0]
+
+    closed_in_the_midst_of(first)
+    assert not acts[0].done()
+    if what == "a release":
+        with pytest.raises(BaseExceptionGroup) as caught:
+            run(second)
+        assert caught.group_contains(asyncio.CancelledError)
+        assert log == ["root begins"]
+    else:
+        run(second)
+        assert log == ["release"] * 2 * SLICE
+
+
+@pytest.mark.invariant("I7", "threads")
+def test_a_call_that_fails_holds_up_no_other(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """One too many, from a thread: it is logged, and the loop and the calls of others go on."""
+    nodes = Revokable("wrong"), Revokable("right")
+
+    async def main() -> None:
+        for node in nodes:
+            assert node.start_using()
+        nodes[0].stop_using()
+        act = nodes[1].revoke()
+        await anyio.to_thread.run_sync(leave)
+        with anyio.fail_after(10):
+            await act
+
+    def leave() -> None:
+        for node in nodes:
+            stop_using_threadsafe(node)
+
+    run(main)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [RuntimeError]
+
+
+@pytest.mark.invariant("I2", "I4")
+@pytest.mark.parametrize("anyio_backend", [pytest.param(("trio", {}), id="trio")])
+def test_a_release_that_a_run_takes_no_task_for_has_failed(run: Run) -> None:
+    """In the last ticks of trio's run: the node is released, and who awaits it is told."""
+
+    async def release() -> None:
+        raise AssertionError("it was begun")
+
+    async def main() -> None:
+        assert node.start_using()
+        acts.append(node.revoke())
+        trio.lowlevel.spawn_system_task(last)
+        await settle()
+
+    async def last() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            stop_using_threadsafe(node)
+
+    async def wait() -> None:
+        await acts[0]
+
+    node = Revokable("node", release=release)
+    acts: list[Revocation] = []
+    run(main)
+    assert node.released
+    with pytest.raises(ExceptionGroup) as caught:
+        run(wait)
+    assert caught.group_contains(RuntimeError, match="closed")
 
 
 @pytest.mark.invariant("threads")

@@ -1131,10 +1131,10 @@ async def test_a_second_close_does_not_cut_the_first_one_short() -> None:
     assert inner.log == ["aclose", "let go"]
 
 
-async def test_a_thread_that_revokes_what_nobody_has_used_has_the_loop_do_it(wrap: Wrap) -> None:
+async def test_a_thread_that_revokes_what_nobody_has_used_has_the_loop_do_it() -> None:
     """A stream is of the loop that it was made in: what its release does there must not be done by others."""
     done_by: list[int] = []
-    async with pair(wrap) as (stream, peer):
+    async with pair(over_anyio) as (stream, peer):
         release = stream.handle.release
         assert release is not None
 

@@ -9,6 +9,7 @@ while anybody still waits on it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import os
@@ -198,7 +199,8 @@ class _Waiter:
             return False
         self.act = act
         if self.future is not None and not self.future.done():
-            self.future.set_result(False)  # not an exception: nobody may be left to take it
+            with contextlib.suppress(RuntimeError):  # its loop was closed with the task in it
+                self.future.set_result(False)  # not an exception: nobody may be left to take it
         return True
 
 

@@ -5,8 +5,11 @@ Everything else asks a `Home` for the current task, for a background task, or to
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
+import inspect
+import logging
 import pathlib
 import sys
 import threading
@@ -14,7 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -24,56 +27,90 @@ if TYPE_CHECKING:
 Task = Any  # asyncio.Task or trio.lowlevel.Task: both are only compared, named and looked into
 Done = Callable[[BaseException | None], None]
 
+logger = logging.getLogger("asyncrevoke")
 
-class Home(Protocol):
-    """One running loop, in one thread."""
 
-    thread: int
-    #: The innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards by `outer`.
-    inside: dict[Task, Inside]
+class Home(abc.ABC):
+    """One loop, in one thread.
 
-    #: Those who are told what happens to the nodes of this loop: each is called with (what, node, act, task).
-    observers: list[Callable[[str, Any, Any, Task | None], None]]
+    :ivar loop: the loop itself, or trio's token of it
+    :ivar inside: the innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards by
+        `outer`
+    :ivar observers: those who are told what happens to the nodes of this loop: each is called with (what, node, act, task)
+    """
 
-    #: Calls that were handed over by other threads, and not made yet.
-    handed: deque[Callable[[], None]]
-
-    #: The loop itself, or trio's token of it.
-    loop: Any
     #: The loop that calls back when a descriptor is ready, or None where only a task can wait for that.
-    reactor: asyncio.AbstractEventLoop | None
+    reactor: asyncio.AbstractEventLoop | None = None
+
+    def __init__(self, loop: Any) -> None:
+        self.loop = loop
+        self.thread = threading.get_ident()
+        self.inside: dict[Task, Inside] = {}
+        self.observers: list[Callable[[str, Any, Any, Task | None], None]] = []
+        self._handed: deque[Callable[[], object]] = deque()
 
     @property
+    @abc.abstractmethod
     def over(self) -> bool:
         """Whether the loop can never run again."""
 
+    @abc.abstractmethod
     def task(self) -> Task | None:
         """The current task, or None in a callback and in any other loop."""
 
+    @abc.abstractmethod
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
         """Run `run` in a task of nobody's. `done` is called once, with what it raised, even if it never got to start."""
 
-    def call_threadsafe(self, call: Callable[[], None]) -> None:
+    @abc.abstractmethod
+    def call_threadsafe(self, call: Callable[[], object]) -> None:
         """Have it called in the loop's thread, if the loop does not end before.
 
         :raises RuntimeError: if it is over
         """
 
+    def hand_over(self, call: Callable[[], object]) -> None:
+        """Have it called once: in the loop's thread, or when the loop is over here, or by `wind_up`."""
+        self._handed.append(call)
+        try:
+            self.call_threadsafe(self._make_calls)
+        except RuntimeError:
+            self._make_calls()
 
-class _AsyncioHome:
+    def _make_calls(self) -> None:
+        while True:
+            try:
+                call = self._handed.popleft()
+            except IndexError:
+                return
+            try:
+                call()
+            except Exception:
+                logger.exception("%r failed, as a thread had the loop call it", call)
+
+    def wind_up(self) -> None:
+        """Do what a loop that is over has left undone: it may have been closed in the midst of everything."""
+        self._make_calls()
+
+    def wake(self, event: anyio.Event) -> None:
+        """Set the event of a task that waits in this loop, from whatever thread; if the loop is over, nobody waits."""
+        if current() is self:
+            event.set()
+        else:
+            with contextlib.suppress(RuntimeError):
+                self.call_threadsafe(event.set)
+
+
+class _AsyncioHome(Home):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.reactor: asyncio.AbstractEventLoop | None = loop
-        self.loop = loop
-        self.thread = threading.get_ident()
-        self.inside: dict[Task, Inside] = {}
-        self.observers: list[Callable[[str, Any, Any, Task | None], None]] = []
-        self.handed: deque[Callable[[], None]] = deque()
-        self._tasks: set[asyncio.Task[BaseException | None]] = set()
+        super().__init__(loop)
+        self.reactor = loop
+        self._tasks: dict[asyncio.Task[BaseException | None], Done] = {}
         self._ending: AsyncGenerator[None, None] | None = None
 
     @property
     def over(self) -> bool:
-        return self.loop.is_closed()
+        return bool(self.loop.is_closed())
 
     def task(self) -> Task | None:
         return asyncio.current_task(self.loop) if asyncio._get_running_loop() is self.loop else None
@@ -91,16 +128,16 @@ class _AsyncioHome:
             return None
 
         def ended(task: asyncio.Task[BaseException | None]) -> None:
-            self._tasks.discard(task)
+            del self._tasks[task]
             if begun:
                 done(asyncio.CancelledError() if task.cancelled() else task.result())
             else:
                 self.loop.call_soon(begin().cancel)  # which comes after its first step
 
         def begin() -> asyncio.Task[BaseException | None]:
-            task = self.loop.create_task(main(), name=name)
+            task: asyncio.Task[BaseException | None] = self.loop.create_task(main(), name=name)
             task.add_done_callback(ended)
-            self._tasks.add(task)
+            self._tasks[task] = done
             return task
 
         # A closing loop may cancel a task before its first step: only a callback is sure to run, which begins another.
@@ -121,25 +158,33 @@ class _AsyncioHome:
                     task.cancel()
                 await asyncio.wait(self._tasks)
 
-    def call_threadsafe(self, call: Callable[[], None]) -> None:
+    def wind_up(self) -> None:
+        super().wind_up()
+        while self._tasks:
+            task, done = self._tasks.popitem()
+            coro = task.get_coro()
+            assert inspect.iscoroutine(coro)
+            coro.close()
+            done(asyncio.CancelledError())
+
+    def call_threadsafe(self, call: Callable[[], object]) -> None:
         self.loop.call_soon_threadsafe(call)
 
 
-class _TrioHome:
+class _TrioHome(Home):
     def __init__(self, token: Any) -> None:
-        self.reactor: asyncio.AbstractEventLoop | None = None
-        self.loop = token
-        self.thread = threading.get_ident()
-        self.inside: dict[Task, Inside] = {}
-        self.observers: list[Callable[[str, Any, Any, Task | None], None]] = []
-        self.handed: deque[Callable[[], None]] = deque()
-        self.over = False
+        super().__init__(token)
+        self._over = False
         self._lowlevel = sys.modules["trio"].lowlevel
         self._lowlevel.add_instrument(self)
 
+    @property
+    def over(self) -> bool:
+        return self._over
+
     def after_run(self) -> None:
         """The hook of a `trio.abc.Instrument`: the only way to know that a run has ended."""
-        self.over = True
+        self._over = True
 
     def task(self) -> Task | None:
         try:
@@ -158,9 +203,12 @@ class _TrioHome:
             else:
                 done(None)
 
-        self._lowlevel.spawn_system_task(main, name=name)
+        try:
+            self._lowlevel.spawn_system_task(main, name=name)
+        except RuntimeError as exc:  # the run is at its very end, and takes no more tasks
+            done(exc)
 
-    def call_threadsafe(self, call: Callable[[], None]) -> None:
+    def call_threadsafe(self, call: Callable[[], object]) -> None:
         self.loop.run_sync_soon(call)
 
 
@@ -181,28 +229,6 @@ def current() -> Home | None:
     except RuntimeError:
         return None
     return _homes.get(id(token)) or _homes.setdefault(id(token), _TrioHome(token))
-
-
-def hand_over(home: Home | None, call: Callable[[], None]) -> None:
-    """Have it called once: in the thread of that loop, or where there is none any more, here or by the next one."""
-    if home is None:
-        call()
-        return
-    home.handed.append(call)
-    try:
-        home.call_threadsafe(lambda: make_calls(home))
-    except RuntimeError:
-        make_calls(home)
-
-
-def make_calls(home: Home) -> None:
-    """Make the calls that were handed over to it. A loop that ends may have left some."""
-    while True:
-        try:
-            call = home.handed.popleft()
-        except IndexError:
-            return
-        call()
 
 
 def task_name(task: Task) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import functools
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
@@ -63,7 +62,7 @@ class OffLoop(Awaitable[T]):
     async def _wait(self) -> T:
         home, ended = _loop.current(), anyio.Event()
         assert home is not None
-        self._result.add_done_callback(functools.partial(_tell, home, ended))
+        self._result.add_done_callback(lambda _: home.wake(ended))
         try:
             await ended.wait()
         except BaseException:
@@ -87,8 +86,3 @@ class OffLoop(Awaitable[T]):
     def _hand_over(self, result: concurrent.futures.Future[T]) -> None:
         if self._late is not None and result.exception() is None:
             threading.Thread(target=self._late, args=(result.result(),), daemon=True).start()
-
-
-def _tell(home: _loop.Home, ended: anyio.Event, _: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is over: nobody waits
-        home.call_threadsafe(ended.set)

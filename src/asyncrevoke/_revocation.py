@@ -5,6 +5,7 @@ The act itself is done by `_revokable`, which keeps the counts here; nothing in 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -236,7 +237,8 @@ class Revocation:
         task = None if home is None else home.task()
         self._refuse_deadlock(home, task, of_release)  # before any checkpoint, or the caller's own kick comes first
         event = anyio.Event()
-        self._waiters[event] = _Waiter(ready, event.set, task, of_release)
+        assert home is not None
+        self._waiters[event] = _Waiter(ready, functools.partial(home.wake, event), task, of_release)
         try:
             await event.wait()
         finally:

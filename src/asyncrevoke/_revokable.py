@@ -73,8 +73,8 @@ def _begin(act: Revocation, grace: float) -> None:
     home = _loop.current()
     for root in act._roots:
         if root._home is not home:
-            root._settle()  # it is of this loop from now on, if there is one: who has outlived the last leaves in this
-    _refuse(act)
+            root._settle()
+    _refuse(act, home)
     for root in act._roots:
         if root._acts and root._acts[0] is act:
             tell("closed" if act._closer else "revoked", root, act)
@@ -101,8 +101,8 @@ def _begin(act: Revocation, grace: float) -> None:
     home.spawn(drive, lambda _: _exhaust(work), repr(act))
 
 
-def _refuse(act: Revocation) -> None:
-    """Mark all that is below. No user code runs in between."""
+def _refuse(act: Revocation, home: _loop.Home | None) -> None:
+    """Mark all that is below, which is of this loop from now on. No user code runs in between."""
     mine = (act,)
     order: list[Revokable] = []  # children before parents, also where a child has several
     unvisited: list[Revokable | tuple[Revokable]] = list(act._roots)
@@ -115,6 +115,7 @@ def _refuse(act: Revocation) -> None:
                 node._acts += mine  # is told when the last owner closes
         elif not (node._acts and node._acts[-1] is act):
             node._acts += mine
+            node._home = home or node._home
             if node._state == LIVE:
                 node._state = REVOKED  # I1 from here
             if node._uses or node._bare:
@@ -251,9 +252,7 @@ def _released(node: Revokable) -> None:
 
 def tell(what: str, node: Revokable, act: Revocation | None = None, task: _loop.Task | None = None) -> None:
     """Tell the observers of this loop, if there are any, what has happened."""
-    home = node._home
-    if home is None or home.over:  # as it has not been used in a loop, or not in this one
-        home = _root(node)._home
+    home = node._home or _root(node)._home  # as it may not have been used in a loop yet
     if home is not None and home.observers:
         for observer in tuple(home.observers):
             observer(what, node, act, task)
@@ -619,7 +618,7 @@ class Revokable:
             root._home = home = here
         self._home = home
         if before is not None and before.over:
-            _loop.make_calls(before)
+            before.wind_up()
         return home
 
     # -- taking away --
@@ -726,7 +725,8 @@ def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) 
     """Revoke from another thread, a signal handler or a finalizer. Its result is the report, or what awaiting raises.
 
     The future cannot be cancelled, as a revocation cannot be undone. In the loop's own thread do not wait for its
-    `result()`, which would wait for itself: call `revoke`, or await `asyncio.wrap_future` of it.
+    `result()`, which would wait for itself: call `revoke`, or await `asyncio.wrap_future` of it. A loop that is closed
+    before it comes to that leaves it to the next that anything of the tree is used in.
     """
     future: concurrent.futures.Future[Report] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
@@ -741,7 +741,7 @@ def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) 
                 lambda: future.set_exception(act._failures()) if act._errors else future.set_result(act.report)
             )
 
-    _loop.hand_over(_root(node)._home, revoke)
+    _hand_over(node, revoke)
     return future
 
 
@@ -749,7 +749,18 @@ def stop_using_threadsafe(node: Revokable) -> None:
     """Have `stop_using` called in the thread of the tree's loop, or at once where that is over: for other threads, and
     finalizers, that leave what `start_using` entered.
     """
-    _loop.hand_over(_root(node)._home, node.stop_using)
+    _hand_over(node, node.stop_using)
+
+
+def _hand_over(node: Revokable, call: Callable[[], object]) -> None:
+    """Have it called in the thread of the node's loop, or here, if that is over."""
+    home = node._home
+    if home is None or home.over:  # it has not been used in a loop yet, or not in this one
+        home = _root(node)._home
+    if home is None:
+        call()
+    else:
+        home.hand_over(call)
 
 
 def _check(roots: Iterable[Revokable], grace: float) -> None:

@@ -197,7 +197,7 @@ def handle_of(
     *,
     kick: Kick = ...,
 ) -> Revokable:
-    """A handle of `owner`, or where there is none a root, which belongs to the loop that it is made in, if there is one.
+    """A handle of `owner`, or a root where there is none.
 
     :param owner: a node, or a function that opens as one does, such as `Name.pin`
     :param name, also, release, answers, kick: as for `Revokable.open`
@@ -205,9 +205,7 @@ def handle_of(
     also = tuple(also)
     if owner is None:
         if not also:
-            root = Revokable(name, release=release, answers=answers, kick=kick)
-            root._settle()  # what it releases is of this loop, if there is one
-            return root
+            return Revokable(name, release=release, answers=answers, kick=kick)
         owner = Revokable()
     make = owner.open if isinstance(owner, Revokable) else owner
     return make(name, also=also, release=release, answers=answers, kick=kick)
@@ -235,6 +233,7 @@ class RevokableStream(Face):
         also: Iterable[Revokable] = (),
     ) -> None:
         super().__init__(handle_of(owner, name, also, self._abort, answers))
+        self.handle._settle()  # the stream is of this loop, and so is its release
         self._inner = inner
         self._inner_closed = False
         self._closing: Revocation | None = None

@@ -25,7 +25,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from asyncrevoke import FdStream, Revocation, Revokable, Shared, SharedStream, handle_of, in_loop
+from asyncrevoke import FdStream, Revocation, Revokable, Shared, SharedStream, in_loop
 from asyncrevoke.answers import Answers
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
@@ -111,7 +111,7 @@ class PtySession(anyio.abc.AsyncResource):
         name = name or pathlib.PurePath(argv[0]).name
         self._kill_after = kill_after
         self._shared = Shared(self._receive, self._send_some, backlog=backlog, history=history)
-        self.node = handle_of(owner, name, answers=answers)
+        self.node = (owner or Revokable()).open(name, answers=answers)
         started = None
         try:
             started = self._process, master = _spawn(argv, env, cwd, size)
