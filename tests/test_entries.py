@@ -203,6 +203,9 @@ async def test_polling_waits_for_the_events_asked_for() -> None:
         ({"store": lambda _: 9}, lambda file: file.write(b"x"), ValueError, "of 1 bytes the handler took 9"),
         ({"store": lambda _: True}, lambda file: file.write(b"x"), ValueError, "of 1 bytes the handler took True"),
         ({"write": lambda *_: -1}, lambda file: file.write(b"x"), ValueError, "took -1"),
+        ({"size": lambda: -5}, lambda file: file.entry.size(), ValueError, "'size' returned -5"),
+        ({"size": lambda: "5"}, lambda file: file.entry.size(), ValueError, "'size' returned '5'"),
+        ({"store": lambda _: None}, lambda file: file.write(5), TypeError, "bytes-like"),
         ({"poll": lambda _: "r"}, lambda file: file.poll(), TypeError, "'poll' returned 'r'"),
         ({"show": lambda: 1 / 0}, lambda file: file.read(), ZeroDivisionError, "division"),
         ({}, lambda file: file.read(), OSError, "Errno 22.*no handler 'show'"),
@@ -807,23 +810,86 @@ async def test_a_permanent_entry_cannot_be_removed_nor_what_it_is_in() -> None:
         assert await file.read() == b"1"
 
 
-async def test_operations_on_a_permanent_entry_are_not_counted() -> None:
-    """Its handlers run without a bracket, and news wake them; a file of it can be closed, or be revoked, and is dead then."""
-    entry, given = stream(tree(), permanent=True)
+async def test_handlers_of_a_permanent_entry_are_not_counted() -> None:
+    """They run without a bracket; a file of it can be closed, or be revoked, and is dead then."""
+    event = anyio.Event()
+    entry = tree().create("entry", permanent=True, show=until(event))
     file, other = await entry.open(), await entry.open()
     async with anyio.create_task_group() as tasks:
         reading = start(tasks, file.read)
         await settle()
         assert file.handle.in_use == 0
-        given.append(b"x")
-        entry.notify()
+        event.set()
         await reading.done.wait()
-        assert reading.outcome == b"x"
     await file.aclose()
     with pytest.raises(anyio.ClosedResourceError):
         await file.read()
     await other.handle.revoke()
     assert await number(other.read()) == errno.ENODEV
+
+
+@pytest.mark.parametrize("how", ["news", "token", "close", "owner"])
+@pytest.mark.parametrize("profile", [None, answers.PROCFS])
+async def test_who_waits_for_news_of_a_permanent_entry_is_ended_with_its_file(
+    profile: Answers | None, how: str
+) -> None:
+    """The entry stays for ever, but a file of it is taken away from those who wait as any other is."""
+    owner, token = Revokable("owner"), Revokable("token")
+    given: list[bytes] = []
+    entry = tree(profile, owner=owner).create(
+        "entry", permanent=True, read=lambda *_: given.pop(0) if given else None, poll=lambda _: IN if given else 0
+    )
+    file = await entry.open(also=[token])
+    async with anyio.create_task_group() as tasks:
+        waiting = [start(tasks, file.read), start(tasks, file.poll)]
+        await parked(file.handle, 2)
+        if how == "news":
+            given += [b"x", b"y"]
+            entry.notify()
+        elif how == "close":
+            await file.aclose()
+        else:
+            await {"token": token, "owner": owner}[how].revoke()
+        with anyio.fail_after(10):
+            for each in waiting:
+                await each.done.wait()
+    read, poll = waiting
+    if how == "news":
+        assert (read.outcome, poll.outcome) == (b"x", IN)
+    elif how == "close":
+        assert isinstance(read.outcome, anyio.ClosedResourceError)
+    elif profile is None:
+        assert read.error.in_flight
+        assert poll.error.in_flight
+    else:
+        assert (read.error.errno, poll.outcome) == (errno.EIO, answers.PROCFS.poll)
+    await file.aclose()
+
+
+async def test_a_handler_may_wait_in_several_tasks() -> None:
+    """One notification wakes all of them; and who need not wait leaves nothing behind."""
+
+    async def control(operation: Operation, *__: object) -> None:
+        for _ in range(100):
+            await operation.wait_for_news(-1)
+        assert kicked_by(operation) == 0
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(operation.wait_for_news, entry.running.events)
+        assert kicked_by(operation) == 1
+
+    def kicked_by(operation: Operation) -> int:
+        assert operation._use is not None
+        return len(operation._use._hooks or ())
+
+    entry = tree().create("entry", control=control)
+    async with await entry.open() as file, anyio.create_task_group() as tasks:
+        call = start(tasks, file.control, 0)
+        await parked(file.handle)
+        entry.notify()
+        with anyio.fail_after(10):
+            await call.done.wait()
+        assert call.outcome is None
 
 
 @pytest.mark.parametrize("profile", [answers.TTY, answers.DEADFS])

@@ -99,7 +99,7 @@ class Directory(_Named):
         """Make an entry in this directory.
 
         :param permanent: neither it nor what it is in can be removed, and its operations cost nothing but their handlers:
-            nobody waits for them (PROC_ENTRY_PERMANENT)
+            nobody waits for them, but who waits for news is ended with the file (PROC_ENTRY_PERMANENT)
         :raises: as `mkdir`
         :raises TypeError: if there is no such handler, or two for one purpose
         """
@@ -185,7 +185,10 @@ class Entry(_Named):
         if "size" not in self.handlers:
             return 0
         with self.node.using():
-            return await call(self.handlers["size"])
+            size = await call(self.handlers["size"])
+        if type(size) is not int or size < 0:
+            raise ValueError(f"{self.node.path!r}: 'size' returned {size!r}: give a number of bytes")
+        return size
 
     async def open(self, name: str = "", *, also: Iterable[Revokable] = ()) -> OpenFile:
         """Open it: ``async with await entry.open() as file: await file.read()``

@@ -254,7 +254,7 @@ class OpenFile(anyio.abc.AsyncResource):
     async def _write(self, operation: Operation, data: bytes, offset: int) -> int:
         if offset < 0:
             raise OSError(errno.EINVAL, f"cannot write at {offset}", self.handle.path)
-        data = bytes(data)
+        data = bytes(memoryview(data))
         if (store := self.entry.handlers.get("store")) is not None:
             taken = await call(store, data)
         elif (write := self.entry.handlers.get("write")) is not None:
@@ -386,6 +386,17 @@ class Operation:
 
         :raises RevokedError, ~anyio.ClosedResourceError: instead, if this is to end
         """
+        if self._use is not None:
+            await self._news(seen)
+            return
+        try:
+            with self.file.handle.using(idle=True) as use:  # though it is permanent, its file may be taken away
+                self._use = use
+                await self._news(seen)
+        finally:
+            self._use = self._woken = None
+
+    async def _news(self, seen: int) -> None:
         await self._until(lambda: self.kicked or self._running.events != seen)
         if self.kicked:
             handle = self.file.handle
@@ -394,10 +405,11 @@ class Operation:
             raise RevokedError(handle, in_flight=True)
 
     async def _until(self, ready: Callable[[], bool]) -> None:
-        if self._woken is None:
+        if self._woken is None and not ready():
             self.on_kick(self.wake)
         while not ready():
-            self._woken = anyio.Event()
+            if self._woken is None or self._woken.is_set():  # else another part of the handler waits already
+                self._woken = anyio.Event()
             await self._woken.wait()
 
     def wake(self) -> None:
