@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import gc
 import mmap
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 
 from asyncrevoke import Registry, Revokable, RevokedError, answers
+from asyncrevoke.adapters import mapping as adapter
 from asyncrevoke.adapters.entries import Directory
 from asyncrevoke.adapters.mapping import Mapping
 from asyncrevoke.answers import Answers
@@ -89,6 +91,7 @@ async def test_a_part_of_a_file_is_mapped(path: pathlib.Path) -> None:
         (lambda data: data[::2], ValueError, "every 2. byte"),
         (lambda data: data.__setitem__(slice(0, 3), b"four"), ValueError, "4 bytes do not fit into a slice of 3"),
         (lambda data: data.__setitem__(0, 256), ValueError, "range"),
+        (lambda data: data.__setitem__(slice(0, 3), 3), TypeError, "bytes-like"),
     ],
 )
 async def test_what_makes_no_sense_is_an_error(
@@ -99,6 +102,39 @@ async def test_what_makes_no_sense_is_an_error(
         with pytest.raises(error, match=match):
             use(data)
         assert data[:] == TEXT
+
+
+async def test_more_than_a_call_copies_is_copied_by_several(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux copies no more than 2 GiB less a page in one call, and says so: that is no truncated file."""
+
+    def least(call: Any) -> Any:
+        def copied(pid: int, local: Any, _: int, there: Any, *rest: int) -> int:
+            for span in local._obj, there._obj:
+                span.length = min(span.length, 3000)
+            done: int = call(pid, local, 1, there, *rest)
+            return done
+
+        return copied
+
+    for name in "process_vm_readv", "process_vm_writev":
+        monkeypatch.setattr(adapter._libc, name, least(getattr(adapter._libc, name)))
+    with mapped(path, write=True) as data:
+        data[5:9000] = TEXT[:8995]
+        assert data[:] == TEXT[:5] + TEXT[:8995] + TEXT[9000:]
+
+
+async def test_what_cannot_be_copied_is_no_truncated_file(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a filter of system calls forbids it: the error is the kernel's."""
+
+    def forbidden(*_: object) -> int:
+        ctypes.set_errno(errno.EPERM)
+        return -1
+
+    monkeypatch.setattr(adapter._libc, "process_vm_readv", forbidden)
+    with mapped(path) as data, pytest.raises(PermissionError, match="not permitted"):
+        data[0:3]
 
 
 async def test_what_is_read_only_cannot_be_written(path: pathlib.Path) -> None:

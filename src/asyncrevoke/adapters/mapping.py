@@ -130,7 +130,7 @@ class Mapping(anyio.abc.AsyncResource):
         :raises TypeError: if it was not opened to `write`
         """
         start, length = self._range(index)
-        data = bytes(value) if isinstance(index, slice) else bytes([value])
+        data = bytes(memoryview(value)) if isinstance(index, slice) else bytes([value])
         if len(data) != length:
             raise ValueError(f"{len(data)} bytes do not fit into a slice of {length}")
         if not self._prot & mmap.PROT_WRITE:
@@ -158,7 +158,7 @@ class Mapping(anyio.abc.AsyncResource):
 
     def view(self) -> memoryview:
         """Give a view of all, to keep. What becomes of it when this is taken away was said by `views`; until then, a file
-        that is truncated is the kernel's SIGBUS to whoever touches what is gone.
+        that is truncated is the kernel's SIGBUS to whoever touches what is gone. Its `obj`, which knows no limits, is not for use.
 
         :raises RevokedError, ~anyio.ClosedResourceError: if it was taken away, or closed
         """
@@ -223,9 +223,15 @@ class Mapping(anyio.abc.AsyncResource):
 
     def _copy(self, copy: Any, ours: ctypes.Array[ctypes.c_char], start: int, length: int) -> None:
         """Have the kernel do it, which reports what is not there: the file may be truncated in this very moment."""
-        local, there = (_Span(at, length) for at in (ctypes.addressof(ours), self._address + start))
-        if length and copy(os.getpid(), ctypes.byref(local), 1, ctypes.byref(there), 1, 0) != length:
-            raise self._truncated("nothing is there any more")
+        done = 0
+        while done < length:  # a call copies less than 2 GiB
+            local, there = (_Span(at + done, length - done) for at in (ctypes.addressof(ours), self._address + start))
+            copied = copy(os.getpid(), ctypes.byref(local), 1, ctypes.byref(there), 1, 0)
+            if copied < 0 and (number := ctypes.get_errno()) != errno.EFAULT:
+                raise OSError(number, f"bytes cannot be copied: {os.strerror(number)}", self.handle.path)
+            if copied <= 0:
+                raise self._truncated("nothing is there any more")
+            done += copied
 
     def _truncated(self, left: str) -> OSError:
         return OSError(errno.EFAULT, f"the file was truncated: {left}", self.handle.path)
