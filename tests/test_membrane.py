@@ -7,6 +7,7 @@ import asyncio
 import collections
 import collections.abc
 import contextlib
+import contextvars
 import copy
 import dataclasses
 import decimal
@@ -22,6 +23,7 @@ import pickle
 import re
 import threading
 import types
+import unittest.mock
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Any, NamedTuple, Self, SupportsIndex
@@ -513,6 +515,101 @@ async def test_errors_of_the_interpreter_show_proxies(device: Device) -> None:
     assert outer.obj is inner.exceptions[0].obj is device
 
 
+async def test_the_error_of_a_context_variable_shows_its_proxy(handle: Revokable) -> None:
+    """A LookupError, whose argument it is."""
+    variable = revokable_proxy(contextvars.ContextVar[int]("variable"), handle)
+    with pytest.raises(LookupError) as caught:
+        variable.get()
+    assert caught.value.args[0] is variable
+
+
+@asyncio_only
+async def test_a_future_is_awaited_as_any_other(handle: Revokable) -> None:
+    """By what asyncio has for that, too: these ask it for its loop, which is no secret."""
+
+    async def seven() -> int:
+        await settle()
+        return 7
+
+    def lent() -> asyncio.Future[int]:
+        return revokable_proxy(asyncio.ensure_future(seven()), handle)
+
+    with anyio.fail_after(10):
+        assert list(await asyncio.gather(lent())) == [7]
+        assert await asyncio.wait_for(lent(), 10) == 7
+        assert await asyncio.shield(lent()) == 7
+        assert [await each for each in asyncio.as_completed([lent()])] == [7]
+        (done,), _ = await asyncio.wait([lent()])
+        assert done.result() == 7
+
+
+async def test_what_delegates_its_await_is_awaited(device: Device, handle: Revokable) -> None:
+    """``__await__`` may be called by name, as by an object that is awaited by another: the kick ends it."""
+
+    class Delegate:
+        def __init__(self) -> None:
+            self.promise = device.promise()
+
+        def __await__(self) -> Generator[Any, Any, Device]:
+            return self.promise.__await__()
+
+    async def wait() -> Device:
+        return await Delegate()
+
+    async with anyio.create_task_group() as tasks:
+        calls = [start(tasks, wait) for _ in range(2)]
+        await parked(handle)
+        device.data.set()
+        await calls[0].done.wait()
+        assert calls[0].outcome is device
+    with pytest.raises(AttributeError):
+        device.data.__await__  # type: ignore[attr-defined]  # noqa: B018
+    handle.revoke()
+    with pytest.raises(RevokedError):
+        await wait()
+
+
+def test_special_methods_need_not_be_functions() -> None:
+    """Whatever the interpreter binds and calls: a partial method, or what a mock has."""
+
+    class Fixed:
+        def times(self, number: int) -> int:
+            return number * self.unit
+
+        __len__ = functools.partialmethod(times, 5)
+        unit = 2
+
+    handle = Revokable("handle")
+    mock: Any = unittest.mock.MagicMock()
+    mock.__len__.return_value = 3
+    assert len(revokable_proxy(Fixed(), handle)) == 10
+    lent = revokable_proxy(mock, handle)
+    assert (len(lent), list(lent)) == (3, [])
+    with lent:
+        pass
+    handle.revoke()
+    with pytest.raises(RevokedError):
+        len(lent)
+
+
+def test_functions_of_numpy_refuse_and_operators_work() -> None:
+    """A function of numpy would have to be lent what it is to work on."""
+    handle = Revokable("handle")
+    numbers: Any = revokable_proxy(np.arange(3), handle)
+    for total in numbers + 1, 1 + numbers, np.ones(3) + numbers:
+        assert total is not numbers
+        assert list(total) == [1, 2, 3]
+    with pytest.raises(TypeError, match="does not support ufuncs"):
+        np.add(numbers, 1)
+    with pytest.raises(TypeError, match="does not support ufuncs"):
+        np.add(1, 1, out=numbers)
+    with pytest.raises(ValueError, match="__array_struct__"):
+        np.asarray(numbers)
+    handle.revoke()
+    with pytest.raises(RevokedError):
+        np.ones(3) + numbers
+
+
 async def test_an_error_that_cannot_be_changed_comes_out_as_it_is(device: Device) -> None:
     """One of the object's own, of the interpreter's kinds."""
 
@@ -974,6 +1071,8 @@ def fine(value: object) -> bool:
     """Whether `value` may be outside: plain, a proxy, or made of these."""
     if type(value) in (tuple, frozenset, Pair):
         return all(map(fine, value))  # type: ignore[call-overload]
+    if type(value) is types.MethodType:  # of the proxy itself, as what awaits it
+        return is_proxy(value.__self__)
     return is_proxy(value) or type(value) in PLAIN or isinstance(value, (type, BaseException, enum.Enum))
 
 
@@ -1159,6 +1258,7 @@ async def await_it(proxy: Any) -> object:
 
 #: What makes no way in, and what is said to survive.
 NO_WAY_IN = "class new init del init_subclass subclasshook class_getitem buffer release_buffer getattribute".split()  # noqa: SIM905
+NO_WAY_IN += ["array_ufunc", "array_function"]
 SURVIVES = ["repr", "eq", "ne", "hash"]
 
 

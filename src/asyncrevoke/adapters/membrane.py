@@ -9,6 +9,7 @@ those of coroutines and of tracebacks. So does what one could have imported: cla
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import datetime as dt
@@ -35,8 +36,8 @@ T = TypeVar("T")
 #: Values that lead nowhere: they pass as they are, if they are exactly of these types, not of one derived from them.
 PLAIN: set[type] = {type(None), type(...), type(NotImplemented), bool, int, float, complex, str, bytes, range}
 PLAIN |= {dt.date, dt.time, dt.datetime, dt.timedelta, dt.timezone, decimal.Decimal, fractions.Fraction, uuid.UUID}
-#: And so do all of these: to compare, to catch and to raise.
-PLAIN_KINDS = (type, BaseException, enum.Enum)
+#: And so do all of these: to compare, to catch and to raise; and the loop, which a future is asked for by what awaits it.
+PLAIN_KINDS = (type, BaseException, enum.Enum, asyncio.AbstractEventLoop)
 
 
 def revokable_proxy(obj: T, handle: Revokable) -> T:
@@ -67,7 +68,8 @@ def revokable_proxy(obj: T, handle: Revokable) -> T:
 
     Use it in the thread of the handle's loop, which is not checked. A proxy cannot be pickled; a copy of it is a proxy of a
     copy. What insists on the real type, as the interpreter does in ``[1] + proxy``, and ``json.dumps``, does not take one:
-    ``list(proxy)`` is a list, of proxies where something is nested.
+    ``list(proxy)`` is a list, of proxies where something is nested. What goes by identity does not know one, as
+    `dataclasses.fields`, and numpy's functions refuse one.
 
     :raises TypeError: if `obj` is a plain value, or `handle` no `Revokable`
     :raises RevokedError, ~anyio.ClosedResourceError: if the handle was revoked, or closed
@@ -154,7 +156,7 @@ class _Side:
                     error.obj = self.wrap(error.obj)
                 case StopIteration():
                     error.value, error.args = self.wrap(error.value), self.wrap(error.args)
-                case KeyError():
+                case LookupError():
                     error.args = self.wrap(error.args)
 
     @contextlib.contextmanager
@@ -248,6 +250,8 @@ class _Proxy(wrapt.BaseObjectProxy[Any]):
 
     def __getattr__(self, name: str) -> Any:
         state = _state(self)
+        if name == "__await__" and getattr(type(self), name, None) is not None:  # an object that delegates asks by name
+            return types.MethodType(_await, self)
         if name in _COPYING:  # which `copy` and `pickle` ask the object for
             return state.side.call(lambda obj: functools.partial(_COPYING[name], obj), state.object)
         if state.side.handle.revoked:
@@ -406,7 +410,7 @@ _BINARY = {f"__{how}{name}__" for how in ("", "r", "i") for name in _NUMERIC + _
 
 #: Special methods that are no way into a lent object, or that `_Proxy` has of its own.
 _OWN = {*vars(_Proxy), "__new__", "__del__", "__init_subclass__", "__subclasshook__", "__class_getitem__"}
-_OWN |= {"__buffer__", "__release_buffer__"}
+_OWN |= {"__buffer__", "__release_buffer__", "__array_function__"}
 #: Those that wrapt forwards whether the object has them or not.
 _INHERITED = dict(inspect.getmembers_static(wrapt.BaseObjectProxy, callable)).keys() - _OWN - {*dir(object)}
 
@@ -424,10 +428,13 @@ def _class_for(kind: type) -> type[_Proxy]:
             methods[name] = _guarded(function) if function and not others.isdisjoint(has) else None
         methods.update(dict.fromkeys(_BINARY, _not_implemented))
         for name, value in has.items():
-            if name.startswith("__") and name.endswith("__") and name not in _OWN and callable(value):
+            called = callable(value) or (hasattr(value, "__get__") and not inspect.isdatadescriptor(value))
+            if name.startswith("__") and name.endswith("__") and name not in _OWN and called:
                 methods[name] = _BLOCKS_AND_AWAITS.get(name) or _guarded(_special(name))
         if "__getitem__" in has and "__iter__" not in has:
             del methods["__iter__"]
+        if "__array_ufunc__" in has:  # so numpy's functions refuse a proxy, and its operators ask the proxy's
+            methods["__array_ufunc__"] = None
         if has["__hash__"] is None:
             methods["__hash__"] = None
         found = _classes[kind] = type(f"Proxy[{kind.__name__}]", (_Proxy,), methods)
