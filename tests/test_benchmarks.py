@@ -74,7 +74,7 @@ def test_remove_entries_prints_a_row_for_each_size() -> None:
     assert [line[:38].strip() for line in lines] == [
         "100 entries, each open once",
         "1000 entries, each open once",
-        "10 times as many cost",
+        "10000 entries, each open once",
         "read of a removable entry / its handle",
         "read of a permanent entry / its handle",
     ]
