@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import select
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -204,6 +205,7 @@ async def test_polling_waits_for_the_events_asked_for() -> None:
         ({"store": lambda _: True}, lambda file: file.write(b"x"), ValueError, "of 1 bytes the handler took True"),
         ({"write": lambda *_: -1}, lambda file: file.write(b"x"), ValueError, "took -1"),
         ({"size": lambda: -5}, lambda file: file.entry.size(), ValueError, "'size' returned -5"),
+        ({"size": lambda: True}, lambda file: file.entry.size(), ValueError, "'size' returned True"),
         ({"size": lambda: "5"}, lambda file: file.entry.size(), ValueError, "'size' returned '5'"),
         ({"store": lambda _: None}, lambda file: file.write(5), TypeError, "bytes-like"),
         ({"poll": lambda _: "r"}, lambda file: file.poll(), TypeError, "'poll' returned 'r'"),
@@ -262,6 +264,83 @@ async def test_one_moves_the_offset_at_a_time() -> None:
         entry.notify()
         await reading.done.wait()
         assert reading.outcome == b"2"
+
+
+async def test_news_that_come_while_the_poll_handler_runs_wake_who_polls() -> None:
+    """They may be what it would have told of, had it been asked later."""
+    asked: list[int] = []
+
+    async def poll(_: Operation) -> int:
+        asked.append(entry.running.events)
+        if len(asked) == 1:
+            entry.notify()
+            await anyio.lowlevel.checkpoint()
+            return 0
+        return IN
+
+    entry = tree().create("entry", poll=poll)
+    async with await entry.open() as file:
+        with anyio.fail_after(10):
+            assert await file.poll(IN) == IN
+    assert asked == [0, 1]
+
+
+@pytest.mark.parametrize("event", [ERR, HUP, select.POLLNVAL])
+async def test_what_poll_tells_unasked_ends_it(event: int) -> None:
+    """As poll(2) does, whatever it was asked for."""
+    async with await tree().create("entry", poll=lambda _: event).open() as file:
+        with anyio.fail_after(10):
+            assert await file.poll(IN) == event
+
+
+async def test_what_a_poll_handler_finds_revoked_elsewhere_is_no_answer() -> None:
+    """The mask of the dead is for this file alone."""
+    other = Revokable("other")
+    other.revoke()
+
+    def poll(_: Operation) -> int:
+        with other.using():
+            return 0
+
+    async with await tree().create("entry", poll=poll).open() as file:
+        with pytest.raises(RevokedError) as caught:
+            await file.poll()
+        assert caught.value.node is other
+
+
+async def test_news_that_come_while_it_is_shown_are_news_since_it_was_read() -> None:
+    """What was shown may be older than they are."""
+
+    async def show() -> str:
+        entry.notify()
+        await anyio.lowlevel.checkpoint()
+        return ""
+
+    entry = tree().create("entry", show=show)
+    async with await entry.open() as file:
+        await file.read()
+        assert await file.poll(PRI, wait=False) & PRI
+
+
+async def test_a_stream_that_had_nothing_is_readable_when_it_has() -> None:
+    """What counts is the last read."""
+    entry, given = stream(tree())
+    async with await entry.open() as file:
+        file.blocking = False
+        with pytest.raises(BlockingIOError):
+            await file.read()
+        assert await file.poll(wait=False) == OUT
+        given.append(b"x")
+        assert await file.read() == b"x"
+        assert await file.poll(wait=False) == IN | OUT
+
+
+async def test_news_have_a_time() -> None:
+    """By which a mount tells when a file was changed."""
+    entry = tree().create("entry")
+    entry.running.changed = 0
+    entry.notify()
+    assert time.time_ns() - entry.running.changed < 60e9
 
 
 # -- names --
@@ -635,6 +714,29 @@ async def test_a_tree_goes_with_its_owner() -> None:
         Directory("status", owner=device)
 
 
+async def test_of_what_is_removed_nobody_learns_the_size() -> None:
+    """Who asks later is refused, and who has asked is ended."""
+    asked = 0
+
+    async def size() -> int:
+        nonlocal asked
+        asked += 1
+        await anyio.sleep_forever()
+        return 0
+
+    entry = tree(None).create("entry", size=size)
+    async with anyio.create_task_group() as tasks:
+        call = start(tasks, entry.size)
+        await parked(entry.node)
+        with anyio.fail_after(10):
+            await entry.remove()
+            await call.done.wait()
+    assert call.error.in_flight
+    with pytest.raises(RevokedError):
+        await entry.size()
+    assert asked == 1
+
+
 # -- removal from inside --
 
 
@@ -787,6 +889,26 @@ async def test_where_handlers_are_cancelled_so_is_one_that_removes_itself() -> N
     assert entry.node.released
 
 
+async def test_who_was_kicked_is_not_waited_for_from_inside() -> None:
+    """He is over by the time that anybody counts."""
+
+    async def control(operation: Operation, *_: object) -> None:
+        with anyio.fail_after(10, shield=True):
+            await operation.remove_self()
+
+    entry = tree(None).create("entry", show=until(anyio.Event()), control=control)
+    kicked, file = await entry.open(), await entry.open()
+    async with anyio.create_task_group() as tasks:
+        reading = start(tasks, kicked.read)
+        await parked(kicked.handle)
+        await kicked.handle.revoke()
+        assert reading.error.in_flight
+    with contextlib.suppress(RevokedError):
+        await file.control(0)
+    assert entry.node.revoked
+    assert not entry.running.others()
+
+
 # -- permanent entries --
 
 
@@ -843,6 +965,8 @@ async def test_who_waits_for_news_of_a_permanent_entry_is_ended_with_its_file(
     async with anyio.create_task_group() as tasks:
         waiting = [start(tasks, file.read), start(tasks, file.poll)]
         await parked(file.handle, 2)
+        entry.notify()  # which was none for them
+        await settle()
         if how == "news":
             given += [b"x", b"y"]
             entry.notify()
@@ -864,6 +988,44 @@ async def test_who_waits_for_news_of_a_permanent_entry_is_ended_with_its_file(
     else:
         assert (read.error.errno, poll.outcome) == (errno.EIO, answers.PROCFS.poll)
     await file.aclose()
+
+
+@pytest.mark.parametrize("permanent", [True, False])
+@pytest.mark.parametrize("how", ["news", "revoked"])
+async def test_a_part_of_a_handler_that_waits_no_more_leaves_the_others_waiting(permanent: bool, how: str) -> None:
+    """Whoever has begun first, each is woken by news and by the kick."""
+    woken: list[str] = []
+
+    async def control(operation: Operation, *_: object) -> None:
+        async def wait(name: str, scope: anyio.CancelScope) -> None:
+            with scope:
+                try:
+                    await operation.wait_for_news(entry.running.events)
+                    woken.append(name)
+                except RevokedError:
+                    woken.append(f"{name} kicked")
+
+        async with anyio.create_task_group() as tasks:
+            for name, scope in ("first", first), ("second", anyio.CancelScope()):
+                tasks.start_soon(wait, name, scope)
+            await settle()
+            first.cancel()
+
+    first = anyio.CancelScope()
+    entry = tree(None).create("entry", permanent=permanent, control=control)
+    file = await entry.open()
+    async with anyio.create_task_group() as tasks:
+        call = start(tasks, file.control, 0)
+        await settle(40)
+        assert first.cancelled_caught
+        if how == "news":
+            entry.notify()
+        else:
+            file.handle.revoke()
+        with anyio.fail_after(10):
+            await call.done.wait()
+    assert woken == {"news": ["second"], "revoked": ["second kicked"] if permanent else []}[how]
+    await file.handle.revoke()
 
 
 async def test_a_handler_may_wait_in_several_tasks() -> None:

@@ -27,6 +27,7 @@ from asyncrevoke import (
     stop_using_threadsafe,
 )
 from asyncrevoke._revokable import SLICE
+from asyncrevoke.adapters.entries import Directory
 from conftest import settle
 from operations import Log, asyncio_only, operate, says, slowly
 
@@ -387,13 +388,13 @@ def test_who_waits_in_a_loop_that_was_closed_holds_nobody_up(run: Run) -> None:
 
 
 @pytest.mark.invariant("I4", "I8")
-@pytest.mark.parametrize("what", ["kicks and releases", "a release"])
+@pytest.mark.parametrize("what", ["kicks and releases", "some releases"])
 def test_what_a_loop_was_closed_in_the_midst_of_is_ended_in_the_next(run: Run, what: str) -> None:
     """Its own tasks were never ended: what they were to do is done, and a release that was under way has failed."""
     log: Log = []
-    root = Revokable("root", release=slowly(log, "root", anyio.Event()) if what == "a release" else None)
-    for _ in range(2 * SLICE if what == "kicks and releases" else 0):
-        root.open(release=says(log, "release"))
+    root = Revokable("root")
+    for _ in range(2 * SLICE if what == "kicks and releases" else 3):
+        root.open(release=says(log, "release") if what == "kicks and releases" else slowly(log, "it", anyio.Event()))
     acts: list[Revocation] = []
 
     async def first() -> None:
@@ -406,14 +407,61 @@ def test_what_a_loop_was_closed_in_the_midst_of_is_ended_in_the_next(run: Run, w
 
     closed_in_the_midst_of(first)
     assert not acts[0].done()
-    if what == "a release":
+    if what == "some releases":
         with pytest.raises(BaseExceptionGroup) as caught:
             run(second)
-        assert caught.group_contains(asyncio.CancelledError)
-        assert log == ["root begins"]
+        assert [type(each) for each in caught.value.exceptions] == [asyncio.CancelledError] * 3
+        assert log == ["it begins"] * 3
     else:
         run(second)
         assert log == ["release"] * 2 * SLICE
+
+
+@asyncio_only
+async def test_what_a_thread_hands_over_keeps_its_order() -> None:
+    """Data, then the hang-up: what it had the loop do before is done before."""
+    seen: list[bool] = []
+    nodes = Revokable("first"), Revokable("second")
+    loop = asyncio.get_running_loop()
+
+    def hand_over() -> None:
+        for node in nodes:
+            loop.call_soon_threadsafe(lambda: seen.append(nodes[1].revoked))
+            revoke_threadsafe(node)
+
+    for node in nodes:
+        with node.using():
+            pass
+    thread = threading.Thread(target=hand_over)
+    thread.start()
+    thread.join()
+    await settle()
+    assert seen == [False, False]
+    assert nodes[1].revoked
+
+
+@pytest.mark.invariant("I1", "threads")
+def test_what_the_last_loop_has_left_undone_is_done_before_anything_opens(run: Run) -> None:
+    """Also where that revokes a parent that was asked before."""
+    first, second = Revokable("first"), Revokable("second")
+    child = second.open("child", release=first.revoke)
+    loop = asyncio.new_event_loop()
+
+    async def use() -> None:
+        with child.using():
+            pass
+
+    async def open_below() -> None:
+        with pytest.raises(RevokedError):
+            first.open("new", also=[second])
+        assert first.released
+
+    loop.run_until_complete(use())
+    thread = threading.Thread(target=revoke_threadsafe, args=(child,))
+    thread.start()
+    thread.join()
+    loop.close()
+    run(open_below)
 
 
 @pytest.mark.invariant("I7", "threads")
@@ -712,3 +760,20 @@ def test_a_release_has_its_first_step_when_the_loop_ends(where: str) -> None:
     asyncio.run(main())
     assert steps == ["first"]
     assert node.released
+
+
+@pytest.mark.invariant("I8")
+async def test_where_a_task_waits_in_an_adapter_is_the_users_line() -> None:
+    """Adapters are plumbing of ours, too."""
+    entry = Directory("tree").create("entry", read=lambda *_: None)
+
+    async def read() -> None:
+        await file.read()
+
+    async with await entry.open() as file, anyio.create_task_group() as tasks:
+        tasks.start_soon(read)
+        await settle()
+        (reader,) = file.handle.users()
+        assert reader.where.endswith("in read")
+        assert reader.where.startswith("test_loop.py")
+        tasks.cancel_scope.cancel()

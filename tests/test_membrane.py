@@ -25,7 +25,7 @@ import threading
 import types
 import unittest.mock
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Any, NamedTuple, Self, SupportsIndex
 
 import anyio
@@ -620,7 +620,10 @@ async def test_an_error_that_cannot_be_changed_comes_out_as_it_is(device: Device
     class ReadOnly(AttributeError):
         obj = property(lambda _: None)
 
-    for error in Frozen(7), ReadOnly("x"):
+    class Odd(LookupError):
+        args = property(lambda _: 1 / 0)
+
+    for error in Frozen(7), ReadOnly("x"), Odd():
         with pytest.raises(type(error)) as caught:
             device.fail(error)
         assert caught.value is error
@@ -661,6 +664,47 @@ async def test_a_copy_is_lent_too_and_a_pickle_refused(device: Device, real: Dev
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         with pytest.raises(TypeError, match="cannot pickle a proxy"):
             pickle.dumps(device, protocol)
+
+
+class Raising:
+    """A context whose entry or exit raises what the interpreter has put the context into."""
+
+    def __init__(self, *, entering: bool) -> None:
+        self._entering = entering
+
+    def __enter__(self) -> None:
+        if self._entering:
+            raise KeyError(self)
+
+    def __exit__(self, *_: object) -> None:
+        raise KeyError(self)
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.__exit__()
+
+
+@pytest.mark.parametrize("entering", [True, False])
+async def test_errors_of_a_block_show_proxies(handle: Revokable, entering: bool) -> None:
+    """Those of its entry and of its exit."""
+    lent = revokable_proxy(Raising(entering=entering), handle)
+    for block in entered, entered_async:
+        with pytest.raises(KeyError) as caught:
+            await block(lent)
+        assert caught.value.args[0] is lent
+
+
+def test_what_has_an_index_alone_is_a_number_by_that() -> None:
+    """As the interpreter has it."""
+
+    class Index:
+        def __index__(self) -> int:
+            return 3
+
+    lent = revokable_proxy(Index(), Revokable("handle"))
+    assert (int(lent), float(lent), complex(lent)) == (3, 3.0, 3 + 0j)
 
 
 # -- callbacks --
@@ -983,6 +1027,50 @@ async def test_generators_that_are_half_way_are_ended(device: Device, real: Devi
             with pytest.raises(RevokedError):
                 await anext(suspended)
         assert real.log == ["after two", "after one"]
+
+
+async def test_a_generator_that_is_half_way_is_ended_by_its_owners_close(handle: Revokable) -> None:
+    """As by a revocation."""
+    over: list[bool] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            over.append(True)
+
+    generator = numbers()
+    lent = revokable_proxy(generator, handle)
+    assert await anext(lent) == 1
+    handle.close()
+    with pytest.raises(anyio.ClosedResourceError):
+        await anext(lent)
+    assert over == [True]
+
+
+async def test_a_dead_generator_that_runs_is_left_to_who_runs_it(handle: Revokable) -> None:
+    """It cannot be closed meanwhile: who asks it for more is told that it was revoked, and nothing else."""
+    go_on = anyio.Event()
+
+    async def numbers() -> AsyncGenerator[int]:
+        with anyio.CancelScope(shield=True):
+            await go_on.wait()
+        yield 1
+
+    generator = numbers()
+    lent = revokable_proxy(generator, handle)
+    async with anyio.create_task_group() as tasks:
+        running = start(tasks, anext, lent)
+        await parked(handle)
+        handle.revoke()
+        try:
+            with pytest.raises(RevokedError):
+                await anext(lent)
+        finally:
+            go_on.set()
+        await running.done.wait()
+    await generator.aclose()
 
 
 async def test_a_loop_around_a_dead_device_starves_nobody(device: Device, handle: Revokable) -> None:

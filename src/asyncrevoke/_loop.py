@@ -73,24 +73,26 @@ class Home(abc.ABC):
         """Have it called once: in the loop's thread, or when the loop is over here, or by `wind_up`."""
         self._handed.append(call)
         try:
-            self.call_threadsafe(self._make_calls)
+            self.call_threadsafe(self._make_call)
         except RuntimeError:
-            self._make_calls()
+            self.wind_up()
 
-    def _make_calls(self) -> None:
-        while True:
-            try:
-                call = self._handed.popleft()
-            except IndexError:
-                return
-            try:
-                call()
-            except Exception:
-                logger.exception("%r failed, as a thread had the loop call it", call)
+    def _make_call(self) -> bool:
+        """Make the first of those that were handed over. It reports whether there was one."""
+        try:
+            call = self._handed.popleft()
+        except IndexError:
+            return False
+        try:
+            call()
+        except Exception:
+            logger.exception("%r failed, as a thread had the loop call it", call)
+        return True
 
     def wind_up(self) -> None:
         """Do what a loop that is over has left undone: it may have been closed in the midst of everything."""
-        self._make_calls()
+        while self._make_call():
+            pass
 
     def wake(self, event: anyio.Event) -> None:
         """Set the event of a task that waits in this loop, from whatever thread; if the loop is over, nobody waits."""

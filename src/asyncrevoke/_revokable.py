@@ -440,6 +440,9 @@ class Revokable:
         parents = tuple(dict.fromkeys((self, *also)))
         for parent in parents:
             parent._admit_child()
+        for parent in parents:
+            if parent._acts:  # by what its last loop had left undone
+                raise parent._refusal()
             if parent._home is not self._home:
                 raise RuntimeError(f"{parent.path!r} belongs to another event loop than {self.path!r}")
         child._join(parents)
@@ -726,7 +729,7 @@ def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) 
 
     The future cannot be cancelled, as a revocation cannot be undone. In the loop's own thread do not wait for its
     `result()`, which would wait for itself: call `revoke`, or await `asyncio.wrap_future` of it. A loop that is closed
-    before it comes to that leaves it to the next that anything of the tree is used in.
+    before it comes to that leaves it to the next in which anything of that loop is used.
     """
     future: concurrent.futures.Future[Report] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()

@@ -233,7 +233,8 @@ class RevokableStream(Face):
         also: Iterable[Revokable] = (),
     ) -> None:
         super().__init__(handle_of(owner, name, also, self._abort, answers))
-        self.handle._settle()  # the stream is of this loop, and so is its release
+        if self.handle.parent is None:
+            self.handle._settle()  # the stream is of this loop, and so is its release
         self._inner = inner
         self._inner_closed = False
         self._closing: Revocation | None = None

@@ -331,13 +331,15 @@ class Operation:
     """One operation on a file, as its handler is told of it.
 
     :ivar file: the file
+    :param counted: also where the entry is permanent
     """
 
-    def __init__(self, file: OpenFile, *, idle: bool) -> None:
+    def __init__(self, file: OpenFile, *, idle: bool, counted: bool = False) -> None:
         self.file = file
+        self._counted = counted or not file.entry.permanent
         self._running = file.entry.running
         self._idle = idle
-        self._use: Use | None = None  # there is none of what is permanent
+        self._use: Use | None = None  # there is none of what is not counted
         self._woken: anyio.Event | None = None
 
     @property
@@ -386,17 +388,10 @@ class Operation:
 
         :raises RevokedError, ~anyio.ClosedResourceError: instead, if this is to end
         """
-        if self._use is not None:
-            await self._news(seen)
+        if self._use is None:  # of what is permanent, but its file may be taken away: the wait alone is an operation
+            with Operation(self.file, idle=True, counted=True) as waiting:
+                await waiting.wait_for_news(seen)
             return
-        try:
-            with self.file.handle.using(idle=True) as use:  # though it is permanent, its file may be taken away
-                self._use = use
-                await self._news(seen)
-        finally:
-            self._use = self._woken = None
-
-    async def _news(self, seen: int) -> None:
         await self._until(lambda: self.kicked or self._running.events != seen)
         if self.kicked:
             handle = self.file.handle
@@ -419,7 +414,7 @@ class Operation:
 
     def __enter__(self) -> Self:
         handle = self.file.handle
-        if not self.file.entry.permanent or handle.revoked:
+        if self._counted or handle.revoked:
             self._use = handle.using(idle=self._idle)
             self._use.__enter__()
         self._running.enter(self)

@@ -147,7 +147,7 @@ class _Side:
 
     def tell(self, error: BaseException) -> None:
         """Lend what the interpreter itself puts into its errors."""
-        with contextlib.suppress(AttributeError):  # one of the object's own, which cannot be changed
+        with contextlib.suppress(Exception):  # of one of the object's own, which cannot be changed
             match error:
                 case BaseExceptionGroup():
                     for each in error.exceptions:
