@@ -595,6 +595,64 @@ async def test_on_another_machine_it_is_not_offered(monkeypatch: pytest.MonkeyPa
         Descriptor(fd)
 
 
+async def test_who_blocks_the_signal_is_waited_for_until_it_has_left_the_file() -> None:
+    """And not until it takes the signal, which it may never do."""
+    go_on = threading.Event()
+
+    def deaf() -> bytes:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+        data = os.read(near.fileno(), 1)
+        go_on.wait()
+        return data
+
+    near, far = socket.socketpair()
+    with near, far:
+        foreign = Foreign(deaf)
+        await foreign.asleep("read")
+        with anyio.fail_after(10):
+            await Descriptor(near).revoke()
+        go_on.set()
+        assert await foreign.ended() == b""
+
+
+async def test_who_blocks_the_signal_is_waited_for_until_the_number_is_closed() -> None:
+    """It may sleep there for ever, and the number is nobody's then."""
+
+    def deaf() -> bytes:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+        return os.read(near, 1)
+
+    near, far = os.pipe()
+    foreign = Foreign(deaf)
+    await foreign.asleep("read")
+    act = Descriptor(near).revoke()
+    for _ in range(100):
+        await anyio.lowlevel.checkpoint()
+    assert not act.done()
+    os.close(near)
+    with anyio.fail_after(10):
+        await act
+    os.write(far, b"x")
+    assert await foreign.ended() == b"x"
+    os.close(far)
+
+
+async def test_who_selects_exceptional_conditions_alone_lets_the_file_go() -> None:
+    """The tombstone has none to tell of, so it sleeps on; but not on the file, whose other side sees the end."""
+    over, ends = os.pipe()
+    near, far = socket.socketpair()
+    with near, far:
+        foreign = Foreign(lambda: select.select([over], [], [near]))
+        await foreign.asleep("select", "pselect6")
+        await Descriptor(near).revoke()
+        far.settimeout(10)
+        assert far.recv(1) == b""
+        os.write(ends, b"x")
+        assert await foreign.ended() == ([over], [], [])
+    os.close(over)
+    os.close(ends)
+
+
 # -- the number --
 
 
@@ -681,6 +739,19 @@ async def test_a_set_that_had_another_file_of_the_inode_keeps_it() -> None:
         assert epoll.poll(0) == [(number, select.EPOLLIN)]
         for fd in number, kept, new:
             os.close(fd)
+
+
+async def test_a_stranger_of_the_same_inode_keeps_its_sets() -> None:
+    """One that came under the number when its holder had closed it, as each eventfd has the inode of all."""
+    number = os.eventfd(0)
+    descriptor = Descriptor(number)
+    os.close(number)
+    assert os.eventfd(1) == number
+    with select.epoll() as epoll:
+        epoll.register(number, select.EPOLLIN)
+        await descriptor.revoke()
+        assert epoll.poll(0) == [(number, select.EPOLLIN)]
+    os.close(number)
 
 
 @pytest.mark.parametrize("missing", ["F_DUPFD_QUERY", "kcmp"])

@@ -9,10 +9,12 @@ import gc
 import mmap
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ from asyncrevoke.adapters.mapping import Mapping
 from asyncrevoke.answers import Answers
 from asyncrevoke.testing import Subject, check_revokable
 from conftest import settle
+from test_offloop import Stalled
 from test_stream import parked, start
 
 pytestmark = pytest.mark.anyio
@@ -160,6 +163,7 @@ async def test_what_is_read_only_cannot_be_written(path: pathlib.Path) -> None:
         (lambda file: (file.truncate(0), Mapping(file)), ValueError, "empty"),
         (lambda _: Mapping(1 << 20), OSError, "descriptor 1048576 is not open"),
         (lambda _: Mapping(-1), OSError, "descriptor -1 is not open"),
+        (lambda _: Mapping(1 << 40), OSError, "descriptor 1099511627776 is not open"),
     ],
 )
 async def test_what_cannot_be_mapped_says_so(
@@ -180,6 +184,26 @@ async def test_what_is_no_file_is_mapped_too() -> None:
             assert data[:4] == b"\0ab\0"
     finally:
         os.close(fd)
+
+
+async def test_a_flush_lasts_until_the_system_call_has_ended(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for who is cancelled meanwhile: the file may not be released under it."""
+    call = Stalled()
+    with mapped(path, write=True) as data:
+        monkeypatch.setattr(data, "_map", types.SimpleNamespace(flush=call))
+        async with anyio.create_task_group() as tasks:
+            flushing = start(tasks, data.flush)
+            while not call.running.is_set():
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await settle()
+                assert not flushing.done.is_set()
+                assert data.handle.in_use
+                call.go.set()
+        monkeypatch.undo()
 
 
 # -- taken away --
@@ -394,6 +418,64 @@ async def test_a_registered_name_takes_its_mappings_along(path: pathlib.Path) ->
             data[0]
 
 
+@pytest.mark.parametrize("operation", [True, False])
+async def test_what_cannot_be_released_reads_zeros(path: pathlib.Path, operation: bool) -> None:
+    """A structure of C was made of a view: it is left alone, and made harmless."""
+    with mapped(path, write=True, views="release") as data:
+        with data.using() if operation else contextlib.nullcontext(data.view()) as view:
+            made = pickle.PickleBuffer(view)
+        assert bytes(made.raw()[:3]) == TEXT[:3]
+        await data.revoke()
+        assert bytes(made.raw()[:3]) == bytes(3)
+        made.release()
+        del made, view
+
+
+async def test_during_the_grace_it_is_there_for_operations(path: pathlib.Path) -> None:
+    """For what is nested in one that has begun before."""
+    with mapped(path, write=True) as data:
+        with data.using():
+            act = data.revoke(grace=1000)
+            data[0] = 65
+            assert data[0] == 65
+        await act
+
+
+async def test_a_flush_of_what_was_taken_away_answers_as_all_else(path: pathlib.Path) -> None:
+    """By what the profile says of mmap."""
+    with mapped(path, answers=answers.TTY) as data:
+        await data.revoke()
+        with pytest.raises(RevokedError) as caught:
+            await data.flush()
+        assert caught.value.errno == answers.TTY.mmap
+
+
+async def test_what_is_revoked_elsewhere_keeps_its_answer(path: pathlib.Path) -> None:
+    """In an operation of a mapping, but not its own."""
+    other = Revokable("other", answers=answers.SYSFS)
+    other.revoke()
+    with mapped(path) as data, pytest.raises(RevokedError) as caught, data.using(), other.using():
+        pass
+    assert caught.value.node is other
+    assert caught.value.errno == errno.EIO
+
+
+async def test_where_pages_cannot_be_replaced_the_file_is_closed_all_the_same(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told, and nothing is left open."""
+    monkeypatch.setattr(adapter._libc, "mmap", lambda *_: None)
+    with mapped(path) as data:
+        view = data.view()
+        fd = data._fd
+        with pytest.raises(ExceptionGroup) as caught:
+            await data.revoke()
+        assert caught.group_contains(OSError, match="do not use views")
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)
+        del view
+
+
 # -- files that get shorter --
 
 
@@ -500,6 +582,16 @@ def test_nobody_dies(path: pathlib.Path, what: str) -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGBUS if what == "plain" else 0, "")
 
 
+async def test_nothing_is_written_behind_a_new_end_within_the_page(path: pathlib.Path) -> None:
+    """There is memory, but no file."""
+    with mapped(path, write=True) as data:
+        os.truncate(path, 5)
+        with pytest.raises(OSError, match="truncated: 5 of 10000 bytes are left") as caught:
+            data[4:8] = b"text"
+        assert caught.value.errno == errno.EFAULT
+        assert data[:5] == TEXT[:5]
+
+
 # -- who holds it --
 
 kept: object = None
@@ -554,3 +646,30 @@ async def test_holders_of_what_was_released_are_named(path: pathlib.Path) -> Non
         await data.revoke()
         assert any(str(each).startswith("ndarray of 10000 bytes in variable 'array'") for each in data.holders())
         del view, array
+
+
+async def test_what_only_a_cycle_keeps_holds_nothing(path: pathlib.Path) -> None:
+    """It is garbage that nobody has collected yet."""
+    gc.disable()
+    try:
+        with mapped(path) as data:
+            cycle: list[object] = [data.view()]
+            cycle.append(cycle)
+            del cycle
+            assert data.holders() == []
+    finally:
+        gc.enable()
+
+
+async def test_a_coroutine_that_runs_is_named_by_its_variable(path: pathlib.Path) -> None:
+    """And by that alone."""
+
+    async def keeps() -> list[str]:
+        view = data.view()
+        found = [str(each) for each in data.holders()]
+        del view
+        return found
+
+    with mapped(path) as data:
+        (found,) = await keeps()
+        assert "in variable 'view' of" in found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ import pytest
 
 from asyncrevoke import off_loop
 from conftest import settle
+from operations import asyncio_only
 
 pytestmark = pytest.mark.anyio
 
@@ -155,6 +158,40 @@ async def test_a_cancellation_waits_for_a_call_as_long_as_it_has_patience(
     assert call.go.is_set() == (patience > 0)
     assert turns < 10
     call.go.set()
+
+
+@asyncio_only
+async def test_a_second_cancellation_does_not_end_the_patience() -> None:
+    """Asyncio's own, which no scope keeps out."""
+    call = Stalled()
+
+    async def wait() -> None:
+        await off_loop(call, patience=math.inf)
+
+    task = asyncio.ensure_future(wait())
+    for _ in range(2):
+        await settle()
+        task.cancel()
+    await settle()
+    assert not task.done()
+    call.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@asyncio_only
+async def test_a_coroutine_that_was_closed_waits_no_more() -> None:
+    """The result is late then."""
+    call = Stalled()
+
+    async def wait() -> None:
+        await off_loop(call, late=call.hand_over)
+
+    waiting = wait()
+    waiting.send(None)
+    waiting.close()
+    call.go.set()
+    assert call.late.wait(20)
 
 
 async def test_a_result_that_is_awaited_is_not_late() -> None:

@@ -2045,6 +2045,31 @@ async def test_a_device_that_comes_back_elsewhere_is_found_where_it_is(as_int: b
     assert live.find("/dev/null") is known
 
 
+async def test_a_block_device_is_found_by_its_number(tmp_path: pathlib.Path) -> None:
+    """As a character device is."""
+    path, number = tmp_path / "disk", os.makedev(7, 200)
+    try:
+        os.mknod(path, stat.S_IFBLK | 0o600, number)
+    except PermissionError:
+        pytest.skip("mknod needs privilege")
+    live = Registry()
+    name = live.name("disk", path)
+    assert live.find(number) is name
+    assert live.find(path) is name
+
+
+async def test_a_device_that_is_gone_holds_no_place() -> None:
+    """Though somebody has it still: another that comes there is found."""
+    live = Registry()
+    gone = live.name("gone", "/dev/null")
+    gone.revoke()
+    name = live.name("name")
+    name.open()
+    with pathlib.Path("/dev/null").open("rb") as file:
+        live.locate(name, file.fileno())
+    assert live.find("/dev/null") is name
+
+
 # -- paths that change, and whose they are --
 
 
@@ -2462,3 +2487,27 @@ def test_a_registry_keeps_no_device_that_is_gone() -> None:
     assert not live._names
     assert not live._places
     assert len(told) == 6
+
+
+async def test_without_proc_what_came_back_elsewhere_is_roots(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing tells by which file it came, and the old one may be anybody's."""
+    path = tmp_path / "file"
+    path.touch()
+    if os.getuid() == 0:
+        os.chown(path, 12345, -1)
+    live = Registry()
+    name = live.name("name", path)
+    name.open()
+    owner = path.stat().st_uid
+    with monkeypatch.context() as without, path.open() as file:
+        without.setattr(pathlib.Path, "readlink", _missing)
+        live.locate(name, file.fileno())
+    with pytest.raises(PermissionError):
+        live.hangup(path, uid=owner)
+    name.close()
+
+
+def _missing(_: pathlib.Path) -> pathlib.Path:
+    raise FileNotFoundError
