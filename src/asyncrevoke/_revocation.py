@@ -97,6 +97,7 @@ class Revocation:
 
     :raises BaseExceptionGroup: from each await, a fresh one, if hooks or releases raised
     :raises RevokeDeadlock: at once, if it can only complete after the caller itself has gone on
+    :raises RuntimeError: at once, in another event loop than that of what is revoked, where nobody would be woken
     """
 
     def __init__(
