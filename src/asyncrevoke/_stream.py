@@ -215,7 +215,7 @@ class RevokableStream(Face):
     """Any AnyIO byte stream, made revocable: every await on it is an operation of `handle`, kicked by cancel scope.
 
     :param inner: the stream; it belongs to this one from now on
-    :param owner: what it is opened on; a handle of it is made. None: the stream is a root of its own
+    :param owner: what it is opened on; a handle of it is made. None: the stream is a root of its own, and of this loop
     :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
     :param also: further parents of the handle, such as a token; whichever goes first takes it
     :raises RevokedError: if the owner was revoked; `inner` is still yours then

@@ -69,7 +69,7 @@ def revokable_proxy(obj: T, handle: Revokable) -> T:
     Use it in the thread of the handle's loop, which is not checked. A proxy cannot be pickled; a copy of it is a proxy of a
     copy. What insists on the real type, as the interpreter does in ``[1] + proxy``, and ``json.dumps``, does not take one:
     ``list(proxy)`` is a list, of proxies where something is nested. What goes by identity does not know one, as
-    `dataclasses.fields`, and numpy's functions refuse one.
+    `dataclasses.fields`, and the ufuncs of numpy refuse one.
 
     :raises TypeError: if `obj` is a plain value, or `handle` no `Revokable`
     :raises RevokedError, ~anyio.ClosedResourceError: if the handle was revoked, or closed

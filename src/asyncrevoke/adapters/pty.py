@@ -52,8 +52,8 @@ def open_pty(
     """Start a program on a new pty: ``async with open_pty(["bash"]) as session: stream = session.open("alice")``
 
     It leads a session of its own with the pty as its controlling terminal. It is killed if this thread ends, however
-    that happens, so call this in the thread that runs the loop. Of its own children, one that ignores SIGHUP outlives a
-    SIGKILL of this process, and nothing else.
+    that happens, so call this in the thread that runs the loop, to which the session belongs. Of its own children, one
+    that ignores SIGHUP outlives a SIGKILL of this process, and nothing else.
 
     :param owner: what the session is opened on; a `Name` gives it a generation
     :param name: for errors and reports; left out: the program's
