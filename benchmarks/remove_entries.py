@@ -1,8 +1,8 @@
 """What it costs to remove a directory whose entries are open: ``python benchmarks/remove_entries.py [--quick]``
 
 First by the number of its entries, each with one open file: seconds, and how late a task came meanwhile that wakes every
-millisecond. Ten times as many should cost ten times as much; where they no longer fit into the processor's caches, as some
-of 1,000 do and of 10,000 do not, each costs somewhat more. Then what an operation costs that removal has to wait for,
+millisecond. Ten times as many should cost ten times as much. All begin outside of the processor's caches, as what was made
+long ago: else the few would be in them still, and the many not. Then what an operation costs that removal has to wait for,
 and one on a permanent entry, as ratios against a call of the handler alone.
 """
 
@@ -36,6 +36,7 @@ async def removed(entries: int) -> tuple[float, float, float]:
             worst = max(worst, perf_counter() - due)
 
     gc.collect()
+    bytearray(96 << 20)  # more than the caches hold
     gc.disable()  # a collection takes as long as all that is alive is large
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wake)
