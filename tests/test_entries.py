@@ -714,6 +714,16 @@ async def test_a_tree_goes_with_its_owner() -> None:
         Directory("status", owner=device)
 
 
+async def test_to_open_what_a_profile_has_no_number_for_is_an_error_all_the_same() -> None:
+    """As where the next generation is to be opened, which an entry has none of."""
+    assert not isinstance(answers.DEADFS.open.later, int)
+    entry = tree(answers.DEADFS).create("entry")
+    await entry.remove()
+    with pytest.raises(RevokedError) as caught:
+        await entry.open()
+    assert caught.value.errno == errno.EIO
+
+
 async def test_of_what_is_removed_nobody_learns_the_size() -> None:
     """Who asks later is refused, and who has asked is ended."""
     asked = 0
