@@ -1074,6 +1074,35 @@ def test_kernel_revocation_names_the_holders_and_hangs_up(capsys: pytest.Capture
         assert child.stdout.readline() == "b''\n"
 
 
+IN_A_CONTAINER = """
+import fcntl, os, sys, termios
+while True:
+    master, slave = os.openpty()
+    if os.ttyname(slave) == sys.argv[1]:
+        break
+os.setsid()
+fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@privileged
+def test_kernel_revocation_tells_terminals_of_containers_from_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    """These have the same numbers, but are others."""
+    inside = [sys.executable, "-c", IN_A_CONTAINER]
+    mount = 'mount -t devpts -o newinstance,ptmxmode=0666 devpts /dev/pts && exec "$@"'
+    with serial_line() as end:
+        command = ["unshare", "--mount", "sh", "-c", mount, "sh", *inside, end.path]
+        with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) as child:
+            assert child.stdout
+            if child.stdout.readline() != "ready\n":
+                pytest.skip("no devpts can be mounted here")
+            assert main(["revoke", "--kernel", end.path]) == 1
+            assert "is held by no process that can be seen here." in capsys.readouterr().out
+            child.kill()
+
+
 @privileged
 def test_kernel_revocation_looks_at_devices_alone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What else others have open is passed by, as to look at a file of a dead network file system lasts for ever."""

@@ -16,6 +16,7 @@ from typing import Self
 from asyncrevoke.adapters.tty import KernelDriver
 from asyncrevoke.control.peer import user_name
 
+_PTYS = range(136, 144)  # include/uapi/linux/major.h, UNIX98_PTY_SLAVE_MAJOR and those after it
 _TIOCGDEV = 0x80045432  # include/uapi/asm-generic/ioctls.h: /dev/tty, too, tells which it is
 
 
@@ -50,9 +51,13 @@ class HeldTerminal(KernelDriver):
                 raise OSError(errno.ENOTTY, "not a terminal", self.path)
             fcntl.ioctl(fd, _TIOCGDEV, number := array.array("I", [0]))
             self.open(fd)
+            there = os.fstat(fd)
         finally:
             os.close(fd)
         self.number = number[0]
+        # Each container has a devpts, and so ptys, of its own, with the same numbers; /dev/tty tells of none.
+        is_pty = there.st_rdev == self.number and os.major(self.number) in _PTYS
+        self._devpts = there.st_dev if is_pty else None
         self.ours = _controlling(pathlib.Path("/proc/self")) == self.number
         return self
 
@@ -69,13 +74,21 @@ class HeldTerminal(KernelDriver):
         for process in sorted(pathlib.Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
             if int(process.name) != os.getpid():
                 with contextlib.suppress(OSError, ValueError):  # ended meanwhile
-                    how = ["controlling terminal"] * (_controlling(process) == self.number)
+                    how = ["controlling terminal"] * self._controls(process)
                     how += ["open"] * self._has_open(process)
                     if how:
                         command = (process / "cmdline").read_bytes().replace(b"\0", b" ").strip()
                         command = command or (process / "comm").read_bytes().strip()
                         owner = user_name(process.stat().st_uid)
                         yield Holder(int(process.name), owner, command.decode(errors="replace"), ", ".join(how))
+
+    def _controls(self, process: pathlib.Path) -> bool:
+        if _controlling(process) != self.number:
+            return False
+        try:
+            return self._devpts in (None, (process / "root/dev/pts").stat().st_dev)
+        except OSError:  # another user's, or it has none: the number is all that is known
+            return True
 
     def _has_open(self, process: pathlib.Path) -> bool:
         with contextlib.suppress(OSError):  # another user's
@@ -84,7 +97,8 @@ class HeldTerminal(KernelDriver):
                     if "/dev/" not in str(fd.readlink()):
                         continue  # to look at a file takes as long as its file system takes, which may have died
                     there = fd.stat()
-                    if stat.S_ISCHR(there.st_mode) and there.st_rdev == self.number:
+                    same = stat.S_ISCHR(there.st_mode) and there.st_rdev == self.number
+                    if same and self._devpts in (None, there.st_dev):
                         return True
         return False
 
