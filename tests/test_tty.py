@@ -89,7 +89,7 @@ def readable(fd: int) -> bool:
 READER = """
 import os, signal, sys
 for number in signal.SIGHUP, signal.SIGCONT:
-    signal.signal(number, lambda number, _: print(signal.Signals(number).name, flush=True))
+    signal.signal(number, lambda number, _: os.write(1, f"{signal.Signals(number).name}\\n".encode()))
 print(os.open(sys.argv[1], os.O_RDWR | int(sys.argv[2])), flush=True)
 try:
     print(os.read(3, 100), flush=True)
@@ -236,7 +236,8 @@ async def test_steps_7_and_9_the_leader_is_told_and_loses_its_terminal(here: boo
         assert tty.driver.vhangup is True
         with reader(tty.path, leader=True) as leader, reader(tty.path) as other:
             await tty.hangup()  # a second one, for those who came meanwhile
-            assert (heard(leader, 3), heard(other, 1)) == (["SIGHUP", "SIGCONT", "b''"], ["b''"])
+            assert {*heard(leader, 2)} == {"SIGHUP", "SIGCONT"}  # what is not stopped may handle the second first
+            assert (heard(leader, 1), heard(other, 1)) == (["b''"], ["b''"])
 
 
 @privileged
@@ -247,8 +248,8 @@ async def test_step_7_the_leader_is_told_also_if_a_console_stays() -> None:
         await tty.open()
         with reader(tty.path, leader=True) as leader:
             await tty.hangup()
-            leader.send_signal(signal.SIGCONT)  # one comes in any case
-            assert heard(leader, 1) == ["SIGHUP"]
+            leader.send_signal(signal.SIGCONT)  # one comes in any case, and may be handled first
+            assert "SIGHUP" in heard(leader, 2)
 
 
 @pytest.mark.parametrize("console", [pytest.param(False, marks=privileged), True])
@@ -522,3 +523,16 @@ async def test_a_driver_that_refuses_an_open_is_not_owed_a_close() -> None:
         with pytest.raises(OSError, match="in use"):
             await tty.open()
         assert (driver.in_use, tty.node.current.in_use) == (0, 0)
+
+
+def test_leaders_are_looked_for_while_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look at the files of a process that ends meanwhile is an error that pathlib does not expect (ESRCH)."""
+    look = pathlib.Path.stat
+
+    def stat(path: pathlib.Path, **options: Any) -> os.stat_result:
+        if path.name == "stat":
+            raise ProcessLookupError(errno.ESRCH, "No such process", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(pathlib.Path, "stat", stat)
+    assert adapter._session_leaders(-1) == []

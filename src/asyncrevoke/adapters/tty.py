@@ -246,11 +246,11 @@ def _open(path: str) -> int:
 def _session_leaders(device: int) -> list[int]:
     """The leaders of sessions whose controlling terminal that device is."""
     leaders = []
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            _, _, _, session, tty, _ = stat.read_bytes().rpartition(b")")[2].split(maxsplit=5)
+            _, _, _, session, tty, _ = (process / "stat").read_bytes().rpartition(b")")[2].split(maxsplit=5)
         except (OSError, ValueError):  # ended meanwhile
             continue
-        if int(tty) == device and session == stat.parent.name.encode():
+        if int(tty) == device and session == process.name.encode():
             leaders.append(int(session))
     return leaders
