@@ -235,20 +235,18 @@ class Revocation:
             await anyio.lowlevel.checkpoint()
             return
         home = _loop.current()
-        task = None if home is None else home.task()
+        assert home is not None
+        task = home.task()
         self._refuse_deadlock(home, task, of_release)  # before any checkpoint, or the caller's own kick comes first
         event = anyio.Event()
-        assert home is not None
         self._waiters[event] = _Waiter(ready, functools.partial(home.wake, event), task, of_release)
         try:
             await event.wait()
         finally:
             self._waiters.pop(event, None)
 
-    def _refuse_deadlock(self, home: _loop.Home | None, task: _loop.Task | None, of_release: bool) -> None:
+    def _refuse_deadlock(self, home: _loop.Home, task: _loop.Task | None, of_release: bool) -> None:
         """Go from the caller to those who wait for it, and on, looking for one whom this revocation waits for."""
-        if home is None:
-            return
         awaits: dict[_loop.Task, _Link | None] = {task: None}  # how it comes to wait for the caller
         for visited in (unvisited := [task]):
             for inside in chain(home.inside.get(visited)):
