@@ -28,7 +28,7 @@ import anyio
 import uvloop
 
 from asyncrevoke import FdStream, Revokable, RevokedError
-from asyncrevoke._fdstream import _Side, _Waiter
+from asyncrevoke._streams.fd import _Side, _Waiter
 
 T = TypeVar("T")
 Sample = Callable[[], Awaitable[float]]

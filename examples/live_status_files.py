@@ -5,8 +5,7 @@ import errno
 import anyio
 
 from asyncrevoke import RevokedError, answers
-from asyncrevoke.adapters.entries import Directory, Entry
-from asyncrevoke.adapters.entry_files import Operation
+from asyncrevoke.adapters.entries import Directory, Entry, Operation
 
 lines = [b"17.3 kW\n"]
 

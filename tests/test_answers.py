@@ -7,7 +7,6 @@ import copy
 import errno
 import pickle
 import select
-import termios
 
 import anyio
 import pytest
@@ -19,9 +18,9 @@ from asyncrevoke.answers import Answer, Answers, Pair
 TABLE = """
 profile           | in-flight read | in-flight write | later read | later write | poll           | ioctl  | mmap   | open
 RFC               | EOF            | EIO             | EOF        | EIO         | ERR            | EIO    | EIO    | ENOENT
-TTY               | EOF            | short EIO       | EOF        | EIO         | IN OUT ERR HUP | EIO    | ENODEV | NEXT ENOENT
-PTY_MASTER_CLOSED | EIO            | short EIO       | EOF        | EIO         | IN OUT ERR HUP | EIO    | ENODEV | ENOENT
-ALSA              | EBADFD         | short EBADFD    | ENODEV     | ENODEV      | ERR NVAL       | ENODEV | ENODEV | ENODEV
+TTY               | EOF            | EIO             | EOF        | EIO         | IN OUT ERR HUP | EIO    | ENODEV | NEXT ENOENT
+PTY_MASTER_CLOSED | EIO            | EIO             | EOF        | EIO         | IN OUT ERR HUP | EIO    | ENODEV | ENOENT
+ALSA              | EBADFD         | EBADFD          | ENODEV     | ENODEV      | ERR NVAL       | ENODEV | ENODEV | ENODEV
 PROCFS            | FINISHES       | FINISHES        | EIO        | EIO         | IN OUT         | ENOTTY | EIO    | ENOENT
 DEBUGFS           | FINISHES       | FINISHES        | EIO        | EIO         | HUP            | EIO    | ABSENT | ENOENT
 SYSFS             | FINISHES       | FINISHES        | ENODEV     | ENODEV      | IN PRI OUT ERR | ENODEV | ZAPPED | ENODEV ENOENT
@@ -48,9 +47,6 @@ def test_every_cell_is_the_designs(row: list[str], column: str) -> None:
     words = cell.split()
     if column == "poll":
         assert profile.poll == mask(cell)
-    elif column == "in-flight write":
-        assert profile.short == (words[0] == "short")
-        assert profile.write.in_flight == said(words[-1])
     elif column == "open":
         assert profile.open == Pair(said(words[0]), said(words[-1]))
     elif column in ("ioctl", "mmap"):
@@ -64,15 +60,6 @@ def test_every_cell_is_the_designs(row: list[str], column: str) -> None:
 def test_the_table_has_exactly_these_profiles() -> None:
     """No profile beyond the design's."""
     assert {name for name, value in vars(answers).items() if isinstance(value, Answers)} == {row[0] for row in ROWS[1:]}
-
-
-@pytest.mark.invariant("answers")
-def test_the_foreground_group_of_a_dead_terminal() -> None:
-    """TIOCSPGRP on a hung-up terminal is ENOTTY, unlike the other requests; only terminals have such."""
-    assert answers.TTY.ioctl_other == {termios.TIOCSPGRP: errno.ENOTTY}
-    for row in ROWS[1:]:
-        if not row[0].startswith(("TTY", "PTY")):
-            assert getattr(answers, row[0]).ioctl_other == {}
 
 
 @pytest.mark.invariant("answers")

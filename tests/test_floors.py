@@ -1,123 +1,136 @@
-"""The house is built as the map in `__init__` says."""
+"""The house is built as ARCHITECTURE.md says: rooms on floors, and imports that go down."""
 
 from __future__ import annotations
 
 import ast
 import pathlib
-import re
+import subprocess
+import sys
 
 import asyncrevoke
 
 PACKAGE = pathlib.Path(asyncrevoke.__file__).parent
-MAP: list[tuple[str, str]] = re.findall(r"^#   (\d)  (\S+)", (PACKAGE / "__init__.py").read_text(), re.MULTILINE)
-#: A file's place on the map: lower is further down; files of a folder stand together.
-PLACE = {name: len(MAP) - number for number, (_, name) in enumerate(MAP)}
-FLOOR = {name: int(floor) for floor, name in MAP}
+ADAPTER = {"lowlevel", "answers"}
+#: The rooms, from the ground up, and from which others each imports. A folder is a room; of the adapters, each is one.
+ROOMS: dict[str, set[str]] = {
+    "_core": set(),
+    "answers": {"_core"},
+    "_streams": {"_core"},
+    "_registry": {"_core", "_streams"},
+    "lowlevel": {"_core", "_streams", "_registry"},
+    "adapters/alsa": ADAPTER,
+    "adapters/entries": ADAPTER,
+    "adapters/mapping": ADAPTER,
+    "adapters/membrane": {"lowlevel"},
+    "adapters/pty": ADAPTER,
+    "adapters/serial": ADAPTER,
+    "adapters/tty": ADAPTER,
+    "adapters/asyncio_streams": {*ADAPTER, "adapters/serial"},
+    "adapters/descriptor": {*ADAPTER, "adapters/tty"},
+    "adapters/fuse": {"lowlevel", "adapters/entries"},
+    "adapters/hotplug": {"lowlevel", "adapters/serial"},
+    "control": {"lowlevel"},
+    "console": {"lowlevel", "control", "adapters/hotplug", "adapters/pty", "adapters/serial", "adapters/tty"},
+    "telemetry": {"lowlevel"},
+    "testing": ADAPTER,
+}
 
 
-def place_of(file: pathlib.Path) -> str:
-    name = file.relative_to(PACKAGE).as_posix()
-    return next(known for known in PLACE if name == known or (known.endswith("/") and name.startswith(known)))
+def room_of(path: str) -> str:
+    """The room of what is at a path below the package, a file or a folder."""
+    parts = path.removesuffix(".py").split("/")
+    return "/".join(parts[:2] if parts[0] == "adapters" else parts[:1])
 
 
 def sources() -> list[pathlib.Path]:
-    return [file for file in sorted(PACKAGE.rglob("*.py")) if file.name not in ("__init__.py", "__main__.py")]
+    """All files but the package's face, which hands names on, and what only starts the command line."""
+    faces = [PACKAGE / name for name in ("__init__.py", "__main__.py", "adapters/__init__.py")]
+    return [file for file in sorted(PACKAGE.rglob("*.py")) if file not in faces]
 
 
 def imported(file: pathlib.Path) -> list[tuple[str, list[str]]]:
-    """The modules of ours that a file needs when it runs, and the names it takes from them."""
+    """The modules of ours that a file needs when it runs, whole, and the names it takes from them."""
     tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = [ast.Pass()]
-    return [
-        (("." * node.level) + (node.module or ""), [alias.name for alias in node.names])
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("asyncrevoke"))
-    ]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            above = file.relative_to(PACKAGE.parent).parts[: -node.level] if node.level else ()
+            whole = ".".join([*above, *([node.module] if node.module else [])])
+            if whole == "asyncrevoke":  # a module of it, or what its face hands on
+                found += [(f"{whole}.{name}", [name]) for name in names]
+            elif whole.startswith("asyncrevoke."):
+                found.append((whole, names))
+    return found
 
 
-def test_every_file_is_on_the_map() -> None:
-    """A newcomer finds each file in the map, and each line of the map in the tree."""
-    assert {place_of(file) for file in sources()} == set(PLACE)
-
-
-def test_imports_go_down_only() -> None:
-    """No file needs one that stands above it, or beside it on the map but later."""
+def test_each_room_imports_what_its_row_says() -> None:
+    """No import that is not in the table, and none in the table that is not made; each from a room further down."""
+    made: dict[str, set[str]] = {}
     for file in sources():
-        for module, names in imported(file):
-            if not module.startswith("."):
-                continue
-            for name in [module.lstrip(".")] if module.strip(".") else names:
-                assert PLACE[f"{name}.py"] < PLACE[place_of(file)], f"{file.name} imports {name}"
+        room = room_of(file.relative_to(PACKAGE).as_posix())
+        there = {room_of(module.removeprefix("asyncrevoke.").replace(".", "/")) for module, _ in imported(file)}
+        made.setdefault(room, set()).update(there - {room})
+    assert made == ROOMS
+    below: set[str] = set()
+    for room, others in ROOMS.items():
+        assert others <= below, f"{room} imports what is not below it"
+        below.add(room)
 
 
-def test_above_floor_1_public_names_are_enough() -> None:
+def test_every_room_is_told() -> None:
+    """A newcomer finds each room in ARCHITECTURE.md."""
+    text = (PACKAGE.parents[1] / "ARCHITECTURE.md").read_text()
+    for room in ROOMS:
+        assert f"`{room.removeprefix('adapters/')}" in text, room
+
+
+def test_from_the_adapters_up_public_names_are_enough() -> None:
     """Adapters and all above stand on what anybody can use."""
     for file in sources():
-        if FLOOR[place_of(file)] < 2:
+        if file.relative_to(PACKAGE).parts[0].removesuffix(".py") in ("_core", "_streams", "_registry", "lowlevel"):
             continue
         for module, names in imported(file):
-            assert module.startswith("asyncrevoke"), f"{file.name} reaches into {module}"
-            assert not any(part.startswith("_") for part in [*module.split("."), *names]), f"{file.name}: {module}"
-        own = {
-            node.attr
-            for node in ast.walk(ast.parse(file.read_text()))
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-        }
-        own |= {
-            node.name
-            for node in ast.walk(ast.parse(file.read_text()))
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        }
-        for node in ast.walk(ast.parse(file.read_text())):
+            known = file.name == "answers.py" and module.startswith(
+                "asyncrevoke._core."
+            )  # which hands on what is there
+            assert known or not any(part.startswith("_") for part in [*module.split("."), *names]), f"{file}: {module}"
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        own = {each.attr for each in nodes if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)}
+        own |= {each.name for each in nodes if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+        for node in nodes:
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-                assert node.attr in own | {"_exit", "_current_frames"}, (
-                    f"{file.name} uses {node.attr}, which it does not define"
-                )
-
-
-#: Adapters that are made of others, and of which.
-MADE_OF = {
-    "serial": ["serial_ports"],
-    "hotplug": ["serial", "serial_ports"],
-    "asyncio_streams": ["serial"],
-    "entries": ["entry_files"],
-    "fuse": ["entries", "entry_files"],
-    "mapping": ["exports"],
-    "descriptor": ["sleepers", "tty"],
-}
-
-
-def test_adapters_do_not_import_each_other() -> None:
-    """Each adapter can be read, and removed, alone; but for those that are made of another."""
-    for file in (PACKAGE / "adapters").glob("*.py"):
-        for module, _ in imported(file):
-            if module.startswith("asyncrevoke.adapters."):
-                assert module.split(".")[-1] in MADE_OF.get(file.stem, []), f"{file.name} imports {module}"
+                assert node.attr in own | {"_exit", "_current_frames"}, f"{file}: {node.attr} is not its own"
 
 
 def test_only_one_file_tells_asyncio_from_trio() -> None:
-    """`_loop` alone knows that there is more than one kind of loop; but the checker cancels as asyncio does."""
+    """`_core/loop` alone knows that there is more than one kind of loop; but the checker cancels as asyncio does."""
     for file in sources():
-        if file.name not in ("_loop.py", "testing.py"):
+        if file.name not in ("loop.py", "testing.py"):
             assert "import trio" not in file.read_text()
             assert "asyncio.current_task" not in file.read_text()
 
 
+#: What `asyncrevoke` hands on. Nothing is taken from this list without a word in the changelog.
+PUBLIC = """
+    Event Face FdStream Key Name OffLoop Owner Place PtySession PtyStream Registry Report Revocation Revokable
+    RevokableAttribute RevokableStream RevokeDeadlock RevokedError SerialDevice SerialStream Shared SharedStream Tty Use
+    User Watch answer answers handle_of in_loop log_events observe off_loop open_pty open_serial places revoke_all
+    revoke_threadsafe serial_device stop_using_threadsafe watch_devices
+"""
+
+
 def test_public_names_can_be_imported_from_the_top() -> None:
-    """The API contract's names are all there."""
-    for name in [
-        "Revokable",
-        "Revocation",
-        "RevokedError",
-        "RevokeDeadlock",
-        "revoke_all",
-        "revoke_threadsafe",
-        "RevokableStream",
-        "FdStream",
-        "Registry",
-        "open_pty",
-        "answers",
-    ]:
-        assert hasattr(asyncrevoke, name), name
+    """All of them are there and listed, and no adapter is imported until one is used."""
+    program = (
+        "import sys, asyncrevoke\n"
+        "print(*[name for name in dir(asyncrevoke) if name[0] != '_'])\n"
+        "print(*[name for name in sys.modules if name.startswith('asyncrevoke.adapters')])\n"
+        f"for name in {PUBLIC.split()}: getattr(asyncrevoke, name)\n"
+    )
+    shown, adapters = subprocess.check_output([sys.executable, "-c", program], text=True).splitlines()
+    assert set(shown.split()) - {"TYPE_CHECKING", "Any", "importlib", "lowlevel"} == set(PUBLIC.split())
+    assert adapters == ""

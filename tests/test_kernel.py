@@ -7,7 +7,6 @@ import errno
 import fcntl
 import mmap
 import os
-import pathlib
 import select
 import struct
 import termios
@@ -22,17 +21,11 @@ import pytest
 from asyncrevoke import FdStream, RevokedError, answers
 from asyncrevoke.adapters.tty import TIOCVHANGUP, Tty
 from asyncrevoke.answers import Answer
+from calls import parked, start
 from conftest import settle
-from ports import may_hang_up
-from test_fdstream import terminal
-from test_stream import parked, start
+from ports import privileged, terminal, waits_on
 
 pytestmark = pytest.mark.anyio
-
-
-privileged = pytest.mark.skipif(
-    not may_hang_up(), reason="TIOCVHANGUP needs CAP_SYS_ADMIN: no terminal is hung up here"
-)
 
 
 @contextlib.contextmanager
@@ -42,14 +35,6 @@ def opened(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def waits_on(task: str, fd: int) -> bool:
-    """Whether that task of /proc is asleep in a system call on `fd`; one that waits for a lock has an address there."""
-    try:
-        return pathlib.Path(f"/proc/{task}/syscall").read_text().split()[1:2] == [hex(fd)]
-    except OSError:  # ended
-        return False
 
 
 # -- the two columns: what kills, what is done, and what it answers --
@@ -112,7 +97,7 @@ OURS: dict[str, Callable[[FdStream], Awaitable[object]]] = {
 DATA: dict[str, Callable[[answers.Answers], object]] = {
     "poll": lambda profile: profile.poll,
     "ioctl": lambda profile: profile.ioctl,
-    "ioctl_TIOCSPGRP": lambda profile: profile.ioctl_other[termios.TIOCSPGRP],
+    "ioctl_TIOCSPGRP": lambda _: errno.ENOTTY,
     "mmap": lambda profile: profile.mmap,
 }
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from asyncrevoke.cli import main
+from asyncrevoke.console.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from opentelemetry.metrics import Meter, get_meter
 
-from asyncrevoke import Event
+from asyncrevoke.lowlevel import Event
 
 
 class OpenTelemetry:

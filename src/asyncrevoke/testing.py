@@ -17,7 +17,8 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from asyncrevoke import Revocation, Revokable, RevokeDeadlock, RevokedError, answers, revoke_threadsafe
+from asyncrevoke import answers
+from asyncrevoke.lowlevel import Revocation, Revokable, RevokeDeadlock, RevokedError, revoke_threadsafe
 
 Operation = Callable[[], Awaitable[object]]
 

@@ -1,1 +1,1 @@
-"""What can be taken away: one kind of thing per file, each built on the public names of `asyncrevoke` alone."""
+"""What can be taken away: one kind of thing in each file or folder, built on `asyncrevoke.lowlevel` alone."""

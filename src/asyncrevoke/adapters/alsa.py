@@ -32,13 +32,11 @@ from typing import Any
 
 import anyio.abc
 
-from asyncrevoke import Face, FdStream, Report, Revocation, Revokable, RevokableStream, RevokedError
 from asyncrevoke.answers import ALSA, Answers, Pair
+from asyncrevoke.lowlevel import Face, FdStream, Report, Revocation, Revokable, RevokableStream, RevokedError
 
 #: A control device differs: its read in flight answers ENODEV at once (sound/core/control.c, snd_ctl_read).
-CONTROL = dataclasses.replace(
-    ALSA, read=Pair(errno.ENODEV, errno.ENODEV), write=Pair(errno.ENODEV, errno.ENODEV), short=False
-)
+CONTROL = dataclasses.replace(ALSA, read=Pair(errno.ENODEV, errno.ENODEV), write=Pair(errno.ENODEV, errno.ENODEV))
 
 Opened = int | anyio.abc.ByteStream
 Source = Opened | Callable[[], Opened | Awaitable[Opened]]

@@ -24,9 +24,8 @@ import anyio
 import anyio.abc
 import pyfuse3
 
-from asyncrevoke import Revokable, RevokedError, off_loop
-from asyncrevoke.adapters.entries import Directory, Entry
-from asyncrevoke.adapters.entry_files import OpenFile
+from asyncrevoke.adapters.entries import Directory, Entry, OpenFile
+from asyncrevoke.lowlevel import Revokable, RevokedError, off_loop
 
 logger = logging.getLogger("asyncrevoke")
 

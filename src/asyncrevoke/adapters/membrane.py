@@ -29,7 +29,7 @@ import anyio
 import anyio.lowlevel
 import wrapt
 
-from asyncrevoke import Revokable, RevokedError
+from asyncrevoke.lowlevel import Revokable, RevokedError
 
 T = TypeVar("T")
 

@@ -25,8 +25,8 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from asyncrevoke import FdStream, Revocation, Revokable, Shared, SharedStream, in_loop
 from asyncrevoke.answers import Answers
+from asyncrevoke.lowlevel import FdStream, Revocation, Revokable, Shared, SharedStream, in_loop
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _TERMINALS = (

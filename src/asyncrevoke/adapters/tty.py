@@ -34,8 +34,8 @@ from typing import Any, Protocol
 
 import anyio.abc
 
-from asyncrevoke import FdStream, Name, Registry, Revocation, Revokable
 from asyncrevoke.answers import Answers
+from asyncrevoke.lowlevel import FdStream, Name, Registry, Revocation, Revokable
 
 TIOCVHANGUP = 0x5437  # include/uapi/asm-generic/ioctls.h
 

@@ -4,6 +4,6 @@ from .client import Control as Control
 from .client import connect as connect
 from .lines import ControlError as ControlError
 from .peer import Peer as Peer
-from .server import Command as Command
-from .server import Request as Request
+from .request import Command as Command
+from .request import Request as Request
 from .server import serve as serve

@@ -12,8 +12,9 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from asyncrevoke import FdStream, off_loop, places
-from asyncrevoke.control.lines import VERSION, ControlError, Lines
+from asyncrevoke.lowlevel import FdStream, off_loop, places
+
+from .lines import VERSION, ControlError, Lines
 
 Record = dict[str, Any]
 

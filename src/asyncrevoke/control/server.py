@@ -15,18 +15,17 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import anyio.abc
 
-from asyncrevoke import (
+from asyncrevoke.lowlevel import (
     Event,
     FdStream,
     Name,
-    Place,
     Registry,
     Revocation,
     Revokable,
@@ -35,9 +34,12 @@ from asyncrevoke import (
     observe,
     revoke_all,
 )
-from asyncrevoke.control.lines import LINE_ERRORS, VERSION, ControlError, Lines, encode, short
-from asyncrevoke.control.listener import listening
-from asyncrevoke.control.peer import Peer, group_number, peer_of
+
+from .connection import Connection, refusal
+from .lines import LINE_ERRORS, VERSION, ControlError, encode, short
+from .listener import listening
+from .peer import Peer, group_number, peer_of
+from .request import Command, Request
 
 logger = logging.getLogger("asyncrevoke")
 
@@ -47,117 +49,6 @@ _EVENTS = 500  # that are sent at once
 _PAUSE = 0.05  # seconds from one sending of events to the next, so that many who watch do not take the loop
 _ENDED = "the control server has ended"
 _OVER = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)  # the connection is
-
-
-class Connection(Lines):
-    """The lines to and from a client, which is revoked if it does not take what it is sent."""
-
-    def __init__(self, stream: FdStream, peer: Peer, patience: float) -> None:
-        super().__init__(stream)
-        self.peer = peer
-        self.handle = stream.handle
-        self.revoke = stream.revoke
-        self.life = anyio.CancelScope(shield=True)  # is over when the descriptor is closed
-        self.request = anyio.CancelScope()  # that is answered now or next; is over when the client has gone
-        self._patience = patience
-        self._turn = anyio.Lock()
-
-    async def send(self, *records: Mapping[str, Any] | bytes, why: str = "") -> None:
-        """Send them, as `Lines.send`.
-
-        :param why: what the client is told if he does not receive them, in the last line that he gets
-        """
-        with anyio.move_on_after(self._patience) as waiting:
-            async with self._turn:
-                await super().send(*records)
-        if waiting.cancelled_caught:
-            self.revoke(why or f"it has not received for {self._patience:g} s")
-            raise RevokedError(self.handle)
-
-    async def refuse(self, error: ControlError) -> None:
-        """Send the error that ends an answer."""
-        await self.send(_refusal(error.code, str(error)), why=str(error))
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request that a command of the service's own answers.
-
-    :ivar peer: who asks
-    :ivar connection: what is sent there goes to the client; what it sends meanwhile is received there
-    """
-
-    peer: Peer
-    connection: Connection
-    fields: Mapping[str, Any]
-
-    def text(self, name: str, default: str | None = None) -> str:
-        """A field that is text without control characters.
-
-        :raises ControlError: "bad-request"
-        """
-        value = self.fields.get(name, default)
-        if not isinstance(value, str) or not value.isprintable() or len(value) > 4096:
-            raise ControlError(
-                "bad-request", f"{name!r} must be text of up to 4096 characters, none of them a control character"
-            )
-        return value
-
-    def path(self, default: str | None = None) -> str:
-        """The field `path`: any text, as names may have anything in them.
-
-        :raises ControlError: "bad-request"
-        """
-        value = self.fields.get("path", default)
-        if not isinstance(value, str):
-            raise ControlError("bad-request", "'path' must be text, as 'list' tells it")
-        return value
-
-    def places(self) -> list[Place]:
-        """The field `places`: what a path in the file system leads to, as `asyncrevoke.places` gives it; none if it is left out.
-
-        :raises ControlError: "bad-request"
-        """
-        found: list[Place] = []
-        value = self.fields.get("places", [])
-        for each in value if isinstance(value, list) else [value]:
-            match each:
-                case ["c" | "b" as letter, number] if type(number) is int:
-                    found.append((letter, number))
-                case ["i", device, number] if type(device) is type(number) is int:
-                    found.append(("i", device, number))
-                case _:
-                    raise ControlError(
-                        "bad-request",
-                        '\'places\' must be a list of ["c", number], ["b", number], ["i", device, number]',
-                    )
-        return found
-
-    def number(self, name: str, default: float, most: float) -> float:
-        """A field that is a number from 0 to `most`; null stands for `most`.
-
-        :raises ControlError: "bad-request"
-        """
-        value = self.fields.get(name, default)
-        if value is None:
-            return most
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-            raise ControlError("bad-request", f"{name!r} must be a number from 0 to {most:g}")
-        return float(value)
-
-    def flag(self, name: str) -> bool:
-        """A field that is true or false; false if it is left out.
-
-        :raises ControlError: "bad-request"
-        """
-        value = self.fields.get(name, False)
-        if not isinstance(value, bool):
-            raise ControlError("bad-request", f"{name!r} must be true or false")
-        return value
-
-
-#: Answers a request: sends records, and returns the fields of the last line.
-Command = Callable[[Request], Awaitable[Mapping[str, Any]]]
 
 
 async def serve(
@@ -303,7 +194,7 @@ class _Server:
             with socket.socket(fileno=fd) as last, contextlib.suppress(OSError):
                 if not client.handle.closed:
                     last.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-                    last.send(b"\n" + _refusal("revoked", client.handle.reason))
+                    last.send(b"\n" + refusal("revoked", client.handle.reason))
             client.life.cancel()
 
         fd = connection.detach()
@@ -529,11 +420,7 @@ def _is_under(path: str, prefix: str) -> bool:
     return not prefix or path == prefix or path.startswith(prefix + "/")
 
 
-def _refusal(code: str, message: str) -> bytes:
-    return encode({"error": code, "message": short(message)})
-
-
 def _turn_away(connection: socket.socket, code: str, message: str) -> None:
     with connection, contextlib.suppress(OSError):
         connection.setblocking(False)
-        connection.send(_refusal(code, message))
+        connection.send(refusal(code, message))

@@ -1,0 +1,1 @@
+"""The protocol: refuse, kick, wait, release. Start reading at `revokable`."""

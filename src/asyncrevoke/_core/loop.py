@@ -1,0 +1,265 @@
+"""The loop a tree lives in: the only file that tells asyncio from trio.
+
+Everything else asks a `Home` for the current task, for a background task, or to be called from another thread.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import inspect
+import logging
+import pathlib
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+if TYPE_CHECKING:
+    from .use import Inside
+
+Task = Any  # asyncio.Task or trio.lowlevel.Task: both are only compared, named and looked into
+Done = Callable[[BaseException | None], None]
+
+logger = logging.getLogger("asyncrevoke")
+
+
+class Home(abc.ABC):
+    """One loop, in one thread.
+
+    :ivar loop: the loop itself, or trio's token of it
+    :ivar inside: the innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards by
+        `outer`
+    :ivar observers: those who are told what happens to the nodes of this loop: each is called with (what, node, act, task)
+    """
+
+    #: The loop that calls back when a descriptor is ready, or None where only a task can wait for that.
+    reactor: asyncio.AbstractEventLoop | None = None
+
+    def __init__(self, loop: Any) -> None:
+        self.loop = loop
+        self.thread = threading.get_ident()
+        self.inside: dict[Task, Inside] = {}
+        self.observers: list[Callable[[str, Any, Any, Task | None], None]] = []
+        self._handed: deque[Callable[[], object]] = deque()
+
+    @property
+    @abc.abstractmethod
+    def over(self) -> bool:
+        """Whether the loop can never run again."""
+
+    @abc.abstractmethod
+    def task(self) -> Task | None:
+        """The current task, or None in a callback and in any other loop."""
+
+    @abc.abstractmethod
+    def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
+        """Run `run` in a task of nobody's. `done` is called once, with what it raised, even if it never got to start."""
+
+    @abc.abstractmethod
+    def call_threadsafe(self, call: Callable[[], object]) -> None:
+        """Have it called in the loop's thread, if the loop does not end before.
+
+        :raises RuntimeError: if it is over
+        """
+
+    def hand_over(self, call: Callable[[], object]) -> None:
+        """Have it called once: in the loop's thread, or when the loop is over here, or by `wind_up`."""
+        self._handed.append(call)
+        try:
+            self.call_threadsafe(self._make_call)
+        except RuntimeError:
+            self.wind_up()
+
+    def _make_call(self) -> bool:
+        """Make the first of those that were handed over. It reports whether there was one."""
+        try:
+            call = self._handed.popleft()
+        except IndexError:
+            return False
+        try:
+            call()
+        except Exception:
+            logger.exception("%r failed, as a thread had the loop call it", call)
+        return True
+
+    def wind_up(self) -> None:
+        """Do what a loop that is over has left undone: it may have been closed in the midst of everything."""
+        while self._make_call():
+            pass
+
+    def wake(self, event: anyio.Event) -> None:
+        """Set the event of a task that waits in this loop, from whatever thread; if the loop is over, nobody waits."""
+        if current() is self:
+            event.set()
+        else:
+            with contextlib.suppress(RuntimeError):
+                self.call_threadsafe(event.set)
+
+
+class _AsyncioHome(Home):
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.reactor = loop
+        self._tasks: dict[asyncio.Task[BaseException | None], Done] = {}
+        self._ending: AsyncGenerator[None, None] | None = None
+
+    @property
+    def over(self) -> bool:
+        return bool(self.loop.is_closed())
+
+    def task(self) -> Task | None:
+        return asyncio.current_task(self.loop) if asyncio._get_running_loop() is self.loop else None
+
+    def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
+        begun = False
+
+        async def main() -> BaseException | None:
+            nonlocal begun
+            begun = True
+            try:
+                await run()
+            except BaseException as exc:  # noqa: BLE001  # handed to done(), which reports it
+                return exc
+            return None
+
+        def ended(task: asyncio.Task[BaseException | None]) -> None:
+            del self._tasks[task]
+            if begun:
+                done(asyncio.CancelledError() if task.cancelled() else task.result())
+            else:
+                self.loop.call_soon(begin().cancel)  # which comes after its first step
+
+        def begin() -> asyncio.Task[BaseException | None]:
+            task: asyncio.Task[BaseException | None] = self.loop.create_task(main(), name=name)
+            task.add_done_callback(ended)
+            self._tasks[task] = done
+            return task
+
+        # A closing loop may cancel a task before its first step: only a callback is sure to run, which begins another.
+        begin()
+        if self._ending is None:
+            self._ending = self._end()
+            with contextlib.suppress(StopIteration):
+                self._ending.asend(None).send(None)
+
+    async def _end(self) -> AsyncGenerator[None, None]:
+        """A closing loop cancels the tasks that it has, then closes its generators: here those made in between end."""
+        try:
+            yield
+        finally:
+            while self._tasks:
+                await asyncio.sleep(0)  # their first step, in which they may do what must be done
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.wait(self._tasks)
+
+    def wind_up(self) -> None:
+        super().wind_up()
+        while self._tasks:
+            task, done = self._tasks.popitem()
+            coro = task.get_coro()
+            assert inspect.iscoroutine(coro)
+            coro.close()
+            done(asyncio.CancelledError())
+
+    def call_threadsafe(self, call: Callable[[], object]) -> None:
+        self.loop.call_soon_threadsafe(call)
+
+
+class _TrioHome(Home):
+    def __init__(self, token: Any) -> None:
+        super().__init__(token)
+        self._over = False
+        self._lowlevel = sys.modules["trio"].lowlevel
+        self._lowlevel.add_instrument(self)
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    def after_run(self) -> None:
+        """The hook of a `trio.abc.Instrument`: the only way to know that a run has ended."""
+        self._over = True
+
+    def task(self) -> Task | None:
+        try:
+            return self._lowlevel.current_task() if self._lowlevel.current_trio_token() is self.loop else None
+        except RuntimeError:
+            return None
+
+    def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
+        async def main() -> None:
+            try:
+                await run()
+            except BaseException as exc:
+                done(exc)
+                if isinstance(exc, anyio.get_cancelled_exc_class()):
+                    raise
+            else:
+                done(None)
+
+        try:
+            self._lowlevel.spawn_system_task(main, name=name)
+        except RuntimeError as exc:  # the run is at its very end, and takes no more tasks
+            done(exc)
+
+    def call_threadsafe(self, call: Callable[[], object]) -> None:
+        self.loop.run_sync_soon(call)
+
+
+# A home keeps its loop alive, so the number cannot be another loop's while the entry is there.
+_homes: weakref.WeakValueDictionary[int, Home] = weakref.WeakValueDictionary()
+
+
+def current() -> Home | None:
+    """The home of the loop running in this thread, or None."""
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        return _homes.get(id(loop)) or _homes.setdefault(id(loop), _AsyncioHome(loop))
+    trio = sys.modules.get("trio")
+    if trio is None:
+        return None
+    try:
+        token = trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return None
+    return _homes.get(id(token)) or _homes.setdefault(id(token), _TrioHome(token))
+
+
+def task_name(task: Task) -> str:
+    """What the task is called in a report."""
+    return str(task.get_name() if isinstance(task, asyncio.Task) else task.name)
+
+
+def where(task: Task) -> str:
+    """The line a suspended task waits at: the innermost one that is not plumbing of a loop or of ours."""
+    frames = list(_frames(task.get_coro() if isinstance(task, asyncio.Task) else task.coro))
+    modules = [sys.modules.get(name) for name in ("asyncio", "anyio", "trio")]
+    plumbing = tuple(str(pathlib.Path(module.__file__).parent) for module in modules if module and module.__file__)
+    plumbing += tuple(str(pathlib.Path(__file__).parents[1] / ours) for ours in ("_", "adapters"))
+    own = [frame for frame in frames if not frame.f_code.co_filename.startswith(plumbing)]
+    for frame in (own or frames)[-1:]:
+        code = frame.f_code
+        return f"{pathlib.Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name}"
+    return "not started"
+
+
+def _frames(waiting: Any) -> Iterator[FrameType]:
+    """The frames of a chain of awaits, outermost first: coroutines, generators and async generators."""
+    while waiting is not None:
+        for kind in ("cr", "gi", "ag"):
+            if hasattr(waiting, f"{kind}_frame"):
+                frame = getattr(waiting, f"{kind}_frame")
+                if frame is not None:
+                    yield frame
+                waiting = getattr(waiting, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
+                break
+        else:
+            return

@@ -1,0 +1,146 @@
+"""What happens to a tree, told to observers: for logs, metrics and lists."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import anyio
+import anyio.abc
+
+from .loop import task_name
+from .revocation import Revocation, users_of
+from .revokable import Revokable
+
+logger = logging.getLogger("asyncrevoke")
+
+Happening = Literal["opened", "revoked", "closed", "kicked", "released", "straggler"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that has happened to `node`.
+
+    :ivar what: "opened"; "revoked", or "closed" by its owner, of the node it was called on; "kicked", of an operation on it;
+        "released"; "straggler", of a revocation of it that takes its time
+    :ivar who: the task that was kicked, or the straggler and the line it waits at
+    :ivar revocation: the act, but for "opened"
+    """
+
+    what: Happening
+    node: Revokable
+    who: str = ""
+    revocation: Revocation | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All of it as plain values: `event`, `path`, `generation`, `reason`, `who`."""
+        return {
+            "event": self.what,
+            "path": self.node.path,
+            "generation": self.node.generation,
+            "reason": self.node.reason,
+            "who": self.who,
+        }
+
+    def __str__(self) -> str:
+        who = f": {self.who}" if self.who else ""
+        reason = f" ({self.node.reason})" if self.node.reason else ""
+        return f"{self.node.path or 'everything'!r} {self.what}{who}{reason}"
+
+
+#: Is called in the loop, in the midst of things: it notes what it is told, and does not wait. What it raises is logged.
+Observer = Callable[[Event], object]
+
+
+async def observe(
+    node: Revokable,
+    *observers: Observer,
+    patience: float = 1.0,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Tell observers what happens to `node` and all below it, until cancelled: ``await tasks.start(observe, root, log_events)``
+
+    Operations are not observed, so they cost what they did. Of a revocation called above `node`, the act itself is not told.
+
+    :param patience: seconds after which those who are still inside what was revoked are stragglers
+    :raises RuntimeError: if the tree belongs to another loop
+    Cancellation: ends it.
+    """
+    observation = _Observation(node, observers, patience)
+    home = node._settle()
+    assert home is not None
+    home.observers.append(observation.happened)
+    try:
+        task_status.started()
+        await observation.tell_of_stragglers()
+    finally:
+        home.observers.remove(observation.happened)
+
+
+class _Observation:
+    def __init__(self, node: Revokable, observers: tuple[Observer, ...], patience: float) -> None:
+        self._node = node
+        self._observers = observers
+        self._patience = patience
+        self._unfinished: deque[tuple[float, Revocation]] = deque()  # when to look for stragglers, and whose
+        self._more = anyio.Event()
+
+    def happened(self, what: str, node: Revokable, act: Revocation | None, task: object) -> None:
+        """Is called in the midst of a revocation, perhaps without a task: it raises nothing, and asks nothing of AnyIO."""
+        below = _is_below(node, self._node)
+        if below:
+            self._tell(Event(cast(Happening, what), node, "" if task is None else task_name(task), act))
+        if act is not None and what in ("revoked", "closed") and (below or _is_below(self._node, node)):
+            self._look_later(act)
+
+    def _tell(self, event: Event) -> None:
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:
+                logger.exception("the observer %r failed", observer)
+
+    def _look_later(self, act: Revocation) -> None:
+        if not (self._unfinished and self._unfinished[-1][1] is act):  # once for all of its roots
+            self._unfinished.append((time.monotonic() + self._patience, act))
+            self._more.set()
+
+    async def tell_of_stragglers(self) -> None:
+        while True:
+            await self._more.wait()
+            while self._unfinished:
+                await anyio.sleep(max(0.0, self._unfinished[0][0] - time.monotonic()))
+                self._look(self._unfinished.popleft()[1])
+            self._more = anyio.Event()
+
+    def _look(self, act: Revocation) -> None:
+        if not all(node.kicked for node in act._nodes):  # still in its grace
+            self._look_later(act)
+            return
+        for node in act._nodes:
+            if _is_below(node, self._node):
+                for user in users_of(node):
+                    if user.kind != "open file":
+                        self._tell(Event("straggler", node, str(user), act))
+
+
+def log_events(event: Event) -> None:
+    """An observer that logs to "asyncrevoke", the event's fields in `extra`. All is DEBUG but what is revoked, and stragglers."""
+    level = {"revoked": logging.INFO, "straggler": logging.WARNING}.get(event.what, logging.DEBUG)
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s", event, extra=event.fields)
+
+
+def _is_below(node: Revokable, root: Revokable) -> bool:
+    """Whether `node` is `root`, or below it by any of its parents."""
+    unvisited = [node]
+    for each in unvisited:
+        if each is root:
+            return True
+        unvisited += [parent for parent in each._parents() if parent not in unvisited]
+    return False

@@ -1,0 +1,88 @@
+"""Blocking calls, off the loop: `off_loop`; and whether there is one: `in_loop`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, TypeVar
+
+import anyio
+
+from . import loop
+
+T = TypeVar("T")
+
+
+def in_loop() -> bool:
+    """Whether an event loop runs in this thread: also in a callback of it, where no task does."""
+    return loop.current() is not None
+
+
+def off_loop(call: Callable[[], T], *, late: Callable[[T], object] | None = None, patience: float = 0.0) -> OffLoop[T]:
+    """Have a thread of its own make a blocking call, which begins before this returns. Await the result, once, or do not.
+
+    A pool's threads are waited for when the loop and the interpreter end, and a stalled call keeps others from a pool's
+    threads. This one is left behind.
+
+    :param late: is given, in a thread, a result that nobody waits for any more
+    :param patience: seconds for which a cancellation waits for the end of the call, `math.inf` for as long as it takes: for
+        what must not go on when this is over
+    :raises ~anyio.NoEventLoopError: at once, without a running event loop; nothing was called then
+    :raises: what `call` raises, when awaited
+    Cancellation: ends the waiting, after `patience`; the call goes on, and its result goes to `late`.
+    """
+    if not in_loop():
+        raise anyio.NoEventLoopError("off_loop() needs a running event loop")
+    return OffLoop(call, late, patience)
+
+
+class OffLoop(Awaitable[T]):
+    """A call that a thread makes, as `off_loop` gives it."""
+
+    def __init__(self, call: Callable[[], T], late: Callable[[T], object] | None, patience: float) -> None:
+        self._call = call
+        self._late = late
+        self._patience = patience
+        self._result: concurrent.futures.Future[T] = concurrent.futures.Future()
+        threading.Thread(target=self._run, name=f"off loop: {call!r}", daemon=True).start()
+
+    def done(self) -> bool:
+        """Whether the call has ended."""
+        return self._result.done()
+
+    def result(self) -> T:
+        """What the call has returned, or raised. Without a loop: waits for its end, as a blocking call does."""
+        return self._result.result()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> T:
+        home, ended = loop.current(), anyio.Event()
+        assert home is not None
+        self._result.add_done_callback(lambda _: home.wake(ended))
+        try:
+            await ended.wait()
+        except BaseException:
+            deadline = anyio.current_time() + self._patience
+            while not ended.is_set() and anyio.current_time() < deadline:
+                with contextlib.suppress(anyio.get_cancelled_exc_class()):  # asyncio's own, which no scope keeps out
+                    with anyio.CancelScope(deadline=deadline, shield=True):
+                        await ended.wait()
+            self._result.add_done_callback(self._hand_over)
+            raise
+        return self.result()
+
+    def _run(self) -> None:
+        try:
+            result = self._call()
+        except BaseException as exc:  # noqa: BLE001  # raised where the result is awaited
+            self._result.set_exception(exc)
+        else:
+            self._result.set_result(result)
+
+    def _hand_over(self, result: concurrent.futures.Future[T]) -> None:
+        if self._late is not None and result.exception() is None:
+            threading.Thread(target=self._late, args=(result.result(),), daemon=True).start()

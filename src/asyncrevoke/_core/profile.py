@@ -1,0 +1,40 @@
+"""The shape of a profile: one row of the table of what dead files answer. The rows are in `asyncrevoke.answers`."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Answer(enum.Enum):
+    """The answers that are not an errno."""
+
+    EOF = "end of data"
+    EOF_IF_TTY = "end of data on a terminal, else EIO"
+    FINISHES = "runs to its end: nobody is kicked"
+    NEXT = "opens the next generation"
+    ZAPPED = "pages are unmapped"
+    ABSENT = "has no such operation"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What one kind of operation answers: running at the moment of revocation, and started later."""
+
+    in_flight: int | Answer
+    later: int | Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One profile. Numbers are errno values; `poll` is the mask a dead file polls as.
+
+    :ivar open: while the old file drains, and once the thing is gone
+    """
+
+    read: Pair
+    write: Pair
+    poll: int
+    ioctl: int
+    mmap: int | Answer
+    open: Pair

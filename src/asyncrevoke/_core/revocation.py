@@ -1,0 +1,301 @@
+"""The view of one revocation: awaiting it, asking who is still inside, the report, and the deadlocks it refuses.
+
+The act itself is done by `_revokable`, which keeps the counts here; nothing in this file changes the state of a node.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import anyio
+import anyio.lowlevel
+
+from . import loop
+from .errors import RevokeDeadlock
+from .use import Releasing, chain
+
+if TYPE_CHECKING:
+    from .revokable import Revokable
+
+logger = logging.getLogger("asyncrevoke")
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One who is inside a node, as `Revokable.users` and `Revocation.stragglers` name it.
+
+    :ivar kind: "operation", "release" or "open file"
+    :ivar name: of the task, or of the open file; "" where there is none to name
+    :ivar path: of the node it is inside of
+    :ivar task: the task itself, or None
+    :ivar since: seconds it has been inside so far, or None where nobody noted
+    :ivar where: the line it waits at
+    """
+
+    kind: str
+    name: str
+    path: str
+    task: Any = None
+    since: float | None = None
+    where: str = ""
+
+    def __str__(self) -> str:
+        who = f"{self.kind} of {self.name!r}" if self.kind != "open file" else f"open file {self.name!r}"
+        since = "" if self.since is None else f" for {self.since:.1f} s"
+        where = f" at {self.where}" if self.where else ""
+        return f"{who} in {self.path!r}{since}{where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a revocation did. `str()` of it is one line to print. It counts nodes and operations on them, those that an
+    adapter has made for its own work, too.
+
+    :ivar kicked: operations that were waiting and were ended
+    :ivar released: files released
+    :ivar seconds: from the call to the last release, or until now
+    :ivar unclosed: files opened with `at_close` whose owner has not closed them; one below two roots counts for each
+    :ivar errors: what hooks and releases raised; awaiting the revocation raises them instead of returning this
+    """
+
+    name: str
+    reason: str
+    kicked: int
+    released: int
+    remaining: int
+    seconds: float
+    unclosed: int
+    errors: tuple[BaseException, ...]
+
+    def __str__(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        parts = [f"{self.kicked} kicked", f"{self.released} released"]
+        parts += [f"{self.remaining} remaining"] if self.remaining else []
+        parts += [f"{self.unclosed} unclosed"] if self.unclosed else []
+        parts += [f"{len(self.errors)} failed: " + "; ".join(map(repr, self.errors))] if self.errors else []
+        return f"{self.name!r} revoked{why}: {', '.join(parts)}, in {self.seconds:.3f} s"
+
+
+class _Waiter(NamedTuple):
+    ready: Callable[[], bool]
+    wake: Callable[[], None]
+    task: loop.Task | None
+    of_release: bool  # waits for releases, too
+
+
+class Revocation:
+    """One act of revoking or closing, as `revoke()` and `close()` return it. Await it to know that all is gone.
+
+    It is complete when every node it swept is drained and released, whoever revoked it as well, and whether or not
+    anybody waits (I4). Any number of tasks may await it, as often as they like; each gets a `Report`. Cancelling or
+    timing out an await leaves the revocation as it is.
+
+    :raises BaseExceptionGroup: from each await, a fresh one, if hooks or releases raised
+    :raises RevokeDeadlock: at once, if it can only complete after the caller itself has gone on
+    :raises RuntimeError: at once, in another event loop than that of what is revoked, where nobody would be woken
+    """
+
+    def __init__(
+        self,
+        roots: tuple[Revokable, ...],
+        reason: str,
+        closer: Revokable | None = None,
+        spare: loop.Task | None = None,
+    ) -> None:
+        self._roots = roots
+        self.reason = reason
+        self._closer = closer  # the node whose owner closed it, in an act of close()
+        self._spare = spare  # the task whose own operations are not kicked
+        self._nodes: list[Revokable] = []  # what was swept, parents before children; empty again when done
+        self._unreleased = 0
+        self._undrained = 0
+        self._kicked = 0
+        self._released = 0
+        self._errors: list[BaseException] = []
+        self._told = False  # what failed, to somebody
+        self._reporters = 0  # who wait, and will tell
+        self._began = time.monotonic()
+        self._beginning = True  # until revoke() returns
+        self._ended: float | None = None
+        self._waiters: dict[object, _Waiter] = {}
+
+    def done(self) -> bool:
+        """Whether everything is drained and released."""
+        return not self._unreleased
+
+    @property
+    def remaining(self) -> int:
+        """The number of nodes that are not released yet."""
+        return self._unreleased
+
+    @property
+    def report(self) -> Report:
+        """What has been done so far, without waiting."""
+        return Report(
+            name=", ".join(node.path for node in self._roots[:3]) + (", ..." if len(self._roots) > 3 else ""),
+            reason=self.reason,
+            kicked=self._kicked,
+            released=self._released,
+            remaining=self._unreleased,
+            seconds=(self._ended or time.monotonic()) - self._began,
+            unclosed=sum(node.unclosed for node in self._roots),
+            errors=tuple(self._errors),
+        )
+
+    def __await__(self) -> Generator[Any, Any, Report]:
+        return self._complete().__await__()
+
+    async def _complete(self) -> Report:
+        self._reporters += 1
+        try:
+            await self._until(self.done)
+        except BaseException:  # cancelled, perhaps in the moment of completion
+            self._reporters -= 1
+            self._log_untold()
+            raise
+        self._reporters -= 1
+        if self._errors:
+            raise self._failures()
+        return self.report
+
+    async def wait_drained(self) -> None:
+        """Wait until the last operation is out. Releases may still run, or not have begun.
+
+        :raises RevokeDeadlock: if an operation of the caller's own is one of them
+        """
+        await self._until(lambda: not self._undrained, of_release=False)
+
+    async def wait_closed(self) -> None:
+        """Wait until everything is released and every owner of a file with an `at_close` has closed it, too.
+
+        Models snd_card_free (sound/core/init.c), which waits for the last close.
+
+        :raises RevokeDeadlock: as awaiting the revocation itself
+        """
+        await self._until(lambda: not self._unreleased and not any(node.unclosed for node in self._roots))
+
+    def stragglers(self) -> list[User]:
+        """Who is still inside: operations that have not left, and releases that run (I8). `str()` of each says it all."""
+        found: list[User] = []
+        for node in self._nodes:
+            found += (user for user in node.users() if user.kind != "open file")
+        return found
+
+    def __repr__(self) -> str:
+        state = "done" if self.done() else f"remaining={self.remaining}"
+        return f"<Revocation of {', '.join(repr(node.path) for node in self._roots[:3])} {state}>"
+
+    # -- for floor 0: the counts come down --
+
+    def _spares(self, task: loop.Task | None) -> bool:
+        return task is not None and task is self._spare
+
+    def _progress(self) -> None:
+        """One of the counts has come down to 0: wake those who waited for it."""
+        if not self._unreleased and self._ended is None:
+            self._ended = time.monotonic()
+            self._nodes = []
+            self._spare = None
+            home = loop.current() if self._beginning else None
+            if home is not None and self._errors:
+                home.call_threadsafe(self._log_untold)  # the caller of revoke() may await it yet
+            else:
+                self._log_untold()
+        for key, waiter in tuple(self._waiters.items()):
+            if waiter.ready():
+                del self._waiters[key]
+                waiter.wake()
+
+    def _when_done(self, call: Callable[[], None]) -> None:
+        if self.done():
+            call()
+        else:
+            self._reporters += 1
+            self._waiters[call] = _Waiter(self.done, call, None, of_release=True)
+
+    def _log_untold(self) -> None:
+        if self.done() and self._errors and not self._told and not self._reporters:
+            failures = self._failures()
+            logger.error("%s", failures, exc_info=failures)
+
+    def _failures(self) -> BaseExceptionGroup[BaseException]:
+        self._told = True
+        return BaseExceptionGroup(f"revoking {', '.join(node.path for node in self._roots)!r} failed", self._errors)
+
+    async def _until(self, ready: Callable[[], bool], *, of_release: bool = True) -> None:
+        if not ready():
+            for root in self._roots:
+                root._settle()
+        if ready():
+            await anyio.lowlevel.checkpoint()
+            return
+        home = loop.current()
+        assert home is not None
+        task = home.task()
+        self._refuse_deadlock(home, task, of_release)  # before any checkpoint, or the caller's own kick comes first
+        event = anyio.Event()
+        self._waiters[event] = _Waiter(ready, functools.partial(home.wake, event), task, of_release)
+        try:
+            await event.wait()
+        finally:
+            self._waiters.pop(event, None)
+
+    def _refuse_deadlock(self, home: loop.Home, task: loop.Task | None, of_release: bool) -> None:
+        """Go from the caller to those who wait for it, and on, looking for one whom this revocation waits for."""
+        awaits: dict[loop.Task, _Link | None] = {task: None}  # how it comes to wait for the caller
+        for visited in (unvisited := [task]):
+            for inside in chain(home.inside.get(visited)):
+                operation = not isinstance(inside, Releasing)
+                if self in inside.node._acts and (operation or of_release):
+                    raise RevokeDeadlock(_cycle(_Link(self, visited, inside.node), awaits))
+                for act in inside.node._acts:
+                    for waiter in act._waiters.values():
+                        if waiter.task not in awaits and waiter.task is not None and (operation or waiter.of_release):
+                            awaits[waiter.task] = _Link(act, visited, inside.node)
+                            unvisited.append(waiter.task)
+
+
+class _Link(NamedTuple):
+    """Somebody awaits `act`, which waits for `task` inside `node`."""
+
+    act: Revocation
+    task: loop.Task
+    node: Revokable
+
+
+def _cycle(link: _Link | None, awaits: dict[loop.Task, _Link | None]) -> str:
+    who = []
+    while link is not None:
+        who.append(f"awaits {link.act!r}, which waits for task {loop.task_name(link.task)!r} inside {link.node.path!r}")
+        caller = link.task
+        link = awaits[link.task]
+    return f"task {loop.task_name(caller)!r} {', which '.join(who)}: leave that first, or do not await"
+
+
+def users_of(node: Revokable) -> Iterator[User]:
+    """The operations on a node and its open children, and the release that runs."""
+    now = time.monotonic()
+    for use in tuple(node._uses or ()):
+        task = use.task
+        if task is None:
+            yield User("operation", "", node.path, None, now - use.since)
+        else:
+            yield User("operation", loop.task_name(task), node.path, task, now - use.since, loop.where(task))
+    for _ in range(node._bare):
+        yield User("operation", "", node.path)
+    for child in tuple(node._children or ()):
+        yield User("open file", child.name, node.path)
+    if node.releasing:
+        outermost = node._home.inside.values() if node._home is not None else ()
+        for inside in {inside for innermost in outermost for inside in chain(innermost)}:
+            if isinstance(inside, Releasing) and inside.node is node:
+                task = inside.task
+                yield User("release", loop.task_name(task), node.path, task, now - inside.since, loop.where(task))
+                break
+        else:
+            yield User("release", f"release of {node.path!r}", node.path, None, 0.0, "its beginning")

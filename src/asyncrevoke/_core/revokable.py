@@ -1,0 +1,804 @@
+"""THE protocol: what can be taken away, and how. All of its states and sweeps are in this file.
+
+A `Revokable` is a node of a tree: card > device > open file, user > token > terminal. An open child is a user of its
+parent, just as a running operation is a user of the file it runs in, so one rule serves both: *a node that refuses is
+released when its last user has left*. It has one parent, and may have further ones (`also`): whichever goes first takes
+it along.
+
+States, in this order and never back::
+
+    LIVE        operations start and children open
+    REVOKED     nothing new starts; users are inside
+    KICKED      those who waited have been told to leave
+    RELEASING   the last one is out; the release runs
+    RELEASED    unlinked from its parents, who may now be released in turn
+
+Independent of that, the owner may have closed it. A revocation is *refuse, kick, wait, release*:
+
+- refuse: one sweep marks every node below. Plain code, nothing of the user's runs in between.
+- kick: parents before children, in order of opening, at once or when the grace is over.
+- wait: nobody waits here. Whoever leaves last goes on to the release ("last one out turns off the light").
+- release: children before parents, each once, and then up to the parent if it was the last.
+
+Invariants, by the numbers used in code and tests:
+
+- I1 When `revoke()` has returned, no outermost use starts below it. Until the kick, a use nested in the same task's
+  earlier use of the same node is still granted.
+- I2 A node's release runs exactly once, after its last user has left, children first. `at_close` is run once, by the
+  owner's own close and by nothing else, after the release.
+- I3 No operation runs after its node's release.
+- I4 A `Revocation` completes when everything below is drained and released, for each who waits, whoever revoked it, and
+  even if nobody waits. It does not wait for owners to close what is dead.
+- I5 A cancellation from outside is never swallowed nor turned into `RevokedError`; a kick never leaks as a cancellation.
+- I6 A result that the inner call already has when the kick comes is delivered.
+- I7 Hooks and releases are the user's code. They run after all nodes refuse, and may call anything here. What they
+  raise stops nothing, never leaves `revoke()`, and is raised to those who await the act, or logged.
+- I8 Every wait that is started here ends, or is named by `stragglers()`.
+
+Only one thread touches a tree, that of the loop it was first used in; so there are no locks, and no code that does not
+suspend can be interrupted by a revocation. Other threads, signal handlers and finalizers call `revoke_threadsafe` or
+`stop_using_threadsafe`. When the loop is over, the tree goes on in the next one.
+
+Kernel models: fs/proc/inode.c (use_pde, unuse_pde, close_pdeo, proc_entry_rundown), drivers/tty/tty_io.c
+(__tty_hangup), sound/core/init.c (snd_card_disconnect, snd_card_free).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import inspect
+import threading
+from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable
+from contextlib import AbstractAsyncContextManager
+from types import EllipsisType, TracebackType
+from typing import Any, Self, TypedDict, TypeVar, Unpack
+
+import anyio
+import anyio.lowlevel
+
+from . import loop
+from .errors import RevokedError
+from .profile import Answers
+from .revocation import Report, Revocation, User, users_of
+from .use import Iterate, Opening, Releasing, Use, chain
+
+LIVE, REVOKED, KICKED, RELEASING, RELEASED = range(5)
+
+#: How much of a revocation is done inside `revoke()` and then in each turn of the loop. A count and not a time, so that
+#: a search over schedules is repeatable.
+SLICE = 256
+
+
+def _begin(act: Revocation, grace: float) -> None:
+    """Refuse, kick, wait, release: a slice of it now, the rest by a task of its own."""
+    home = loop.current()
+    for root in act._roots:
+        if root._home is not home:
+            root._settle()
+    _refuse(act, home)
+    for root in act._roots:
+        if root._acts and root._acts[0] is act:
+            tell("closed" if act._closer else "revoked", root, act)
+    work = _work(act, grace)
+    if home is None:
+        _exhaust(work)
+        return
+    step = _slice(work)
+    act._beginning = False
+    if step is _END:
+        return
+
+    async def drive() -> None:
+        nonlocal step
+        while step is not _END:
+            if step is _PAUSE:
+                with anyio.move_on_after(grace):
+                    await act._until(act.done)
+            else:
+                await anyio.lowlevel.checkpoint()
+            step = _slice(work)
+
+    # A closing loop has no next turn: when the task is cancelled, the rest runs at once.
+    home.spawn(drive, lambda _: _exhaust(work), repr(act))
+
+
+def _refuse(act: Revocation, home: loop.Home | None) -> None:
+    """Mark all that is below, which is of this loop from now on. No user code runs in between."""
+    mine = (act,)
+    order: list[Revokable] = []  # children before parents, also where a child has several
+    unvisited: list[Revokable | tuple[Revokable]] = list(act._roots)
+    while unvisited:
+        node = unvisited.pop()
+        if isinstance(node, tuple):  # its children are all in order
+            order.append(node[0])
+        elif node._state == RELEASED:
+            if node._unclosed:
+                node._acts += mine  # is told when the last owner closes
+        elif not (node._acts and node._acts[-1] is act):
+            node._acts += mine
+            node._home = home or node._home
+            if node._state == LIVE:
+                node._state = REVOKED  # I1 from here
+            if node._uses or node._bare:
+                act._undrained += 1
+            if node._children:
+                unvisited.append((node,))
+                unvisited += node._children
+            else:
+                order.append(node)
+    order.reverse()  # parents before children, and in order of opening
+    act._nodes = order
+    act._unreleased = len(order)
+    if not order:
+        act._progress()
+
+
+_PAUSE, _END = object(), object()
+
+
+def _work(act: Revocation, grace: float) -> Generator[object, None, None]:
+    """All that follows the refusal, in steps: one kick, or one release."""
+    yield from _kick(act, idle_only=grace > 0)
+    for node in reversed(act._nodes):
+        _last_out(node)
+        yield None
+    if grace:
+        yield _PAUSE
+        yield from _kick(act, idle_only=False)
+
+
+def _slice(work: Generator[object, None, None]) -> object:
+    """Take up to SLICE steps. It reports _END, _PAUSE or None: there is more to do."""
+    for _ in range(SLICE):
+        step = next(work, _END)
+        if step is not None:
+            return step
+    return None
+
+
+def _exhaust(work: Iterable[object]) -> None:
+    """Take all the steps at once."""
+    for _ in work:
+        pass
+
+
+def _kick(act: Revocation, *, idle_only: bool) -> Generator[None, None, None]:
+    """Tell those who wait to leave, parents before children."""
+    for node in act._nodes:
+        if node._state < RELEASING:
+            if node._state < KICKED and not idle_only:
+                _enter_kicked(node)
+            uses = node._uses or {}
+            for use in tuple(uses):
+                if use in uses and use.act is None and (use.idle or not idle_only) and not act._spares(use.task):
+                    if use.kick(act):
+                        for each in node._acts:
+                            each._kicked += 1
+                        tell("kicked", node, act, use.task)
+                    yield
+        yield
+
+
+def _enter_kicked(node: Revokable) -> None:
+    node._state = KICKED
+    if callable(node._kick):
+        node._call(node._kick, node)
+
+
+def _last_out(node: Revokable) -> None:
+    """Somebody has left `node`: if nobody is inside any more, release it, and then perhaps its parents."""
+    due = [node]
+    while due:
+        node = due.pop()
+        if node._uses or node._bare or node._children:
+            continue
+        if not node._acts:
+            node._unused()
+        elif node._state < RELEASING:
+            if node._state < KICKED:
+                _enter_kicked(node)  # whose hook may have come here itself
+            if node._state < RELEASING and _release(node):
+                due += node._parents()
+
+
+def _release(node: Revokable) -> bool:
+    """Run the release, once (I2). It reports whether the node is released already."""
+    node._state = RELEASING  # I3 from here: nobody is inside, and nobody can come
+    release, node._release = node._release, None
+    running = None if release is None else node._call(release)
+    if running is None or not isinstance(running, Awaitable):
+        _released(node)
+        return True
+
+    async def run() -> None:
+        with Releasing(node):
+            await running
+
+    def done(exc: BaseException | None) -> None:
+        if exc is not None:
+            node._failed(exc)
+            if inspect.iscoroutine(running):
+                running.close()  # which may not have begun
+        _released(node)
+        for parent in node._parents():
+            _last_out(parent)
+
+    home = loop.current()
+    if home is not None:
+        home.spawn(run, done, f"release of {node.path!r}")
+        return False
+    node._failed(RuntimeError(f"the release of {node.path!r} returned an awaitable, and no event loop runs"))
+    if inspect.iscoroutine(running):
+        running.close()
+    _released(node)
+    return True
+
+
+def _released(node: Revokable) -> None:
+    node._state = RELEASED
+    open_there = node.parent is None
+    for parent in node._parents():
+        open_there |= (parent._children or {}).pop(node, node) is None  # else a key that nobody used
+    if node._closed:
+        node._run_at_close()
+    node._gone()
+    for act in node._acts:
+        act._released += 1
+        act._unreleased -= 1
+        if not act._unreleased or node._number is not None:  # some wait for one generation alone
+            act._progress()  # I4
+    if open_there:
+        tell("released", node, node._acts[0])
+
+
+def tell(what: str, node: Revokable, act: Revocation | None = None, task: loop.Task | None = None) -> None:
+    """Tell the observers of this loop, if there are any, what has happened."""
+    home = node._home or _root(node)._home  # as it may not have been used in a loop yet
+    if home is not None and home.observers:
+        for observer in tuple(home.observers):
+            observer(what, node, act, task)
+
+
+T = TypeVar("T")
+Release = Callable[[], Awaitable[object] | object]
+Kick = Callable[["Revokable"], object] | EllipsisType | None
+
+
+class Options(TypedDict, total=False):
+    """What every way of opening takes; `Revokable` explains them."""
+
+    release: Release | None
+    at_close: Callable[[], object] | None
+    kick: Kick
+    answers: Answers | EllipsisType
+
+
+class Revokable:
+    """Something that can be taken away: a device, a session, an open file.
+
+    The constructor makes a root; everything else is made by `open` or `opening` of its parent. What was opened stays so
+    until it is revoked or closed: neither the garbage collector nor the end of a loop releases anything.
+
+    :param name: for errors and reports; need not be unique
+    :param release: called without arguments, lets go of the thing, once. It may return an awaitable, which runs in a
+        task of its own; a loop that ends cancels it, so do first, or before the first await, what must happen
+    :param at_close: a plain function that only the owner's own `close` runs, after the release
+    :param kick: what ends this node's operations. Left out: as the parent's; at a root: cancel them. None: nobody is
+        cancelled, the revocation waits. A function: is called once with the node, in addition to cancelling.
+    :param answers: the profile that streams answer by, from `asyncrevoke.answers`. Left out: as the parent's; at a
+        root: always raise `RevokedError`.
+    """
+
+    __slots__ = (
+        "_acts",
+        "_also",
+        "_answers",
+        "_at_close",
+        "_bare",
+        "_children",
+        "_closed",
+        "_home",
+        "_kick",
+        "_release",
+        "_state",
+        "_unclosed",
+        "_uses",
+        "name",
+        "parent",
+    )
+
+    _number: int | None = None  # of a generation
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        release: Release | None = None,
+        at_close: Callable[[], object] | None = None,
+        kick: Kick = ...,
+        answers: Answers | EllipsisType = ...,
+    ) -> None:
+        if not (release is None or callable(release)):
+            raise TypeError(f"release is {release!r}: give a function without arguments")
+        self.name = name
+        self.parent: Revokable | None = None
+        self._also: tuple[Revokable, ...] = ()
+        self._release = release
+        self._at_close = at_close
+        self._kick = kick
+        self._answers = answers
+        self._state = LIVE
+        self._closed = False
+        self._acts: tuple[Revocation, ...] = ()  # that swept this node; empty as long as it is live
+        self._uses: dict[Any, None] | None = None  # running operations; dicts are made for the first user
+        self._bare = 0  # operations of start_using, which are only counted
+        self._children: dict[Revokable, None] | None = None  # open, in order of opening
+        self._unclosed = 0 if at_close is None else 1  # those that have not run, here and below
+        self._home: loop.Home | None = None
+
+    @property
+    def in_use(self) -> int:
+        """The number of users: running operations and open children."""
+        return len(self._uses or ()) + self._bare + len(self._children or ())
+
+    @property
+    def children(self) -> tuple[Revokable, ...]:
+        """What is open below it, in order of opening."""
+        return tuple(self._children or ())
+
+    @property
+    def unclosed(self) -> int:
+        """The number of files opened with `at_close`, this one and below, whose owner has not closed them."""
+        return self._unclosed
+
+    @property
+    def revoked(self) -> bool:
+        """Whether it refuses, whoever took it away: a revocation, or the owner by `close`."""
+        return bool(self._acts)
+
+    @property
+    def kicked(self) -> bool:
+        """Whether the kick has come."""
+        return self._state >= KICKED
+
+    @property
+    def releasing(self) -> bool:
+        """Whether the release runs just now."""
+        return self._state == RELEASING
+
+    @property
+    def released(self) -> bool:
+        """Whether it is gone: nobody is inside, its release has run."""
+        return self._state == RELEASED
+
+    @property
+    def closed(self) -> bool:
+        """Whether its owner has closed it."""
+        return self._closed
+
+    @property
+    def reason(self) -> str:
+        """What the first revocation gave as its reason; it never changes."""
+        return self._acts[0].reason if self._acts else ""
+
+    @property
+    def path(self) -> str:
+        """The names from the root to here, as in ``ttyUSB0/alice``."""
+        names = []
+        node: Revokable | None = self
+        while node is not None:
+            names.append(node.name)
+            node = node.parent
+        return "/".join(name for name in reversed(names) if name)
+
+    @property
+    def generation(self) -> int | None:
+        """The number of the generation it belongs to, or None if nothing above it has generations."""
+        node: Revokable | None = self
+        while node is not None and node._number is None:
+            node = node.parent
+        return None if node is None else node._number
+
+    @property
+    def answers(self) -> Answers | None:
+        """The profile that streams answer by, or None if they raise `RevokedError`."""
+        return self._answers if isinstance(self._answers, Answers) else None
+
+    @property
+    def release(self) -> Release | None:
+        """What lets go of the thing. May be set until it runs; while `opening`, as soon as there is something to release."""
+        return self._release
+
+    @release.setter
+    def release(self, release: Release | None) -> None:
+        if self._state >= RELEASING:
+            raise RuntimeError(f"{self.path!r} was released already: what you set now would never run")
+        self._release = release
+
+    def users(self) -> list[User]:
+        """Who uses it now: operations, open children, and the release that runs. `str()` of each says it all."""
+        return list(users_of(self))
+
+    def __repr__(self) -> str:
+        state = ("live", "revoked", "kicked", "releasing", "released")[self._state]
+        operations = len(self._uses or ()) + self._bare
+        closed = " closed" if self._closed else ""
+        return f"<{type(self).__name__} {self.path!r} {state}{closed} in_use={operations} open={len(self._children or ())}>"
+
+    # -- opening --
+
+    def open(self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]) -> Revokable:
+        """Open a file below this one. The last step of opening: after it the release is ours, before it still yours.
+
+        Models make_revokable of the RFC, proc_reg_open (fs/proc/inode.c).
+
+        :param also: further parents; whichever is revoked first takes the new one along
+        :param options: as for `Revokable`
+        :raises RevokedError: if this or a further parent was revoked (I1)
+        :raises ClosedResourceError: if its owner closed it
+        """
+        child = self._new(name, options)
+        parents = tuple(dict.fromkeys((self, *also)))
+        for parent in parents:
+            parent._admit_child()
+        for parent in parents:
+            if parent._acts:  # by what its last loop had left undone
+                raise parent._refusal()
+            if parent._home is not self._home:
+                raise RuntimeError(f"{parent.path!r} belongs to another event loop than {self.path!r}")
+        child._join(parents)
+        return child
+
+    def opening(
+        self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]
+    ) -> AbstractAsyncContextManager[Revokable]:
+        """Open a file whose device takes its time: ``async with node.opening() as h: fd = ...; h.release = ...``
+
+        The block is an operation of this node. Set `h.release` as soon as there is something to release. A normal exit
+        commits `h` if the parents are still live; anything else runs `h.release` once, and raises.
+
+        :param also, options: as for `open`
+        :raises RevokedError: on entry, or at the exit if a parent was revoked meanwhile
+        Cancellation: `h.release` runs in any case; only waiting for it can be cancelled.
+        """
+        return Opening(self, self._new(name, options), tuple(also))
+
+    def _new(self, name: str, options: Options) -> Revokable:
+        child = Revokable(name, **options)
+        if child._kick is ...:
+            child._kick = self._kick
+        if child._answers is ...:
+            child._answers = self._answers
+        return child
+
+    def _admit_child(self) -> None:
+        if self._home is None or self._home.over:
+            self._settle()
+        if self._acts:
+            raise self._refusal()
+
+    def _join(self, parents: tuple[Revokable, ...]) -> None:
+        self.parent, *also = parents
+        self._also = tuple(also)
+        self._home = self.parent._home
+        for parent in parents:
+            parent._link(self)
+        if self._unclosed:
+            unclosed, self._unclosed = self._unclosed, 0
+            self._count_unclosed(unclosed)
+        tell("opened", self)
+
+    def _link(self, child: Revokable) -> None:
+        if self._children is None:
+            self._children = {}
+        self._children[child] = None
+
+    def _discard(self, parents: tuple[Revokable, ...], reason: str) -> Revocation:
+        """Release what was never opened: join it to its parents, of which some may be dead, and revoke it."""
+        if self._at_close is not None:
+            self._at_close = None
+            self._unclosed -= 1
+        if not self.released:
+            self._join(tuple(parent for parent in parents if not parent.released))
+            for act in dict.fromkeys(act for parent in self._parents() for act in parent._acts):
+                self._acts += (act,)
+                act._nodes.append(self)
+                act._unreleased += 1
+                act._undrained += bool(self._uses or self._bare)
+        return revoke_all([self], reason)
+
+    def _parents(self) -> tuple[Revokable, ...]:
+        return () if self.parent is None else (self.parent, *self._also)
+
+    def _count_unclosed(self, change: int) -> None:
+        """Tell this node and all above: a file with `at_close` was opened or closed."""
+        nodes: dict[Revokable, None] = {self: None}
+        unvisited: list[Revokable] = [self]
+        while unvisited:
+            for parent in unvisited.pop()._parents():
+                if parent not in nodes:
+                    nodes[parent] = None
+                    unvisited.append(parent)
+        for node in nodes:
+            node._unclosed += change
+        for act in dict.fromkeys(act for node in nodes for act in node._acts):
+            act._progress()
+
+    # -- using --
+
+    def start_using(self) -> bool:
+        """Enter an operation that is only counted. It reports whether it may go on: False once revoked (I1).
+
+        After True and until `stop_using`, the release does not run. Such users are kicked by hooks only, and are
+        unnamed stragglers; the everyday form is `using`. Models use_pde (fs/proc/inode.c).
+        """
+        self._here()
+        if not self._admits_use():
+            return False
+        if self._uses is None:
+            self._first_use()
+        self._bare += 1
+        return True
+
+    def stop_using(self) -> None:
+        """Leave what `start_using` entered. Models unuse_pde (fs/proc/inode.c).
+
+        :raises RuntimeError: if nothing was entered
+        """
+        if not self._bare:
+            raise RuntimeError(f"stop_using() of {self.path!r} without a start_using() that reported True")
+        self._bare -= 1
+        if not self._bare and not self._uses:
+            self._operations_left()
+
+    def using(self, *, idle: bool = False) -> Use:
+        """One operation: ``with handle.using(): await ...``. What it awaits is ended by the kick.
+
+        A refusal comes at once: what may be called in a loop begins with ``await anyio.lowlevel.checkpoint()``, so that
+        a loop around a dead handle starves nobody. Not around the `yield` of a generator: the kick would hit its consumer. Use `iterate`.
+
+        :param idle: it waits for others to begin something, as a read does: kicked at once, without grace, unless it is
+            nested in the same task's operation on the same node
+        :raises RevokedError: once this node was revoked; `in_flight` tells a kick from a refusal
+        :raises ClosedResourceError: if this node's own owner closed it
+        Cancellation: goes through unchanged, also together with the kick.
+        """
+        return Use(self, idle)
+
+    def iterate(self, source: AsyncIterable[T]) -> Iterate[T]:
+        """``async for item in handle.iterate(source)``: an idle use per item, none while the body runs.
+
+        :raises RevokedError, ClosedResourceError: from the loop, as `using`
+        """
+        return Iterate(self, source)
+
+    def _admits_use(self) -> bool:
+        """Whether an operation may start: on a live node, or nested in one of the same task until the kick (I1)."""
+        home = self._home
+        return not self._acts or (not self.kicked and home is not None and self._inside(home, home.task()))
+
+    def _inside(self, home: loop.Home, task: loop.Task) -> bool:
+        """Whether the task is in an operation on this very node."""
+        return any(inside.node is self and type(inside) is Use for inside in chain(home.inside.get(task)))
+
+    def _first_use(self) -> dict[Any, None]:
+        self._uses = {}
+        return self._uses
+
+    def _refusal(self) -> Exception:
+        """The error of an operation that comes too late."""
+        if self._closed:
+            return anyio.ClosedResourceError(f"{self.path!r} was closed by its owner")
+        return RevokedError(self)
+
+    def _error(self, act: Revocation, sent: int | None = None) -> Exception:
+        """The error of an operation that `act` kicked."""
+        if act._closer is self:
+            return anyio.ClosedResourceError(f"{self.path!r} was closed by its owner during this operation")
+        return RevokedError(self, in_flight=True, sent=sent)
+
+    def _here(self) -> tuple[loop.Home | None, loop.Task | None]:
+        """The home of this tree and the current task in it."""
+        home = self._home
+        task = None if home is None else home.task()
+        if task is None:  # the first use of the tree, a callback, or another loop than the tree's
+            home = self._settle()
+            task = None if home is None else home.task()
+        return home, task
+
+    def _settle(self) -> loop.Home | None:
+        """The home of this tree, found or chosen now.
+
+        :raises RuntimeError: in another loop than that of the tree
+        """
+        here = loop.current()
+        root = _root(self)
+        home = before = root._home
+        if here is not None and here is not home:
+            if home is not None and not home.over and home.loop is not here.loop:
+                raise RuntimeError(
+                    f"{self.path!r} belongs to another event loop; only revoke_threadsafe() may be called here"
+                )
+            root._home = home = here
+        self._home = home
+        if before is not None and before.over:
+            before.wind_up()
+        return home
+
+    # -- taking away --
+
+    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
+        """Take it away from everybody, with all that is open below. Awaiting the result is optional.
+
+        When this returns, nothing new starts below (I1). What is idle is kicked, and so are all others, or those who
+        are still inside after `grace` seconds. It cannot be undone; a later call can only bring the kick forward.
+
+        :raises RuntimeError: from another thread or loop than the tree's, or without a running loop where one is needed;
+            then nothing has changed
+        :raises ValueError: if `grace` is negative or not a number
+        Awaiting the result raises what `Revocation` says.
+        """
+        return revoke_all([self], reason, grace=grace)
+
+    def close(self) -> Revocation:
+        """Give it up, as its owner: as `revoke`, but the calling task's own operations are not kicked.
+
+        Operations on it fail with ClosedResourceError, those on its children with RevokedError. `at_close` runs after
+        the release. Calling it again does no harm.
+
+        :raises RuntimeError: as `revoke`
+        """
+        _check([self], 0.0)
+        home = loop.current()
+        self._closed = True
+        act = Revocation((self,), "closed by its owner", closer=self, spare=None if home is None else home.task())
+        if self._state == RELEASED and self._at_close is not None:
+            self._acts += (act,)  # which is told what it raises
+            self._run_at_close()
+        _begin(act, 0.0)
+        return act
+
+    async def aclose(self) -> None:
+        """Close it, and wait until it is released.
+
+        :raises RevokeDeadlock: from inside an operation of the caller's own; it is closed all the same
+        :raises BaseExceptionGroup: what hooks and releases raised
+        Cancellation: ends the waiting; it is closed all the same.
+        """
+        await self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _call(self, function: Callable[..., object], *args: object) -> object:
+        """Run the user's code: what it raises goes to those who await (I7)."""
+        try:
+            return function(*args)
+        except BaseException as exc:  # noqa: BLE001  # I7
+            self._failed(exc)
+            return None
+
+    def _failed(self, exc: BaseException) -> None:
+        exc.add_note(f"raised by a hook or the release of {self.path!r}")
+        for act in self._acts:
+            if act._ended is None:
+                act._errors.append(exc)
+
+    def _operations_left(self) -> None:
+        """The last operation is out; children may be open."""
+        if self._acts:
+            for act in self._acts:
+                act._undrained -= 1
+                if not act._undrained:
+                    act._progress()
+            _last_out(self)
+        elif not self._children:
+            self._unused()
+
+    def _unused(self) -> None:
+        """The last user of a live node has left; nothing to do but for nodes that are kept by their users alone."""
+
+    def _gone(self) -> None:
+        """It is released; nothing to do but for nodes that hold something of their own."""
+
+    def _run_at_close(self) -> None:
+        at_close, self._at_close = self._at_close, None
+        if at_close is not None:
+            self._call(at_close)
+            self._count_unclosed(-1)
+
+
+def revoke_all(nodes: Iterable[Revokable], reason: str = "", *, grace: float = 0.0) -> Revocation:
+    """Take away many at once: all refuse, then all are kicked, then all are released.
+
+    :raises: as `Revokable.revoke`
+    """
+    roots = tuple(nodes)
+    _check(roots, grace)
+    act = Revocation(roots, reason)
+    _begin(act, grace)
+    return act
+
+
+def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) -> concurrent.futures.Future[Report]:
+    """Revoke from another thread, a signal handler or a finalizer. Its result is the report, or what awaiting raises.
+
+    The future cannot be cancelled, as a revocation cannot be undone. In the loop's own thread do not wait for its
+    `result()`, which would wait for itself: call `revoke`, or await `asyncio.wrap_future` of it. A loop that is closed
+    before it comes to that leaves it to the next in which anything of that loop is used.
+    """
+    future: concurrent.futures.Future[Report] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+
+    def revoke() -> None:
+        try:
+            act = node.revoke(reason, grace=grace)
+        except BaseException as exc:  # noqa: BLE001  # handed to the caller's thread
+            future.set_exception(exc)
+        else:
+            act._when_done(
+                lambda: future.set_exception(act._failures()) if act._errors else future.set_result(act.report)
+            )
+
+    _hand_over(node, revoke)
+    return future
+
+
+def stop_using_threadsafe(node: Revokable) -> None:
+    """Have `stop_using` called in the thread of the tree's loop, or at once where that is over: for other threads, and
+    finalizers, that leave what `start_using` entered.
+    """
+    _hand_over(node, node.stop_using)
+
+
+def _hand_over(node: Revokable, call: Callable[[], object]) -> None:
+    """Have it called in the thread of the node's loop, or here, if that is over."""
+    home = node._home
+    if home is None or home.over:  # it has not been used in a loop yet, or not in this one
+        home = _root(node)._home
+    if home is None:
+        call()
+    else:
+        home.hand_over(call)
+
+
+def _check(roots: Iterable[Revokable], grace: float) -> None:
+    """Raise what a revocation of these raises, before it changes anything."""
+    if not grace >= 0.0:
+        raise ValueError(f"grace is {grace!r}: give seconds, 0 or more")
+    here = loop.current()
+    if here is None and grace:
+        raise RuntimeError("a grace needs a running event loop")
+    for root in roots:
+        home = _root(root)._home
+        if home is not None and not home.over and (here is None or home.loop is not here.loop):
+            if home.thread != threading.get_ident():
+                raise RuntimeError(f"{root.path!r} lives in another thread: use revoke_threadsafe()")
+            if here is not None:
+                raise RuntimeError(f"{root.path!r} belongs to another event loop: use revoke_threadsafe()")
+        if here is None:
+            for node in _below(root):
+                if inspect.iscoroutinefunction(node._release):
+                    raise RuntimeError(f"the release of {node.path!r} needs a running event loop")
+
+
+def _root(node: Revokable) -> Revokable:
+    while node.parent is not None:
+        node = node.parent
+    return node
+
+
+def _below(root: Revokable) -> Generator[Revokable, None, None]:
+    seen = {root}
+    unvisited = [root]
+    while unvisited:
+        node = unvisited.pop()
+        yield node
+        new = [child for child in node._children or () if child not in seen]
+        seen.update(new)
+        unvisited += new

@@ -1,0 +1,235 @@
+"""One operation: the bracket around an await, and what is made of it.
+
+A node is taken as given: it knows who uses it (`_uses`), whether it still admits anybody, and what to do when the last
+one has left. Here is what one user is, how it is kicked and what it reports.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import anyio
+
+from . import loop
+from .errors import RevokedError
+
+if TYPE_CHECKING:
+    from .revocation import Revocation
+    from .revokable import Revokable
+
+
+T = TypeVar("T")
+
+
+class Inside:
+    """What a task is inside of. Those of one task are linked, innermost first, by `outer`."""
+
+    __slots__ = ("node", "outer", "since", "task")
+
+    def __init__(self, node: Revokable) -> None:
+        self.node = node
+        self.outer: Inside | None = None
+        self.task: loop.Task | None = None
+
+    def _go_in(self, home: loop.Home, task: loop.Task) -> None:
+        self.task = task
+        self.since = time.monotonic()
+        self.outer = home.inside.get(task)
+        home.inside[task] = self
+
+    def _come_out(self, home: loop.Home) -> None:
+        innermost = home.inside.get(self.task)
+        if innermost is not self:  # brackets that were not nested: left in the wrong order, or in another task
+            for inner in chain(innermost):
+                if inner.outer is self:
+                    inner.outer = self.outer
+        elif self.outer is None:
+            del home.inside[self.task]
+        else:
+            home.inside[self.task] = self.outer
+
+
+def chain(inside: Inside | None) -> Iterator[Inside]:
+    """All that a task is inside of, from the innermost outwards."""
+    while inside is not None:
+        yield inside
+        inside = inside.outer
+
+
+class Releasing(Inside):
+    """A release that runs in a task of its own: whoever waits for it must not be waited for by it."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        home = self.node._settle()
+        if home is not None:
+            self._go_in(home, home.task())
+
+    def __exit__(self, *_: object) -> None:
+        home = self.node._settle()
+        if home is not None:
+            self._come_out(home)
+
+
+class Use(Inside):
+    """One operation on a node, as `Revokable.using` gives it: ``with handle.using() as use: await ...``
+
+    After entering and until leaving, the node's release does not run. What it awaits is cancelled by a kick, through a
+    cancel scope of its own, and reported as `RevokedError`; a cancellation from outside goes through unchanged (I5), and
+    a result that is there already is kept (I6). Without a current task (in a callback) it only counts.
+    """
+
+    __slots__ = ("_hooks", "_scope", "act", "idle")
+
+    def __init__(self, node: Revokable, idle: bool) -> None:
+        self.node = node
+        self.task = None
+        self.idle = idle
+        self.act: Revocation | None = None  # the one that kicked it
+        self._scope: anyio.CancelScope | None = None
+        self._hooks: list[Callable[[], object]] | None = None
+
+    @property
+    def kicked(self) -> bool:
+        """Whether the kick has come. A wait that a hook woke up tests this before it believes an empty result."""
+        return self.act is not None or (self.node._kick is None and self.node.kicked)
+
+    def on_kick(self, hook: Callable[[], object]) -> None:
+        """Have `hook()` called by the kick, or at once if that has been (fs/debugfs: debugfs_enter_cancellation).
+
+        For waits that no cancel scope reaches, such as a worker thread's. It is called whatever the node's `kick` is;
+        what it raises goes to those who await the revocation.
+        """
+        if self.kicked:
+            self.node._call(hook)
+        elif self._hooks is None:
+            self._hooks = [hook]
+        else:
+            self._hooks.append(hook)
+
+    def kick(self, act: Revocation) -> bool:
+        """End the wait. It reports whether there was anything to end it by."""
+        scope = None if self.node._kick is None else self._scope
+        if self.node._kick is None and self._hooks is None:
+            return False
+        self.act = act
+        if scope is not None:
+            self.node._call(scope.cancel)
+        for hook in self._hooks or ():
+            self.node._call(hook)
+        return scope is not None or self._hooks is not None
+
+    def __enter__(self) -> Self:
+        node = self.node
+        home = node._home
+        task = None if home is None else home.task()
+        if task is None:
+            home, task = node._here()
+        if node._acts or self.idle:
+            nested = home is not None and node._inside(home, task)
+            if node._acts and (not nested or node.kicked):
+                raise node._refusal()  # I1
+            self.idle = self.idle and not nested
+        uses = node._uses
+        if uses is None:
+            uses = node._first_use()
+        if home is None or task is None:
+            self.since = time.monotonic()
+        else:
+            self._scope = anyio.CancelScope()
+            self._scope.__enter__()
+            self._go_in(home, task)
+        uses[self] = None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        error = exc
+        swallowed: object = False
+        try:
+            if self._scope is not None:
+                swallowed = self._scope.__exit__(kind, exc, tb)
+        except BaseException as rest:  # noqa: BLE001  # a group less our cancellation; raised below
+            error = rest
+        self._leave()
+        if error is None:
+            return
+        if swallowed:
+            raise self._kicked_out() from None  # I5: the kick never leaks out as a cancellation
+        if self.node._acts and self._reports(error):
+            raise self._kicked_out(getattr(error, "sent", None)) from error
+        if error is not exc:
+            raise error
+
+    def _leave(self) -> None:
+        node = self.node
+        if self.task is not None and node._home is not None:
+            self._come_out(node._home)
+        uses = node._uses
+        assert uses is not None
+        del uses[self]
+        if not uses and not node._bare:
+            node._operations_left()
+
+    def _kicked_out(self, sent: int | None = None) -> Exception:
+        return self.node._error(self.act or self.node._acts[0], sent)
+
+    def _reports(self, error: BaseException) -> bool:
+        """Whether this operation speaks for `error`: a group of its own revocation, or what was kicked inside of it."""
+        if isinstance(error, BaseExceptionGroup):
+            return all(
+                self._reports(leaf) or (isinstance(leaf, RevokedError) and leaf.node is self.node)
+                for leaf in error.exceptions
+            )
+        if isinstance(error, RevokedError):
+            return self.act is not None and error.in_flight and error.node is not self.node
+        return isinstance(error, anyio.ClosedResourceError) and self.act is not None and self.act._closer is self.node
+
+
+class Iterate(AsyncIterator[T]):
+    """`Revokable.iterate`: each item is fetched in a use of its own, so that none is held while the consumer works."""
+
+    def __init__(self, node: Revokable, source: AsyncIterable[T]) -> None:
+        self._node = node
+        self._source = aiter(source)
+
+    async def __anext__(self) -> T:
+        with Use(self._node, idle=True):
+            return await anext(self._source)
+
+
+class Opening:
+    """`Revokable.opening`: the handle, while the device is still being opened. An operation of the parent."""
+
+    def __init__(self, parent: Revokable, handle: Revokable, also: tuple[Revokable, ...]) -> None:
+        self._handle = handle
+        self._parents = tuple(dict.fromkeys((parent, *also)))
+        self._use = Use(parent, idle=False)
+
+    async def __aenter__(self) -> Revokable:
+        for parent in self._parents:
+            parent._admit_child()
+        self._use.__enter__()
+        return self._handle
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        dead = next(iter([parent for parent in self._parents if parent.revoked]), None)
+        failed: Revocation | None = None
+        if exc is None and dead is None:
+            if not self._handle.released:
+                self._handle._join(self._parents)
+        else:
+            failed = self._handle._discard(self._parents, "its opening failed" if dead is None else dead.reason)
+        try:
+            # The parent waits for its new child from here on: nothing is let go that is still held.
+            self._use.__exit__(kind, exc, tb)
+        finally:
+            if failed is not None:
+                await failed._until(failed.done)
+        if exc is None and dead is not None:
+            raise dead._error(dead._acts[0])

@@ -1,0 +1,1 @@
+"""What outlives a revocation: names with generations, keys, and what is found by path."""

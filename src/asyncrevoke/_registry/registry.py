@@ -1,0 +1,209 @@
+"""Names that outlive what is open under them: generations, keys, and devices found by path.
+
+A `Name` stays; what is opened under it belongs to its current `Generation`, which is revoked once. Hanging up ends the
+generation, and the next open begins another; revoking the name itself means that the thing is gone. A `Key` is a name
+that exists only as long as somebody uses it. A `Registry` finds both. It keeps nothing alive, and is no global.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import pathlib
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from asyncrevoke._core.revocation import Revocation
+from asyncrevoke._core.revokable import Revokable, revoke_all
+from asyncrevoke._streams.face import Face
+
+from .key import Key
+from .name import Generation, Name
+from .place import Path, Place, file_of, look, place_of, places
+
+
+class Registry:
+    """Finds what can be taken away: by key, by name, by path.
+
+    ``live["alice", "token7"]`` gives the node of a key, a path in a tree of them; open files on it, directly or with
+    ``also=[...]``. ``live.revoke("alice")`` takes all below away, and alice may begin again at once. ``name()`` adds a
+    device, which is then found by its name, by every path that leads to it, and by what is open on it.
+
+    A path is looked at once, and leads to what is there then. A device is known by its number, which a later device may
+    get: what was opened before belongs to another generation. Anything else is known by its inode, whose number no
+    other file can get as long as the name lives, as a descriptor is kept on it (O_PATH, which opens nothing).
+
+    :ivar root: the node above all keys and names
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.root = Revokable(name)
+        self._keys: weakref.WeakValueDictionary[tuple[str, ...], Key] = weakref.WeakValueDictionary()
+        self._names: weakref.WeakValueDictionary[str, Name] = weakref.WeakValueDictionary()
+        self._places: weakref.WeakValueDictionary[Place, Name | Generation] = weakref.WeakValueDictionary()
+        self._numbers = itertools.count(1)
+
+    def __getitem__(self, key: str | tuple[str, ...]) -> Revokable:
+        """The node of a key, made if there is none. It is dropped when nobody uses it."""
+        path = (key,) if isinstance(key, str) else key
+        if not isinstance(path, tuple) or not path or not all(isinstance(part, str) for part in path):
+            raise TypeError(f"{key!r} is no key: give one string, or several")
+        node = self.root
+        for end in range(1, len(path) + 1):
+            known = self._keys.get(path[:end])
+            if known is None or known.parent is not node or known.revoked:
+                known = self._keys[path[:end]] = Key(path[end - 1], node, next(self._numbers))
+            node = known
+        return node
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        """The keys in use."""
+        return iter([path for path, key in list(self._keys.items()) if key.in_use and not key.revoked])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, key: object) -> bool:
+        path = (key,) if isinstance(key, str) else key
+        return isinstance(path, tuple) and any(path == known for known in self)
+
+    def name(self, name: str, path: Path | None = None, *, kind: type[Name] = Name, **options: Any) -> Name:
+        """Add a device. It is the caller's to close; its name is free again once it is revoked.
+
+        :param path: where it is found in the file system, if it is
+        :param kind: a class of names that knows more about hanging up
+        :param options: as for `Name`
+        :raises ValueError: if the name, or the device at `path`, is taken
+        :raises OSError: if there is nothing at `path`
+        """
+        self.root._admit_child()
+        with contextlib.ExitStack() as looking:
+            place: Place | None = None
+            if path is not None:
+                fd = os.open(path, os.O_PATH)
+                looking.callback(os.close, fd)
+                status = os.fstat(fd)
+                place = place_of(status)
+            for what, taken in (name, self._names.get(name)), (path, place and self._places.get(place)):
+                if taken is not None and not taken.revoked:
+                    raise ValueError(f"{what!r} is taken, by {taken!r}: revoke that first, or choose another")
+            node = kind(name, **options)
+            if path is not None and place is not None:
+                node._file = pathlib.Path(os.fsdecode(path)).absolute(), *file_of(status)
+                self._places[place] = node
+                if place[0] == "i":
+                    node._inode = weakref.finalize(node, looking.pop_all().close)
+        node._join((self.root,))
+        self._names[name] = node
+        return node
+
+    def locate(self, name: Name, fd: int) -> None:
+        """Let a device of this registry be found by path and number, too, until it is hung up: it may come back elsewhere.
+
+        :param fd: open on the device. If it was added by a path, under another name, that one stays the one to be found
+        """
+        status = os.fstat(fd)
+        known = self._places.get(place := place_of(status))
+        taken = isinstance(known, Name) and not known.revoked
+        if not taken:
+            self._places[place] = name.current
+        if not taken or known is name:
+            name._file = None
+            with contextlib.suppress(OSError):  # without /proc it counts as root's
+                name._file = pathlib.Path(f"/proc/self/fd/{fd}").readlink(), *file_of(status)
+
+    def find(self, what: Path | int | Revokable | Face) -> Name:
+        """The device of that name; that a path leads to; of that device number (`st_rdev`); that a handle is open on.
+
+        :raises LookupError: if there is none here
+        :raises OSError: if nothing is at that path at all
+        """
+        found: Name | None
+        if isinstance(what, Face | Revokable):
+            found = self._device(what.handle if isinstance(what, Face) else what)
+        elif isinstance(what, int):
+            found = self._placed(("c", what)) or self._placed(("b", what))
+        else:
+            found = self._named(what) or self._placed(place_of(look(what)))
+        if found is None:
+            raise LookupError(f"{what!r} leads to no device of this registry")
+        return found
+
+    def _placed(self, place: Place) -> Name | None:
+        known = self._places.get(place)
+        return None if known is None or known.revoked else self._device(known)
+
+    def _device(self, node: Revokable | None) -> Name | None:
+        """The live device of this registry that a node belongs to."""
+        while node is not None and not isinstance(node, Name):
+            node = node.parent
+        return None if node is None or node.revoked or self._names.get(node.name) is not node else node
+
+    def _named(self, what: object) -> Name | None:
+        name = self._names.get(what) if isinstance(what, str) else None
+        return None if name is None or name.revoked else name
+
+    def revoke(self, *what: Path, reason: str = "", grace: float = 0.0) -> Revocation:
+        """Take away a key with all below it, or hang up the device of that name, or what `hangup` does of that path.
+
+        A single string is taken as a name first, then as a path if it begins with a slash, else as a key: where others
+        choose the keys, revoke ``live[key]`` itself. To revoke a key that nobody uses is complete at once, and no error, also
+        if it is a name mistyped: ``find(name).hangup()`` is strict. Several strings are the parts of one key.
+
+        :raises LookupError, OSError: as `hangup`, for paths
+        :raises TypeError: of several, if one is a path: that is no part of a key
+        """
+        if len(what) > 1 and not all(isinstance(part, str) and not part.startswith("/") for part in what):
+            raise TypeError(f"{what!r} is no key, as there are paths in it: revoke each by itself, or their directory")
+        if len(what) == 1 and (named := self._named(what[0])):
+            return named.hangup(reason, grace=grace)
+        if len(what) == 1 and (not isinstance(what[0], str) or what[0].startswith("/")):
+            return self.hangup(what[0], reason, grace=grace)
+        return self[tuple(os.fspath(part) for part in what)].revoke(reason, grace=grace)
+
+    def hangup(
+        self, path: Path | Iterable[Place], reason: str = "", *, grace: float = 0.0, uid: int | None = None
+    ) -> Revocation:
+        """Hang up the device that a path leads to, as revoke(2); of a directory, all that its files lead to.
+
+        So ``"/dev/serial/by-id"`` is whatever its links lead to now, and ``"/run/lab"`` all devices whose nodes are in it
+        or in directories below. Links to directories are not entered, but `path` may be one.
+
+        :param path: a path, or what `places` has found at it: in another thread, or in the process that asks
+        :param uid: the user who asks, where it is not this process: he must be root, or own the file by which each of the
+            devices was added here, whosever the files are that he has found it by
+        :raises LookupError: if no device of this registry is there, or there are too many files to look at
+        :raises PermissionError: if one of them is not the user's; then nothing has changed
+        :raises OSError, ValueError: if nothing is at that path at all, or it can be none
+        """
+        what = "what was found there"
+        if isinstance(path, str | bytes | os.PathLike):
+            what, path = repr(os.fspath(path)), places(path)
+        found: dict[Name, Revokable] = {}
+        for place in path:
+            known = self._places.get(place)
+            name = self._device(known)
+            if known is not None and name is not None and not known.released:
+                found[name] = name.ending() if known in (name, name.current) else known  # what drains is hurried
+        if not found:
+            raise LookupError(f"neither {what} nor anything below it leads to a device of this registry")
+        for name in found:
+            if uid not in (None, 0, name._owner()):
+                raise PermissionError(errno.EPERM, f"only the owner of its file and root may revoke {name.name!r}")
+        in_order = [found[name] for name in self._names.values() if name in found]
+        return revoke_all(in_order, reason, grace=grace)
+
+    def frevoke(self, handle: Revokable | Face, reason: str = "", *, grace: float = 0.0) -> Revocation:
+        """Hang up the device that `handle` is open on, for all who have it open, as frevoke(2).
+
+        :raises LookupError: as `find`
+        :raises RevokedError: if what `handle` was opened in is over already, as it is no device of the next generation
+        """
+        node = handle.handle if isinstance(handle, Face) else handle
+        device = self.find(handle)
+        if node.revoked:
+            raise node._refusal()
+        return device.hangup(reason, grace=grace)

@@ -1,0 +1,10 @@
+"""The faces of asyncio: existing code gains revocation by one changed import.
+
+`create_serial_connection` and `open_serial_connection` stand in for those of pyserial-asyncio and serialx;
+`wrap_streams` is for any pair of reader and writer that there is already.
+"""
+
+from .connection import SerialTransport as SerialTransport
+from .connection import create_serial_connection as create_serial_connection
+from .connection import open_serial_connection as open_serial_connection
+from .wrapped import wrap_streams as wrap_streams

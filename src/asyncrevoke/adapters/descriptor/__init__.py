@@ -1,0 +1,3 @@
+"""A descriptor number that is taken away from code that knows nothing of it."""
+
+from .descriptor import Descriptor as Descriptor

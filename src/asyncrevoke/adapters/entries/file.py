@@ -1,0 +1,432 @@
+"""An open file of an entry, and the operations on it: each is a call of a handler, or waits for news."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import select
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from asyncrevoke.lowlevel import Revokable, RevokedError, Use, answer
+
+if TYPE_CHECKING:
+    from .directory import Entry
+
+T = TypeVar("T")
+Maybe: TypeAlias = Awaitable[T] | T
+
+_READY = select.POLLIN | select.POLLOUT  # where no handler says it: DEFAULT_POLLMASK (include/linux/poll.h)
+_NEWS = select.POLLPRI | select.POLLERR  # kernfs_generic_poll (fs/kernfs/file.c)
+_UNASKED = select.POLLERR | select.POLLHUP | select.POLLNVAL  # told whether asked for or not, as by poll(2)
+
+
+class Handlers(TypedDict, total=False):
+    """What an entry does. Each is a plain function or an async one; what it raises goes to whoever called.
+
+    :ivar show: gives all of the text, as of an attribute in sysfs: when a file is read from its beginning; what is read
+        after that is the rest of the same
+    :ivar store: takes what is written; returns how many bytes it took, or None for all
+    :ivar read: instead of `show`: is given the operation, a size and an offset; returns up to so many bytes, b"" at the
+        end, or None if there are none yet. Then it is called again when there is news (`Entry.notify`): `cat` never ends,
+        and `tail -f`, which needs `size` for it, follows at once. With b"" `cat` ends, and `tail -f` looks every second
+    :ivar write: instead of `store`: is given the operation, the bytes and the offset
+    :ivar poll: is given the operation; returns which of `select.POLLIN` and so on are ready. Left out: IN and OUT, and PRI and
+        ERR if there was news since the file was read; no IN where `read` had nothing since. Who polls before he has read that
+        far is told IN, and then waits in `read`: for programs that poll before each read, give this one
+    :ivar control: is given the operation, a request and its argument, as an ioctl; returns the answer
+    :ivar size: how long it is, for programs that go by that, as `tail -f` does; left out: 0
+    :ivar open: is given the file that is being opened; what it leaves in `file.private` is the handlers' own
+    :ivar release: is given the file, once, when it has been closed or taken away
+    """
+
+    show: Callable[[], Maybe[str | bytes]]
+    store: Callable[[bytes], Maybe[int | None]]
+    read: Callable[[Operation, int, int], Maybe[bytes | None]]
+    write: Callable[[Operation, bytes, int], Maybe[int | None]]
+    poll: Callable[[Operation], Maybe[int]]
+    control: Callable[[Operation, int, Any], Maybe[Any]]
+    size: Callable[[], Maybe[int]]
+    open: Callable[[OpenFile], Maybe[object]]
+    release: Callable[[OpenFile], Maybe[object]]
+
+
+class OpenFile(anyio.abc.AsyncResource):
+    """An open file, as `Entry.open` gives it. Iterating over it reads on until the end.
+
+    Each operation is a checkpoint. When the entry is removed, or the file taken away, those who wait for news are ended, and
+    handlers as the profile says; later operations fail.
+
+    :ivar handle: what is taken away
+    :ivar offset: where the next `read` or `write` begins; one of these at a time moves it
+    :ivar private: the handlers' own
+    :ivar blocking: whether reading waits for news where there is nothing yet; set it to False as O_NONBLOCK
+    :raises RevokedError: from each operation, if it was or is taken away; its `errno` is the profile's
+    :raises ~anyio.ClosedResourceError: from each operation, if it was or is closed
+    :raises OSError: from each operation, if the entry has no handler for it
+    :raises: from each operation, what the handler raises
+    Cancellation: of each operation cancels the handler.
+    """
+
+    handle: Revokable
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.offset = 0
+        self.private: Any = None
+        self.blocking = True
+        self._position = anyio.ResourceGuard("reading from or writing to")
+        self._shown: bytes | None = None
+        self._seen = entry.running.events
+        self._had_nothing = False  # when it was seen
+
+    async def read(self, size: int = 65536) -> bytes:
+        """Read up to so many bytes, none at the end. It waits for news where there are none yet.
+
+        :raises BlockingIOError: instead, if it is not `blocking`
+        :raises ~anyio.BusyResourceError: if another task is reading, writing or seeking
+        """
+
+        async def read(operation: Operation) -> bytes:
+            with self._position:
+                data = await self._read(operation, size, self.offset)
+                self.offset += len(data)
+                return data
+
+        return await self._get(read)
+
+    async def pread(self, size: int, offset: int) -> bytes:
+        """Read as `read` does, at an offset, which moves nothing."""
+        return await self._get(lambda operation: self._read(operation, size, offset))
+
+    async def write(self, data: bytes) -> int:
+        """Write, and report how many bytes were taken.
+
+        :raises ~anyio.BusyResourceError: if another task is reading, writing or seeking
+        """
+
+        async def write(operation: Operation) -> int:
+            with self._position:
+                taken = await self._write(operation, data, self.offset)
+                self.offset += taken
+                return taken
+
+        return await self._operate("write", write)
+
+    async def pwrite(self, data: bytes, offset: int) -> int:
+        """Write as `write` does, at an offset, which moves nothing."""
+        return await self._operate("write", lambda operation: self._write(operation, data, offset))
+
+    async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to an offset, from the beginning or from where it is; there is no end to seek from (seq_lseek).
+
+        :raises OSError: EINVAL, if that is nowhere
+        :raises ~anyio.BusyResourceError: if another task is reading, writing or seeking
+        """
+
+        async def seek(_: Operation) -> int:
+            with self._position:
+                there = offset + (self.offset if whence == os.SEEK_CUR else 0)
+                if there < 0 or whence not in (os.SEEK_SET, os.SEEK_CUR):
+                    raise OSError(errno.EINVAL, f"cannot seek by {offset} in way {whence}", self.handle.path)
+                self.offset = there
+                return there
+
+        return await self._operate("read", seek)
+
+    async def poll(self, events: int = _READY, *, wait: bool = True) -> int:
+        """Wait until one of the events is ready, and return all of them that are, asked for or not.
+
+        :param events: `select.POLLIN` and so on; ERR, HUP and NVAL always count
+        :param wait: False: do not wait
+        :raises RevokedError: only without a profile; with one, what is taken away polls as its whole mask
+        """
+
+        async def poll(operation: Operation) -> int:
+            while True:
+                seen = self.entry.running.events
+                ready = await self._ready(operation)
+                if ready & (events | _UNASKED) or not wait:
+                    return ready
+                await operation.wait_for_news(seen)
+
+        try:
+            return await self._operate("poll", poll, idle=True)
+        except RevokedError as error:
+            if error.node is not self.handle or self.handle.answers is None:
+                raise
+            return self.handle.answers.poll
+
+    async def news(self, seen: int) -> None:
+        """Wait until there was news since the entry's `running.events` was `seen`."""
+        await self._operate("poll", lambda operation: operation.wait_for_news(seen), idle=True)
+
+    async def control(self, request: int, argument: Any = None) -> Any:
+        """Have the handler do something, as by an ioctl.
+
+        :raises OSError: ENOTTY, if the entry has no such handler
+        """
+
+        async def control(operation: Operation) -> Any:
+            if (handler := self.entry.handlers.get("control")) is None:
+                raise self._lacks("control", errno.ENOTTY)
+            return await call(handler, operation, request, argument)
+
+        return await self._operate("ioctl", control)
+
+    async def aclose(self) -> None:
+        """Close it, and wait until it is released. Operations of other tasks end with ClosedResourceError."""
+        await self.handle.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if data := await self.read():
+            return data
+        raise StopAsyncIteration
+
+    def __repr__(self) -> str:
+        return f"<OpenFile of {self.handle!r}>"
+
+    # -- what is done in an operation --
+
+    async def _operate(
+        self,
+        kind: Literal["read", "write", "ioctl", "poll"],
+        work: Callable[[Operation], Awaitable[T]],
+        *,
+        idle: bool = False,
+    ) -> T:
+        await anyio.lowlevel.checkpoint()
+        try:
+            with Operation(self, idle=idle) as operation:
+                return await work(operation)
+        except RevokedError as error:
+            if kind != "poll":
+                answer(error, self.handle, kind)
+            raise
+
+    async def _get(self, work: Callable[[Operation], Awaitable[bytes]]) -> bytes:
+        try:
+            return await self._operate("read", work, idle=True)
+        except anyio.EndOfStream:  # the answer of some profiles
+            return b""
+
+    async def _read(self, operation: Operation, size: int, offset: int) -> bytes:
+        if size < 0 or offset < 0:
+            raise OSError(errno.EINVAL, f"cannot read {size} bytes at {offset}", self.handle.path)
+        handlers = self.entry.handlers
+        if "show" in handlers:
+            if not offset or self._shown is None:
+                self._seen = self.entry.running.events
+                self._shown = self._bytes("show", await call(handlers["show"]))
+            return self._shown[offset : offset + size]
+        if (handler := handlers.get("read")) is None:
+            raise self._lacks("show", errno.EINVAL)
+        while True:
+            self._seen = self.entry.running.events
+            data = await call(handler, operation, size, offset)
+            self._had_nothing = data is None
+            if data is not None:
+                break
+            if not self.blocking:
+                raise BlockingIOError(errno.EAGAIN, "there is nothing yet", self.handle.path)
+            await operation.wait_for_news(self._seen)
+        if len(found := self._bytes("read", data)) > size:
+            raise ValueError(f"{self.handle.path!r}: 'read' was asked for {size} bytes, and returned {len(found)}")
+        return found
+
+    def _bytes(self, handler: str, data: object) -> bytes:
+        if isinstance(data, str):
+            return data.encode()
+        if isinstance(data, bytes | bytearray | memoryview):
+            return bytes(data)
+        raise TypeError(f"{self.handle.path!r}: {handler!r} returned {data!r}: give bytes, or text")
+
+    async def _write(self, operation: Operation, data: bytes, offset: int) -> int:
+        if offset < 0:
+            raise OSError(errno.EINVAL, f"cannot write at {offset}", self.handle.path)
+        data = bytes(memoryview(data))
+        if (store := self.entry.handlers.get("store")) is not None:
+            taken = await call(store, data)
+        elif (write := self.entry.handlers.get("write")) is not None:
+            taken = await call(write, operation, data, offset)
+        else:
+            raise self._lacks("store", errno.EINVAL)
+        if taken is None:
+            return len(data)
+        if type(taken) is not int or not 0 <= taken <= len(data):
+            raise ValueError(
+                f"{self.handle.path!r}: of {len(data)} bytes the handler took {taken!r}: give their number, or None"
+            )
+        return taken
+
+    def _lacks(self, handler: str, number: int) -> OSError:
+        return OSError(number, f"it has no handler {handler!r}", self.handle.path)
+
+    async def _ready(self, operation: Operation) -> int:
+        if "poll" not in self.entry.handlers:
+            if self.entry.running.events != self._seen:
+                return _READY | _NEWS
+            return _READY & ~select.POLLIN if self._had_nothing else _READY
+        ready = await call(self.entry.handlers["poll"], operation)
+        if not isinstance(ready, int):
+            raise TypeError(f"{self.handle.path!r}: 'poll' returned {ready!r}: give a mask, as select.POLLIN")
+        return ready
+
+
+class Running:
+    """The operations that run on the files of an entry.
+
+    :ivar events: how often there was news
+    :ivar changed: when there was last, in nanoseconds as of `time.time_ns`
+    :ivar leaving: those that remove the entry from inside
+    :ivar winner: the one of them that did it
+    """
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.changed = time.time_ns()
+        self.leaving: dict[Operation, None] = {}
+        self.winner: Operation | None = None
+        self._all: dict[Operation, None] = {}
+
+    def notify(self) -> None:
+        """Count news, and wake all who wait for them."""
+        self.events += 1
+        self.changed = time.time_ns()
+        for operation in self._all:
+            operation.wake()
+
+    def enter(self, operation: Operation) -> None:
+        """It has begun."""
+        self._all[operation] = None
+
+    def leave(self, operation: Operation) -> None:
+        """It is over, and who has waited for that looks again."""
+        del self._all[operation]
+        self.leaving.pop(operation, None)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Somebody has left, or is as good as gone."""
+        for operation in self.leaving:
+            operation.wake()
+
+    def others(self) -> bool:
+        """Whether there are operations of tasks that do not remove the entry from inside."""
+        leaving = {operation.task for operation in self.leaving}
+        return any(operation.task not in leaving for operation in self._all)
+
+
+class Operation:
+    """One operation on a file, as its handler is told of it.
+
+    :ivar file: the file
+    :param counted: also where the entry is permanent
+    """
+
+    def __init__(self, file: OpenFile, *, idle: bool, counted: bool = False) -> None:
+        self.file = file
+        self._counted = counted or not file.entry.permanent
+        self._running = file.entry.running
+        self._idle = idle
+        self._use: Use | None = None  # there is none of what is not counted
+        self._woken: anyio.Event | None = None
+
+    @property
+    def kicked(self) -> bool:
+        """Whether this is to end, as the entry was removed or the file taken away."""
+        return self._use is not None and self._use.kicked
+
+    @property
+    def task(self) -> object:
+        """The task it runs in."""
+        return None if self._use is None else self._use.task
+
+    def on_kick(self, hook: Callable[[], object]) -> None:
+        """Have `hook()` called by the removal, or at once if that has been: to end what the handler waits for by itself.
+
+        Models debugfs_enter_cancellation (fs/debugfs/file.c).
+        """
+        if self._use is not None:
+            self._use.on_kick(hook)
+
+    async def remove_self(self, reason: str = "removed by itself") -> bool:
+        """Remove the entry from inside a handler of its own, and wait until none of its other handlers runs.
+
+        It reports whether this call has removed it. Of several that try, one wins, and the others wait until the whole
+        operation of that one is over. They are not waited for here, but by whoever awaits the removal. Where handlers are
+        cancelled, this one is, too. Models kernfs_remove_self (fs/kernfs/dir.c).
+
+        :raises OSError: as `Entry.remove`
+        Cancellation: ends the waiting; the entry is removed all the same.
+        """
+        running = self._running
+        won = not self.file.entry.node.revoked
+        self.file.entry.remove(reason)
+        running.leaving[self] = None
+        running.look_again()
+        if won:
+            running.winner = self
+        if (winner := running.winner) in (None, self):
+            await self._until(lambda: not running.others())
+        else:
+            await self._until(lambda: winner not in running.leaving)
+        return won
+
+    async def wait_for_news(self, seen: int) -> None:
+        """Wait until there was news since `Running.events` was `seen`.
+
+        :raises RevokedError, ~anyio.ClosedResourceError: instead, if this is to end
+        """
+        if self._use is None:  # of what is permanent, but its file may be taken away: the wait alone is an operation
+            with Operation(self.file, idle=True, counted=True) as waiting:
+                await waiting.wait_for_news(seen)
+            return
+        await self._until(lambda: self.kicked or self._running.events != seen)
+        if self.kicked:
+            handle = self.file.handle
+            if handle.closed:
+                raise anyio.ClosedResourceError(f"{handle.path!r} was closed by its owner during this operation")
+            raise RevokedError(handle, in_flight=True)
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        if self._woken is None and not ready():
+            self.on_kick(self.wake)
+        while not ready():
+            if self._woken is None or self._woken.is_set():  # else another part of the handler waits already
+                self._woken = anyio.Event()
+            await self._woken.wait()
+
+    def wake(self) -> None:
+        """Have it look again at what it waits for, if it does."""
+        if self._woken is not None:
+            self._woken.set()
+
+    def __enter__(self) -> Self:
+        handle = self.file.handle
+        if self._counted or handle.revoked:
+            self._use = handle.using(idle=self._idle)
+            self._use.__enter__()
+        self._running.enter(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._running.leave(self)
+        if self._use is not None:
+            self._use.__exit__(kind, exc, tb)
+
+
+async def call(handler: Callable[..., Maybe[T]], *args: object) -> T:
+    """Call a handler, of either kind."""
+    result = handler(*args)
+    return await result if inspect.isawaitable(result) else result

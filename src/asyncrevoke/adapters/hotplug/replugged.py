@@ -1,0 +1,244 @@
+"""Devices that come and go: the kernel's events, and a serial device that is opened again whenever it is back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import pathlib
+from typing import Any, Self
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from asyncrevoke.adapters.serial import SerialDevice, open_serial
+from asyncrevoke.adapters.serial.port import explained
+from asyncrevoke.lowlevel import Name, Registry, Watch, off_loop, revoke_threadsafe
+
+from .uevents import Kind, Source, check_kind, next_event, source_of
+
+logger = logging.getLogger("asyncrevoke")
+
+BY_ID = pathlib.Path("/dev/serial/by-id")
+TTYS = pathlib.Path("/sys/class/tty")
+
+
+def serial_device(
+    by_id: str | os.PathLike[str],
+    baudrate: int = 9600,
+    *,
+    reconnect: bool = True,
+    debounce: float = 0.1,
+    max_delay: float = 5.0,
+    source: Kind = None,
+    registry: Registry | None = None,
+    name: str = "",
+    **options: Any,
+) -> SerialDevices:
+    """Use a serial device that comes and goes: ``async with serial_device("usb-FTDI_FT232R-if00") as devices: ...``
+
+    Each turn of ``async for device in devices`` has the device open anew, as the next generation of one name, and ends
+    the turn before. While the device is away, the loop waits: for events, and by looking at growing intervals; the
+    logger "asyncrevoke" tells what for. Leaving
+    the ``async with`` closes it, and so does dropping what this returns, as a mere ``async for`` over it does.
+
+    :param by_id: which device: its name in /dev/serial/by-id, its USB serial number (of several ports, the first is
+        taken), or a path, such as a link of yours. Under which node it comes back does not matter
+    :param baudrate, options: as for `open_serial`, less `owner`
+    :param reconnect: False: one turn, if the device is there
+    :param debounce: seconds without further events until it is opened
+    :param max_delay: seconds between two looks, at the most; each waits twice as long as the one before, until an event
+        comes, or a turn has lasted as long as this
+    :param source: of events, as for `watch_devices`
+    :param registry: where it can be found by its name, and by path and device number while it is open
+    :param name: left out: the last part of `by_id`
+    :raises ValueError, TypeError: if an option makes no sense
+    From the loop:
+    :raises RevokedError, ~anyio.ClosedResourceError: if the name was revoked for good, or closed
+    :raises SerialException: without `reconnect`, if it cannot be opened
+    """
+    by_id = os.fspath(by_id)
+    if not by_id:
+        raise ValueError("by_id is empty: give the device's name in /dev/serial/by-id, its serial number, or a path")
+    if not 0 < debounce <= max_delay:
+        raise ValueError(f"debounce is {debounce!r} and max_delay {max_delay!r}: give seconds, debounce the smaller")
+    check_kind(source)
+    open_serial(by_id, baudrate, owner=None, name="", **options)  # says what is wrong with them, and opens nothing
+    name = name or pathlib.PurePath(by_id).name
+    node = Name(name, while_draining="queue") if registry is None else registry.name(name, while_draining="queue")
+    return SerialDevices(
+        node,
+        by_id,
+        {"baudrate": baudrate, **options},
+        reconnect=reconnect,
+        debounce=debounce,
+        max_delay=max_delay,
+        source=source,
+        registry=registry,
+    )
+
+
+class SerialDevices(anyio.abc.AsyncResource):
+    """The generations of one serial device, one after another, as `serial_device` gives them. One task at a time waits
+    for the next, and takes the device from those who have it.
+
+    To lend the port to another program, revoke the turn's device, and begin the next turn when it is to be opened again.
+
+    :ivar node: the name, which stays. Revoke it to take the device away for good, also while it is waited for
+    """
+
+    def __init__(
+        self,
+        node: Name,
+        by_id: str,
+        options: dict[str, Any],
+        *,
+        reconnect: bool,
+        debounce: float,
+        max_delay: float,
+        source: Kind,
+        registry: Registry | None,
+    ) -> None:
+        self.node = node
+        self._registry = registry
+        self._by_id = by_id
+        self._options = options
+        self._reconnect = reconnect
+        self._debounce = debounce
+        self._max_delay = max_delay
+        self._kind = source
+        self._events: _Events | None = None
+        self._guard = anyio.ResourceGuard("waiting for")
+        self._delay = debounce
+        self._latest: SerialDevice | None = None  # of this turn
+        self._lasts_at = 0.0  # when this turn has lasted so long that the device is no flapping one
+        self._told = ""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SerialDevice:
+        """End this turn, and wait until the device is open again.
+
+        :raises ~anyio.BusyResourceError: if another task is waiting
+        Cancellation: it is not open; the next call goes on.
+        """
+        await anyio.lowlevel.checkpoint()
+        with self._guard, self.node.using(idle=True):
+            if self._events is None:
+                self._events = _Events(self.node, self._kind)
+            else:
+                await self._end_turn()
+                if not self._reconnect:
+                    raise StopAsyncIteration
+                await self._wait(self._events)
+            while True:
+                try:
+                    return await self._open(self._events)
+                except OSError as exc:
+                    if not self._reconnect:
+                        raise
+                    if str(exc) != self._told:
+                        self._told = str(exc)
+                        missing = exc.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV)
+                        logger.log(
+                            logging.INFO if missing else logging.WARNING, "%s is waited for: %s", self.node.name, exc
+                        )
+                await self._wait(self._events)
+
+    async def aclose(self) -> None:
+        """Close it for good."""
+        await self.node.aclose()
+
+    def __del__(self) -> None:
+        if not self.node.revoked:
+            revoke_threadsafe(self.node, "nobody loops over it any more")
+
+    async def _open(self, events: _Events) -> SerialDevice:
+        path = await off_loop(lambda: _find(self._by_id))
+        device = await open_serial(str(path), owner=self.node, name=path.name, **self._options)
+        if self._registry is not None:
+            self._registry.locate(self.node, device.fileno())
+        self._told = ""
+        self._latest = device
+        self._lasts_at = anyio.current_time() + self._max_delay
+        events.begin(device)
+        return device
+
+    async def _end_turn(self) -> None:
+        if self._latest is None:
+            return
+        try:
+            await self.node.hangup(self._latest.node.reason or "its turn is over")
+        except* Exception as group:  # noqa: BLE001  # a port that does not close is no reason not to open the next
+            logger.warning("%s was not closed well: %s", self.node.name, group)
+        if anyio.current_time() > self._lasts_at:
+            self._delay = self._debounce
+        self._latest = None
+
+    async def _wait(self, events: _Events) -> None:
+        """Wait for a while, each time longer; or until an event is followed by none for a moment."""
+        with anyio.move_on_after(self._delay) as waiting:
+            await events.changed.wait()
+        with anyio.move_on_after(self._max_delay):  # others' events may never end
+            while events.changed.is_set():
+                events.changed = anyio.Event()
+                await anyio.sleep(self._debounce)
+        self._delay = min(2 * self._delay, self._max_delay) if waiting.cancelled_caught else self._debounce
+
+
+class _Events:
+    """What the kernel tells while a device is waited for, and while it is in use.
+
+    :ivar changed: set by what may have brought it
+    """
+
+    def __init__(self, node: Name, kind: Kind) -> None:
+        self.changed = anyio.Event()
+        self._device: SerialDevice | None = None
+        self._number: int | None = None
+        self._source: Source | None = None
+        try:
+            self._source = source_of(kind)
+        except OSError as exc:
+            logger.info("%s: no events, so it is looked for at intervals: %s", node.name, exc)
+        else:
+            node.release = Watch(self._source, self._happened).close
+
+    def begin(self, device: SerialDevice) -> None:
+        """It is open. What was told up to here is about what was there before: the removal of its last generation."""
+        with contextlib.suppress(OSError):  # the watch comes upon it, too
+            while self._source is not None and next_event(self._source) is not None:
+                pass
+        self._device = device
+        self._number = os.fstat(device.fileno()).st_rdev
+
+    def _happened(self) -> None:
+        source, self._source = self._source, None  # so it stays if the source is broken, which ends the watch
+        assert source is not None
+        while (event := next_event(source)) is not None:
+            if event.action == "remove" and self._device is not None and event.number == self._number:
+                self._device.revoke(f"unplugged: the kernel has removed {event.node}")
+            elif event.subsystem in ("tty", ""):
+                self.changed.set()
+        self._source = source
+
+
+def _find(by_id: str) -> pathlib.Path:
+    """The node of the device now.
+
+    :raises SerialException: if there is none; then no generation need begin
+    """
+    link = pathlib.Path(by_id) if "/" in by_id else BY_ID / by_id
+    if "/" not in by_id and not link.exists() and TTYS.is_dir():
+        for device, tty in sorted(((tty / "device").resolve(), tty) for tty in TTYS.iterdir()):
+            for above in device.parents:
+                serial = above / "serial"  # of a USB device, as it tells it itself
+                if serial.is_file() and serial.read_bytes().strip() == os.fsencode(by_id):
+                    return pathlib.Path("/dev") / tty.name
+    try:
+        return link.resolve(strict=True)
+    except OSError as exc:
+        raise explained(str(link), exc) from exc

@@ -1,0 +1,460 @@
+"""A serial device that several may use, and that is taken away from all of them when it is unplugged.
+
+The device is a node; its streams are children of it. What tells that it is gone, whoever comes upon it, is one revocation
+of the node: the end of data or EIO, ENODEV, EPERM, ENXIO in any operation, or a hang-up while nobody uses it. Whether the
+path is still there tells nothing: after an unplug it often is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import select
+import struct
+import termios
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any, Literal, Self, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+from anyio.streams.file import FileStreamAttribute
+
+from asyncrevoke.answers import Answers
+from asyncrevoke.lowlevel import OffLoop, Revocation, Revokable, RevokedError, Shared, SharedStream, Watch, off_loop
+
+from .port import GONE, Backend, Port, SerialException, explained, open_descriptor
+from .transports import open_pyserial_asyncio, open_serialx
+
+T = TypeVar("T")
+_KNOWN: dict[str, tuple[object, ...]] = {
+    "bytesize": (5, 6, 7, 8),
+    "parity": ("N", "E", "O", "M", "S"),
+    "stopbits": (1, 1.5, 2),
+}
+BackendName = Literal["descriptor", "pyserial-asyncio", "serialx"]
+BACKENDS: dict[str, Backend] = {
+    "descriptor": open_descriptor,
+    "pyserial-asyncio": open_pyserial_asyncio,
+    "serialx": open_serialx,
+}
+
+
+class SerialRevokedError(RevokedError, SerialException):
+    """`RevokedError` of a serial stream: a `serial.SerialException` too, where pyserial is installed."""
+
+    @classmethod
+    def of(cls, error: RevokedError) -> SerialRevokedError:
+        new = cls(error.node, in_flight=error.in_flight, sent=error.sent)
+        new.errno = error.errno
+        return new
+
+
+@dataclass(frozen=True, slots=True)
+class ModemLines:
+    """The state of the lines: what the far end sets, and what we set (ioctl_tty(2), TIOCMGET)."""
+
+    cts: bool
+    dsr: bool
+    ri: bool
+    cd: bool
+    rts: bool
+    dtr: bool
+
+
+def open_serial(
+    url: str | os.PathLike[str],
+    baudrate: int = 9600,
+    *,
+    bytesize: int = 8,
+    parity: str = "N",
+    stopbits: float = 1,
+    xonxoff: bool = False,
+    rtscts: bool = False,
+    dsrdtr: bool = False,
+    exclusive: bool = True,
+    backend: BackendName = "descriptor",
+    fan_out: bool = False,
+    backlog: int = 65536,
+    history: int = 0,
+    close_timeout: float = 40.0,
+    owner: Revokable | None = None,
+    name: str = "",
+    answers: Answers | EllipsisType = ...,
+) -> SerialDevice:
+    """Open a serial port: ``async with open_serial("/dev/ttyUSB0", 115200) as device: stream = device.open()``
+
+    It is opened by ``async with`` or by ``await``, in a thread. pyserial is needed: ``asyncrevoke[serial]``.
+
+    :param url: the path of a device, or what else pyserial's `serial_for_url` takes that has a descriptor: socket://,
+        but not with serialx
+    :param baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr: as pyserial's
+    :param exclusive: lock it (flock) against others that do so, too
+    :param backend: who waits: "descriptor" is ours; "pyserial-asyncio" and "serialx" are transports of those libraries, for
+        asyncio alone
+    :param fan_out: each stream gets a copy of all that comes. Else one task may read at a time. What a stream has not
+        received when the port is taken away is thrown away
+    :param backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow
+    :param history: with `fan_out`, bytes of what came last that are kept for streams opened with `replay`
+    :param close_timeout: seconds to wait for the kernel to close it; a stalled line takes it 31
+    :param owner: what the device is opened on; a `Name` gives it a generation
+    :param name: for errors and reports; left out: the url
+    :param answers: a profile of `asyncrevoke.answers` for its streams. Left out: as the owner's
+    :raises ValueError: if an option makes no sense
+    Opening raises, too:
+    :raises SerialException: an OSError, with errno, the port and what to do: missing, busy, forbidden, no terminal
+    :raises ImportError: if the backend's library is not installed
+    :raises RevokedError: if the owner was revoked, also meanwhile; the port is closed then
+    Cancellation: what is opened too late is closed by the thread that opens it.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}: give one of {', '.join(map(repr, BACKENDS))}")
+    url = os.fspath(url)
+    _check_baudrate(url, baudrate)
+    if not close_timeout > 0:
+        raise ValueError(f"close_timeout is {close_timeout!r}: give seconds, more than 0")
+    settings = {
+        "baudrate": baudrate,
+        "bytesize": bytesize,
+        "parity": parity,
+        "stopbits": stopbits,
+        "xonxoff": xonxoff,
+        "rtscts": rtscts,
+        "dsrdtr": dsrdtr,
+        "exclusive": exclusive,
+    }
+    for option, known in _KNOWN.items():
+        if settings[option] not in known:
+            raise ValueError(f"{url!r}: {option} is {settings[option]!r}: give one of {', '.join(map(repr, known))}")
+    return SerialDevice(
+        url,
+        settings,
+        backend=backend,
+        backlog=backlog if fan_out else None,
+        history=history,
+        close_timeout=close_timeout,
+        owner=owner,
+        name=name,
+        answers=answers,
+    )
+
+
+class SerialDevice(anyio.abc.AsyncResource):
+    """An open serial port, as `open_serial` gives it. Closing it closes the port.
+
+    :ivar url: what was opened
+    """
+
+    def __init__(
+        self,
+        url: str,
+        settings: dict[str, Any],
+        *,
+        backend: BackendName,
+        backlog: int | None,
+        history: int,
+        close_timeout: float,
+        owner: Revokable | None,
+        name: str,
+        answers: Answers | EllipsisType,
+    ) -> None:
+        self.url = url
+        self._settings = settings
+        self._backend = backend
+        self._close_timeout = close_timeout
+        self._owner = owner
+        self._name = name or url
+        self._answers = answers
+        self._shared = Shared(
+            self._receive, self._send_some, backlog=backlog, exact=backend == "descriptor", history=history
+        )
+        self._used = False
+        self._node: Revokable | None = None
+        self._port: Port | None = None
+        self._watch: Watch | None = None
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        """Open it."""
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Self:
+        return self if self._node is not None else await self
+
+    async def _open(self) -> Self:
+        if self._used:
+            raise RuntimeError(f"{self.url!r} was opened already: call open_serial() again")
+        self._used = True
+        try:
+            async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
+                self._port = await BACKENDS[self._backend](self.url, self._name, self._settings)
+                node.release = self._release
+                # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
+                epoll = select.epoll()
+                epoll.register(self._port.fileno(), 0)
+                self._watch = Watch(epoll, self._hung_up)
+                self._node = node
+        except RevokedError as error:
+            raise SerialRevokedError.of(error) from None
+        return self
+
+    @property
+    def node(self) -> Revokable:
+        """The node that is taken away, once it is open."""
+        return self._opened[0]
+
+    def open(
+        self,
+        name: str = "",
+        *,
+        also: Iterable[Revokable] = (),
+        answers: Answers | EllipsisType = ...,
+        replay: bool = False,
+    ) -> SerialStream:
+        """Open a stream on the port.
+
+        :param also: further parents, such as a token; whichever goes first takes the stream
+        :param replay: it gets the history first: what somebody has read of what came last
+        :raises RevokedError, ~anyio.ClosedResourceError: if the device is gone
+        """
+        try:
+            return SerialStream(self, self._shared, name=name, also=also, answers=answers, replay=replay)
+        except RevokedError as error:
+            raise SerialRevokedError.of(error) from None
+
+    def fileno(self) -> int:
+        """The port's descriptor."""
+        return self._opened[1].fileno()
+
+    @property
+    def serial(self) -> Any:
+        """The library's own object for the port. What is done with it is not guarded, and may block."""
+        return self._opened[1].serial
+
+    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
+        """Take the port away from all who use it, and close it. As `Revokable.revoke`."""
+        return self.node.revoke(reason, grace=grace)
+
+    async def aclose(self) -> None:
+        """The same as its owner, and wait until the port is closed."""
+        await self.node.aclose()
+
+    @property
+    def _opened(self) -> tuple[Revokable, Port]:
+        if self._node is None or self._port is None:
+            raise RuntimeError(f"{self.url!r} is not open: use `async with`, or await it")
+        return self._node, self._port
+
+    def __repr__(self) -> str:
+        return f"<SerialDevice {self.url!r} {'not open' if self._node is None else f'of {self._node!r}'}>"
+
+    def _hung_up(self) -> None:
+        assert self._watch is not None
+        self._watch.close()
+        self.node.revoke("unplugged: the kernel has hung it up")
+
+    async def _receive(self, max_bytes: int) -> bytes:
+        return await self._attempt(self._opened[1].receive(max_bytes))
+
+    async def _send_some(self, item: memoryview) -> int:
+        return await self._attempt(self._opened[1].send_some(item))
+
+    async def _attempt(self, operation: Awaitable[T]) -> T:
+        """Await what goes to the port, inside an operation of a stream's. If the port is gone, it is taken from all.
+
+        :raises SerialException: if the driver refuses it
+        """
+        try:
+            return await operation
+        except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
+            why: object = exc.__cause__ or "end of data"
+        except (OSError, termios.error) as exc:
+            error = explained(self._name, exc)
+            if error.errno not in GONE:
+                raise error from exc
+            why = exc
+        self.node.revoke(f"unplugged: {why}")
+        await anyio.lowlevel.checkpoint()  # where the kick comes, unless the owner opened it with none
+        raise RevokedError(self.node, in_flight=True)
+
+    async def _request(self, call: Callable[[int], T]) -> T:
+        """Have a thread make a request to the driver, as `_attempt`. It is short, and waited for in any case."""
+        return await self._attempt(off_loop(lambda: call(self.fileno()), patience=math.inf))
+
+    async def _set_baudrate(self, baudrate: int) -> None:
+        """Change the baud rate, as `_request`."""
+        _check_baudrate(self._name, baudrate)
+        await self._request(lambda _: self._opened[1].set_baudrate(baudrate))
+
+    async def _reset_input_buffer(self) -> None:
+        """Throw away what has come, as `_request`."""
+        await self._request(lambda fd: termios.tcflush(fd, termios.TCIFLUSH))
+        self._opened[1].discard()
+
+    def _release(self) -> Awaitable[None] | None:
+        assert self._port is not None
+        if self._watch is not None:
+            self._watch.close()
+        closing = self._port.close()
+        return None if closing is None else self._closed(closing)
+
+    async def _closed(self, closing: OffLoop[object]) -> None:
+        try:
+            with anyio.fail_after(self._close_timeout):
+                await closing
+        except anyio.get_cancelled_exc_class():  # by a loop that ends
+            if not closing.done():
+                raise
+        except TimeoutError as exc:
+            raise TimeoutError(
+                f"{self.url!r}: the kernel has not closed it in {self._close_timeout:g} s, as its line is stalled; it goes on"
+            ) from exc
+
+
+class SerialStream(SharedStream):
+    """One stream on a `SerialDevice`, as `SerialDevice.open` gives it.
+
+    Besides those of every stream, its operations are requests to the driver, which answer by the profile's `ioctl`. They
+    are made in threads: cancelled or kicked, they end when the driver has answered.
+
+    :raises RevokedError: from each, if the port was or is taken away or unplugged
+    :raises ~anyio.ClosedResourceError: from each, if this stream was or is closed
+    :raises SerialException: from each, an OSError, if the driver refuses it
+    """
+
+    def __init__(
+        self,
+        device: SerialDevice,
+        shared: Shared,
+        *,
+        name: str,
+        also: Iterable[Revokable],
+        answers: Answers | EllipsisType,
+        replay: bool,
+    ) -> None:
+        super().__init__(shared, device.node, name=name, also=also, answers=answers, tty=True, replay=replay)
+        self._device = device
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return {**super().extra_attributes, FileStreamAttribute.fileno: self._device.fileno}
+
+    async def modem_lines(self) -> ModemLines:
+        """Read the lines."""
+        return await self._guarded(lambda: self._device._request(_modem_lines))
+
+    async def set_modem_lines(self, *, rts: bool | None = None, dtr: bool | None = None) -> None:
+        """Set those that are given."""
+        await self._guarded(lambda: self._device._request(lambda fd: _set_modem_lines(fd, rts=rts, dtr=dtr)))
+
+    async def set_baudrate(self, baudrate: int) -> None:
+        """Change the baud rate, for all streams.
+
+        :raises ValueError: if it is none
+        """
+        await self._guarded(lambda: self._device._set_baudrate(baudrate))
+
+    async def send_break(self, seconds: float = 0.25) -> None:
+        """Hold the line in its break condition.
+
+        Cancellation: ends the break.
+        """
+
+        async def hold() -> None:
+            try:
+                await self._device._request(lambda fd: fcntl.ioctl(fd, _TIOCSBRK))
+                await anyio.sleep(seconds)
+            finally:
+                # What it says the first has said, or the port is gone; and a cancellation is not to be hidden.
+                with contextlib.suppress(SerialException, RevokedError):
+                    await self._device._request(lambda fd: fcntl.ioctl(fd, _TIOCCBRK))
+
+        await self._guarded(hold)
+
+    async def drain(self) -> None:
+        """Wait until the driver has sent what it was given.
+
+        tcdrain(3) alone would report success when the device is unplugged meanwhile, and on a stalled line could not be
+        ended: so its queue is watched first, and the port asked after it.
+
+        Cancellation: ends the waiting; what is queued stays so.
+        """
+
+        async def wait() -> None:
+            while not await sent():  # noqa: ASYNC110  # the driver tells nobody
+                await anyio.sleep(0.01)
+
+        async def sent() -> bool:
+            async with self.shared.turn_to_write:  # or another stream's data could stall the tcdrain
+                if await self._device._request(_queued):
+                    return False
+                await self._device._request(termios.tcdrain)
+                await self._device._request(_queued)
+                return True
+
+        await self._guarded(wait)
+
+    async def reset_input_buffer(self) -> None:
+        """Throw away what has come and was not received, by this stream; in the driver, by any."""
+        await self._guarded(self._device._reset_input_buffer)
+        self.unread.clear()
+
+    async def reset_output_buffer(self) -> None:
+        """Throw away what the driver was given by any stream, and has not sent."""
+        await self._guarded(lambda: self._device._request(lambda fd: termios.tcflush(fd, termios.TCOFLUSH)))
+
+    async def _guarded(self, operation: Callable[[], Awaitable[T]]) -> T:
+        await anyio.lowlevel.checkpoint()
+        try:
+            with self.handle.using():
+                return await operation()
+        except RevokedError as error:
+            self._answer(error, "ioctl")
+            raise
+
+    async def _send_eof(self) -> None:
+        raise NotImplementedError(f"{self.handle.path!r} is a serial port: it has no end of data but aclose()")
+
+    def _answer(self, error: RevokedError, kind: Literal["read", "write", "ioctl"]) -> None:
+        super()._answer(error, kind)
+        raise SerialRevokedError.of(error) from error.__cause__
+
+
+_TIOCSBRK, _TIOCCBRK = 0x5427, 0x5428  # include/uapi/asm-generic/ioctls.h
+
+
+def _check_baudrate(port: str, baudrate: int) -> None:
+    if not (isinstance(baudrate, int) and not isinstance(baudrate, bool) and 0 < baudrate < 2**31):
+        raise ValueError(f"{port!r}: baudrate is {baudrate!r}: give bits per second, such as 115200")
+
+
+def _queued(fd: int) -> int:
+    """The bytes that the driver was given and has not sent."""
+    return _integer(fd, termios.TIOCOUTQ)
+
+
+def _modem_lines(fd: int) -> ModemLines:
+    bits = _integer(fd, termios.TIOCMGET)
+    return ModemLines(
+        cts=bool(bits & termios.TIOCM_CTS),
+        dsr=bool(bits & termios.TIOCM_DSR),
+        ri=bool(bits & termios.TIOCM_RI),
+        cd=bool(bits & termios.TIOCM_CD),
+        rts=bool(bits & termios.TIOCM_RTS),
+        dtr=bool(bits & termios.TIOCM_DTR),
+    )
+
+
+def _set_modem_lines(fd: int, *, rts: bool | None, dtr: bool | None) -> None:
+    for bit, state in (termios.TIOCM_RTS, rts), (termios.TIOCM_DTR, dtr):
+        if state is not None:
+            fcntl.ioctl(fd, termios.TIOCMBIS if state else termios.TIOCMBIC, struct.pack("I", bit))
+
+
+def _integer(fd: int, request: int) -> int:
+    number: int
+    (number,) = struct.unpack("I", fcntl.ioctl(fd, request, bytes(4)))
+    return number

@@ -1,0 +1,189 @@
+"""An opened serial port, by whichever library: three backends with one face, `Port`.
+
+None of them blocks the loop: on a stalled line the kernel takes half a minute to close, and lets an open wait for that,
+so both are done in threads. What is known of the libraries' faults is fenced off here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import io
+import termios
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+from asyncrevoke.lowlevel import FdStream, OffLoop, off_loop
+
+if TYPE_CHECKING:
+    from serial import SerialException
+else:
+    try:
+        from serial import SerialException
+    except ImportError:  # serialx does without pyserial
+        SerialException = OSError
+
+#: What the kernel answers when the device behind a port is gone; EPERM while its driver lets go of it.
+GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EPERM))
+
+__all__ = [
+    "GONE",
+    "Backend",
+    "Port",
+    "SerialException",
+    "close_off_loop",
+    "explained",
+    "explaining",
+    "imported",
+    "open_descriptor",
+    "open_pyserial",
+]
+
+
+class Port(Protocol):
+    """An open port. One task reads at a time, and one writes."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether `send_some`, cancelled, has sent nothing."""
+
+    @property
+    def serial(self) -> Any:
+        """The library's own object."""
+
+    def fileno(self) -> int:
+        """The descriptor, for requests to the driver. It stays the port's until `close`."""
+
+    async def receive(self, max_bytes: int, /) -> bytes:
+        """Receive some bytes. The end of data, or an error, means that the port is gone."""
+
+    async def send_some(self, item: memoryview, /) -> int:
+        """Send at least one byte, and return how many were taken."""
+
+    def discard(self) -> None:
+        """Throw away what the driver has handed over and nobody received."""
+
+    def set_baudrate(self, baudrate: int, /) -> None:
+        """Change it: a request to the driver, which is no call for the loop's thread."""
+
+    def close(self) -> OffLoop[object] | None:
+        """Begin to close it, when nobody is inside any more. Awaiting what it returns is awaiting that it is closed."""
+
+
+Backend = Callable[[str, str, dict[str, Any]], Awaitable[Port]]
+
+
+async def open_descriptor(url: str, name: str, settings: dict[str, Any]) -> Port:
+    """Our own waits, on the descriptor of pyserial's `Serial`, which knows the settings."""
+    return _DescriptorPort(await open_pyserial(url, settings), name)
+
+
+async def open_pyserial(url: str, settings: dict[str, Any]) -> Any:
+    """A `Serial`, opened in a thread. Its reads and writes, which are its transport's, do not wait."""
+    serial = imported("serial", "serial")
+
+    def open_url() -> Any:
+        # The last option sets VMIN to 1: with 0, a read that finds no data gives the end of data, as a hang-up does.
+        port = serial.serial_for_url(url, timeout=0, write_timeout=0, inter_byte_timeout=0, **settings)
+        try:
+            port.fileno()
+        except BaseException:
+            port.close()
+            raise
+        return port
+
+    with explaining(url, settings):
+        return await off_loop(open_url, late=lambda port: port.close())
+
+
+def close_off_loop(close: Callable[[], object]) -> OffLoop[object] | None:
+    try:
+        return off_loop(close, patience=1.0)  # most ports close at once, also when the loop ends
+    except anyio.NoEventLoopError:  # nobody who could be kept waiting
+        close()
+        return None
+
+
+@contextlib.contextmanager
+def explaining(url: str, settings: dict[str, Any], refusal: type[Exception] = ValueError) -> Iterator[None]:
+    """Say of an open that failed what is wrong, with the name of the port and what to do."""
+    try:
+        yield
+    except io.UnsupportedOperation as exc:
+        raise ValueError(f"{url!r} has no descriptor to wait for: give the path of a device") from exc
+    except OverflowError as exc:
+        raise ValueError(f"{url!r}: the kernel takes no baudrate of {settings['baudrate']!r}") from exc
+    except (ValueError, refusal) as exc:
+        raise ValueError(f"{url!r}: {exc}") from exc
+    except (OSError, termios.error) as exc:
+        raise explained(url, exc) from exc
+
+
+def explained(port: str, exc: BaseException) -> OSError:
+    """The error of a request that failed, with the name of the port and what to do."""
+    number = next((number for number in map(_number, _causes(exc)) if number is not None), None)
+    return SerialException(number or errno.EIO, _HINTS.get(number) or f"it failed: {exc}", port)
+
+
+_HINTS: dict[int | None, str] = {
+    errno.ENOENT: "there is no such port: is it plugged in?",
+    errno.ENXIO: "the device behind it is gone: wait until it is plugged in again",
+    errno.ENODEV: "the device behind it is gone: wait until it is plugged in again",
+    errno.EIO: "the device behind it does not answer: plug it in again",
+    errno.EACCES: "you may not use it: be in the group that owns it, such as dialout",
+    errno.EPERM: "you may not use it: be in the group that owns it, such as dialout",
+    errno.EBUSY: "another program has it open, or this one has already: find it by `fuser`",
+    errno.EAGAIN: "another program has it open, or this one has already: find it by `fuser`",
+    errno.ENOTTY: "it is no serial port, or its driver cannot do that, as a pty has no modem lines",
+    errno.EISDIR: "it is no serial port",
+    errno.EINVAL: "it does not take these settings",
+    errno.ECONNREFUSED: "nobody serves it there",
+}
+
+
+def _causes(exc: BaseException | None) -> Iterator[BaseException]:
+    while exc is not None:
+        yield exc
+        exc = exc.__cause__ or exc.__context__
+
+
+def _number(exc: BaseException) -> int | None:
+    number = exc.args[0] if isinstance(exc, termios.error) else getattr(exc, "errno", None)
+    return number if isinstance(number, int) else None
+
+
+def imported(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as exc:
+        raise ImportError(f"{module} is not installed: pip install 'asyncrevoke[{extra}]'") from exc
+
+
+class _DescriptorPort:
+    exact = True
+
+    def __init__(self, serial: Any, name: str) -> None:
+        self.serial = serial
+        self._stream = FdStream(serial.fileno(), name=name, close=lambda _: None)  # `close` does that
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    async def receive(self, max_bytes: int) -> bytes:
+        return await self._stream.receive(max_bytes)
+
+    async def send_some(self, item: memoryview) -> int:
+        return await self._stream.send_some(item)
+
+    def discard(self) -> None:
+        """Nothing is: it is read when it is asked for."""
+
+    def set_baudrate(self, baudrate: int) -> None:
+        self.serial.baudrate = baudrate
+
+    def close(self) -> OffLoop[object] | None:
+        self._stream.handle.close()
+        return close_off_loop(self.serial.close)

@@ -1,0 +1,196 @@
+"""Serial ports behind the transports of pyserial-asyncio and of serialx, whose faults are fenced off here."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+
+from asyncrevoke.lowlevel import OffLoop, off_loop
+
+from .port import Port, close_off_loop, explaining, imported, open_pyserial
+
+_BACKLOG = 65536  # bytes of a transport's that nobody has read, before it is stopped
+
+
+async def open_pyserial_asyncio(url: str, _: str, settings: dict[str, Any]) -> Port:
+    """A transport of pyserial-asyncio."""
+    serial_asyncio = imported("serial_asyncio", "serial")
+    loop = _asyncio_loop("pyserial-asyncio")
+    serial = await open_pyserial(url, settings)
+    close = serial.close
+    # Its transport does both in the loop, even when it aborts: as long as a stalled line is stalled.
+    serial.flush = serial.close = lambda: None
+    serial.is_open = False  # else it asks for the timeouts that it has, and all settings are made anew, in the loop
+    port = _TransportPort(loop)
+    transport, _ = await serial_asyncio.connection_for_serial(loop, lambda: port, serial)
+    serial.is_open = True
+    port.connection_made(transport)
+    return port.opened(serial.fileno(), functools.partial(setattr, serial, "baudrate"), close)
+
+
+async def open_serialx(url: str, _: str, settings: dict[str, Any]) -> Port:
+    """A transport of serialx, which opens in a thread itself."""
+    serialx = imported("serialx", "serialx")
+    loop = _asyncio_loop("serialx")
+    settings = {"byte_size" if option == "bytesize" else option: value for option, value in settings.items()}
+    port = _TransportPort(loop)
+    with explaining(url, settings, serialx.SerialException):
+        transport, _ = await serialx.create_serial_connection(loop, lambda: port, url, **settings)
+        try:
+            serial = transport.serial
+            close = _keep_open(transport, port, serial.fileno())
+
+            def configure() -> None:
+                try:
+                    serial.reconfigure_port()
+                except BaseException:
+                    close()
+                    raise
+
+            serial._min_read_size = 1  # with 0, a read of what was flushed meanwhile finds an end of data: an unplug
+            transport.pause_reading()
+            await off_loop(configure, late=lambda _: close())
+            transport.resume_reading()
+        except BaseException:
+            transport.abort()
+            raise
+    return port.opened(serial.fileno(), lambda rate: serial.reconfigure_port(baudrate=rate), close)
+
+
+def _keep_open(transport: Any, port: _TransportPort, fd: int) -> Callable[[], None]:
+    """Have a transport of serialx leave its descriptor to us, whenever it is lost. It returns what closes it."""
+    for name in "_fileno", "_call_connection_lost", "_fatal_error":
+        if not hasattr(transport, name):
+            raise ImportError(f"this version of serialx is not known here, as it has no {name}: take another backend")
+
+    async def lost(exc: BaseException | None) -> None:
+        port.connection_lost(exc)
+
+    def close() -> None:
+        transport._fileno = None
+        os.close(fd)
+
+    transport._call_connection_lost = lost  # its own closes in a pool, whose threads a loop that ends would wait for
+    return close
+
+
+def _asyncio_loop(backend: str) -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as exc:
+        raise RuntimeError(f"the transports of {backend} need asyncio: take the backend 'descriptor'") from exc
+
+
+class _TransportPort(asyncio.Protocol):
+    """The port behind an asyncio transport. It stores no exception and shares no future, which could be poisoned."""
+
+    exact = False  # what is left in a transport's buffer is thrown away
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._transport: Any = None
+        self._reader = anyio.ResourceGuard("reading from")
+        self._unread = bytearray()
+        self._reading = True
+        self._writing = True  # the transport's buffer is empty
+        self._lost = False
+        self._why: BaseException | None = None
+        self._changed = anyio.Event()
+
+    def opened(self, fd: int, set_baudrate: Callable[[int], object], close: Callable[[], object]) -> _TransportPort:
+        """What is known when the transport is open. `fd` stays open until `close` is called."""
+        self._fd = fd
+        self._set_baudrate = set_baudrate
+        self._close = close
+        return self
+
+    # -- the transport tells --
+
+    def connection_made(self, transport: Any) -> None:
+        transport.set_write_buffer_limits(0)
+        transport._fatal_error = self._failed
+        self._transport = transport
+        self.serial = transport.serial
+        self._change()
+
+    def data_received(self, data: bytes) -> None:
+        self._unread += data
+        if self._reading and len(self._unread) > _BACKLOG:
+            self._reading = False
+            self._transport.pause_reading()
+        self._change()
+
+    def pause_writing(self) -> None:
+        self._writing = False
+
+    def resume_writing(self) -> None:
+        self._writing = True
+        self._change()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._lost = True
+        self._why = self._why or exc
+        self._change()
+
+    def _failed(self, exc: BaseException, _: str = "") -> None:
+        """In place of a transport's own, which tells the loop's error handler, too: an unplug is no case for that."""
+        self._why = exc
+        self._transport.abort()
+
+    def _change(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+    # -- the port is asked --
+
+    def fileno(self) -> int:
+        return self._fd
+
+    async def receive(self, max_bytes: int) -> bytes:
+        with self._reader:
+            while not self._unread:
+                self._check()
+                if not self._reading:
+                    self._reading = True
+                    self._transport.resume_reading()
+                await self._changed.wait()
+        data = bytes(self._unread[:max_bytes])
+        del self._unread[:max_bytes]
+        return data
+
+    async def send_some(self, item: memoryview) -> int:
+        await self._sent()  # what somebody sent who was cancelled: else its buffer has no bound
+        try:
+            self._transport.write(bytes(item))
+        except OSError as exc:
+            raise anyio.BrokenResourceError(str(exc)) from exc
+        await self._sent()
+        return len(item)
+
+    async def _sent(self) -> None:
+        self._check()
+        while not self._writing or self._transport.is_closing():  # then it is lost, which we have not been told yet
+            await self._changed.wait()
+            self._check()
+
+    def _check(self) -> None:
+        if self._lost:
+            raise anyio.BrokenResourceError(f"{self._why or 'closed'}") from self._why
+
+    def discard(self) -> None:
+        self._unread.clear()
+
+    def set_baudrate(self, baudrate: int) -> None:
+        self._set_baudrate(baudrate)
+
+    def close(self) -> OffLoop[object] | None:
+        self._fd = -1
+        lost = self._transport.is_closing() and not self._transport.get_write_buffer_size()  # or about to be told so
+        if not (lost or self._loop.is_closed()):  # twice is once too often for pyserial-asyncio
+            self._transport.abort()
+        return close_off_loop(self._close)  # which the loop has no callbacks for any more

@@ -1,0 +1,420 @@
+"""A console server: programs and devices, shared by those who attach to them over a control socket.
+
+A share is a `Name`: its generations are the turns of a device, or the one run of a program. A client is pinned to the name,
+so it stays when the device is unplugged, and has a stream on each generation, open on both: whichever goes first takes the
+stream. The keyboard is a node, too: who loses it is revoked from it, together with what he was just sending.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import anyio
+import anyio.abc
+
+from asyncrevoke.adapters.hotplug import serial_device
+from asyncrevoke.adapters.pty import PtySession, open_pty
+from asyncrevoke.adapters.serial import SerialDevice
+from asyncrevoke.control.lines import ControlError
+from asyncrevoke.control.request import Request
+from asyncrevoke.control.server import serve
+from asyncrevoke.lowlevel import Registry, Revokable, RevokedError, SharedStream, log_events, observe
+
+from .share import Share
+
+logger = logging.getLogger("asyncrevoke")
+
+_LOOPBACK = ("sh", "-c", "stty raw -echo; exec cat")
+_PIECE = 8192  # bytes of output in a line; a Unix socket takes such a line as a whole or not at all
+_LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told
+
+Session = PtySession | SerialDevice
+
+
+async def host(
+    shares: Sequence[Share],
+    socket: str,
+    *,
+    group: str | None = None,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Share them over a control socket, until all have ended.
+
+    :param group: whose members may attach, and look
+    :raises OSError: if a program, a log file or the socket cannot be opened
+    :raises ValueError: if two have one name, or there is no such group
+    Cancellation: takes all of them away; clients are told.
+    """
+    hosting = _Hosting(shares, socket, group)
+    async with hosting.registry.root, anyio.create_task_group() as tasks:
+        tasks.start_soon(hosting.run, task_status)
+        try:
+            await hosting.over.wait()
+        finally:  # cancelled, it goes on until everybody has been told
+            hosting.registry.root.revoke("the console server was stopped")
+    if hosting.failure is not None:
+        raise hosting.failure
+
+
+class _Hosting:
+    """All the consoles, and the server through which they are reached.
+
+    :ivar over: set when all have ended, and the server too
+    :ivar failure: what could not be opened
+    """
+
+    def __init__(self, shares: Sequence[Share], socket: str, group: str | None) -> None:
+        self.registry = Registry()
+        self.over = anyio.Event()
+        self.failure: Exception | None = None
+        self._shares = shares
+        self._socket = socket
+        self._group = group
+        self._consoles: dict[str, _Console] = {}
+
+    async def run(self, task_status: anyio.abc.TaskStatus[None]) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                async with anyio.create_task_group() as serving:
+                    try:
+                        await serving.start(self._serve)
+                        serving.start_soon(observe, self.registry.root, log_events)
+                        for share in self._shares:
+                            self._consoles[share.name] = _Console(share, self.registry)
+                    except (OSError, ValueError) as exc:
+                        self.failure = exc
+                        self.registry.root.revoke(str(exc))
+                    else:
+                        task_status.started()
+                    async with anyio.create_task_group() as running:
+                        for console in self._consoles.values():
+                            running.start_soon(console.run)
+                    serving.cancel_scope.cancel()
+        finally:
+            self.over.set()
+
+    async def _serve(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        commands = {"attach": self._attach}
+        await serve(self.registry, self._socket, group=self._group, commands=commands, task_status=task_status)
+
+    async def _attach(self, request: Request) -> Mapping[str, Any]:
+        name, mode, wait = request.text("name"), request.text("mode", "write"), request.flag("wait")
+        if mode not in ("write", "watch", "force"):
+            raise ControlError("bad-request", "'mode' must be one of write, watch, force")
+        console = self._consoles.get(name)
+        if console is None:
+            raise ControlError("unknown-path", f"nothing is shared as {name!r}: {', '.join(self._consoles)} is")
+        client = _Client(console, request, writes=mode != "watch", wait=wait)
+        return {"ended": await client.run(force=mode == "force")}
+
+
+class _Console:
+    """One share, while it is hosted.
+
+    :ivar session: the latest generation; it may be over
+    :ivar changed: set when the session is another, or the share has ended
+    :ivar ended: why it has ended by itself
+    :ivar clients: who are attached, in order
+    :ivar keyboard: who has it
+    """
+
+    def __init__(self, share: Share, registry: Registry) -> None:
+        self.share = share
+        self.session: Session | None = None
+        self.changed = anyio.Event()
+        self.ended = ""
+        self.clients: dict[_Client, None] = {}
+        self.keyboard: _Client | None = None
+        self._left = anyio.Event()
+        self._log = open(share.log, "ab", buffering=0, opener=_open_log) if share.log else None  # noqa: SIM115
+        try:
+            if share.device:
+                self._devices = serial_device(
+                    share.device,
+                    share.baudrate,
+                    registry=registry,
+                    name=share.name,
+                    fan_out=True,
+                    history=share.history,
+                )
+                self.node = self._devices.node
+            else:
+                self.node = registry.name(share.name)
+                self.session = open_pty(
+                    share.command or _LOOPBACK,
+                    owner=self.node,
+                    name="loopback" * (not share.command),
+                    history=share.history,
+                )
+        except BaseException:
+            self._close_log()
+            raise
+
+    async def run(self) -> None:
+        """Share it until it is taken away, or its program has ended."""
+        try:
+            with contextlib.suppress(RevokedError):
+                if isinstance(self.session, PtySession):
+                    await self._serve(self.session)
+                    self.ended = await self._status(self.session)
+                else:
+                    async for device in self._devices:
+                        await self._serve(device)
+        except Exception as exc:
+            logger.exception("%s is shared no longer", self.share.name)
+            self.node.revoke(f"a fault of the server: {exc!r}")
+        self._change()
+        with anyio.move_on_after(_LAST_WORDS):
+            while self.clients:
+                self._left = anyio.Event()
+                await self._left.wait()
+        try:
+            await self.node.revoke(self.ended)
+        except* Exception:
+            logger.exception("%s was not closed well", self.share.name)
+        self._close_log()
+
+    async def _serve(self, session: Session) -> None:
+        """Read all output, for the log and the history, until the end of data or the session's own."""
+        self.session = session
+        self._change()
+        while not session.node.revoked:
+            with contextlib.suppress(RevokedError):  # perhaps of the recorder alone: it is opened anew
+                async for data in session.open("recorder"):
+                    self._record(data)
+                break
+
+    async def _status(self, session: PtySession) -> str:
+        with anyio.move_on_after(1):
+            return f"the program has ended with status {await session.wait()}"
+        return "the program has closed its terminal"
+
+    def _record(self, data: bytes) -> None:
+        if self._log is not None:
+            try:
+                self._log.write(data)
+            except OSError as exc:
+                logger.error("%s is logged no longer: %s", self.share.name, exc)  # noqa: TRY400
+                self._close_log()
+
+    def _close_log(self) -> None:
+        log, self._log = self._log, None
+        if log is not None:
+            log.close()
+
+    def _change(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    @property
+    def away(self) -> str | None:
+        """Why it cannot be used now, if it cannot."""
+        if self.session is None:
+            return "it has not come yet"
+        return self.session.node.reason or "closed" if self.session.node.revoked else None
+
+    # -- the keyboard --
+
+    def enter(self, client: _Client, *, force: bool) -> None:
+        """Somebody has come."""
+        self.clients[client] = None
+        if force or (client.writes and self.keyboard is None):
+            self._hand_to(client)
+
+    def leave(self, client: _Client) -> None:
+        """Somebody has gone."""
+        del self.clients[client]
+        self._left.set()
+
+    def _hand_on(self) -> None:
+        """Nobody has it any more: it is for whoever has been here longest."""
+        self._hand_to(next((each for each in self.clients if each.writes and not each.handle.revoked), None))
+
+    def _hand_to(self, client: _Client | None) -> None:
+        before, self.keyboard = self.keyboard, client
+        if before is not None and before.keyboard is not None:
+            keyboard, before.keyboard = before.keyboard, None
+            keyboard.revoke("another has the keyboard")  # and what was just typed there
+        if client is not None:
+
+            def lost() -> None:
+                if client.keyboard is new:  # it was closed or taken away, alone or with all that the client has
+                    client.writes, client.why = False, new.reason
+                    self._hand_on()
+
+            client.keyboard = new = client.handle.open("keyboard", release=lost)
+            client.resize()
+        for each in self.clients:
+            each.news.set()
+
+
+class _Client:
+    """Somebody who is attached.
+
+    :ivar handle: pinned to the name: who takes it away takes all that the client has
+    :ivar writes: whether the keyboard may come to this one
+    :ivar keyboard: a handle on it, for as long as this one has it
+    :ivar why: it alone was taken away from this one
+    :ivar news: set when it may have changed hands
+    """
+
+    def __init__(self, console: _Console, request: Request, *, writes: bool, wait: bool) -> None:
+        taken = {node.name for node in (console.node, *console.node.children, *console.node.current.children)}
+        name = request.peer.name
+        self.name = next(
+            each for each in (name, *(f"{name}-{n}" for n in range(2, 2 + len(taken)))) if each not in taken
+        )
+        self.writes = writes
+        self.keyboard: Revokable | None = None
+        self.why = ""
+        self.news = anyio.Event()
+        self._console = console
+        self._connection = request.connection
+        self._size = _size(request.fields.get("size"))
+        self._wait = wait
+        self._stream: SharedStream | None = None  # the latest
+        self._outcome: str | Exception | None = None
+        self.handle = console.node.pin(self.name)
+
+    async def run(self, *, force: bool) -> str:
+        """Show it all that comes, take what it types, until it ends; it returns why.
+
+        :raises ControlError: if it was taken away
+        """
+        self._console.enter(self, force=force)
+        try:
+            await self._connection.send({"attached": self.handle.path})
+            async with anyio.create_task_group() as tasks:
+                for part in (self._show, self._hear, self._tell):
+                    tasks.start_soon(self._run, part, tasks.cancel_scope)
+        finally:
+            try:
+                await self.handle.aclose()
+            finally:
+                self._console.leave(self)  # from here to the answer nothing waits, or the server could end before it
+        assert self._outcome is not None
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    async def _run(self, part: Callable[[], Awaitable[str]], all_parts: anyio.CancelScope) -> None:
+        outcome: str | Exception
+        try:
+            outcome = await part()
+        except RevokedError as error:
+            outcome = ControlError("revoked", str(RevokedError(self.handle) if self.handle.revoked else error))
+        except Exception as error:  # noqa: BLE001  # raised when the others have ended, too
+            outcome = error
+        self._outcome = self._outcome or outcome
+        all_parts.cancel()
+
+    # -- from the device --
+
+    async def _show(self) -> str:
+        console = self._console
+        while not console.ended:
+            if console.away is None:
+                assert console.session is not None
+                await self._follow(console.session)
+            elif self._wait:
+                await self._await_next()
+            else:
+                raise ControlError("revoked", f"{console.share.name!r} is away: {console.away}; with 'wait' you stay")
+        return console.ended
+
+    async def _follow(self, session: Session) -> None:
+        """Send all output of a generation, until it is over."""
+        self._stream = stream = session.open(self.name, also=[self.handle], replay=True)
+        try:
+            while True:
+                data = await stream.receive(_PIECE)
+                with stream.handle.using():  # so that nothing of it is sent when the revocation was reported
+                    await self._connection.send({"data": base64.b64encode(data).decode()})
+        except anyio.EndOfStream:
+            await self._until(lambda: self._console.ended)
+        except RevokedError:
+            if self.handle.revoked or not session.node.revoked or (isinstance(session, PtySession) and not self._wait):
+                raise
+
+    async def _await_next(self) -> None:
+        console = self._console
+        await self._connection.send({"away": console.away})
+        await self._until(lambda: console.ended or console.away is None)
+        if not console.ended:
+            await self._connection.send({"back": console.node.current.generation})
+
+    async def _until(self, ready: Callable[[], object]) -> None:
+        with self.handle.using(idle=True):
+            while not ready():
+                await self._console.changed.wait()
+
+    # -- from the client --
+
+    async def _hear(self) -> str:
+        while True:
+            try:
+                line = await self._connection.receive()
+            except anyio.EndOfStream:  # nothing more is typed; if it has gone, the request is cancelled
+                await anyio.sleep_forever()
+            if "data" in line:
+                await self._type(_bytes(line["data"]))
+            elif "size" in line:
+                self._size = _size(line["size"])
+                self.resize()
+            elif line.get("detach") is True:
+                return "detached"
+            else:
+                raise ControlError("bad-request", "attached, send 'data', 'size' or 'detach'")
+
+    async def _type(self, data: bytes) -> None:
+        keyboard, stream = self.keyboard, self._stream
+        if keyboard is not None and stream is not None:
+            # What was taken away, or is at its end, is told elsewhere.
+            with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError), keyboard.using():
+                await stream.send(data)
+
+    def resize(self) -> None:
+        """Give the terminal the size of this one's window, if it has the keyboard."""
+        session = self._console.session
+        if self.keyboard is not None and self._size is not None and isinstance(session, PtySession):
+            with contextlib.suppress(RevokedError, anyio.ClosedResourceError):
+                session.resize(*self._size)
+
+    # -- the keyboard --
+
+    async def _tell(self) -> str:
+        told = None
+        while True:
+            holder = self._console.keyboard
+            news = {"keyboard": None if holder is None else holder.name, "yours": holder is self, "reason": self.why}
+            if news != told:
+                await self._connection.send(news)
+                told = news
+            else:
+                await self.news.wait()
+            self.news = anyio.Event()
+
+
+def _open_log(path: str, flags: int) -> int:
+    """What is shown is not for everybody; a pipe that nobody reads is an error, and no reason to wait."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
+
+
+def _bytes(value: object) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)  # type: ignore[arg-type]  # what it is not, it says
+    except (TypeError, ValueError) as exc:
+        raise ControlError("bad-request", f"'data' must be Base64: {exc}") from exc
+
+
+def _size(value: object) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if isinstance(value, list) and len(value) == 2 and all(type(each) is int and 0 < each < 1000 for each in value):
+        return value[0], value[1]
+    raise ControlError("bad-request", "'size' must be [rows, columns], each from 1 to 999")

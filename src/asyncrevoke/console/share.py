@@ -1,0 +1,55 @@
+"""What is shared by a console server, and how a file tells it."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What is shared.
+
+    :ivar name: under which it is attached to
+    :ivar command: a program with its arguments, on a pty of its own
+    :ivar device: or a serial device, as `serial_device` finds it; neither: a loopback, which gives back what is typed
+    :ivar log: the file to which all output is appended
+    :ivar history: bytes of the last output that a client gets first
+    """
+
+    name: str
+    command: tuple[str, ...] = ()
+    device: str = ""
+    baudrate: int = 9600
+    log: str = ""
+    history: int = 65536
+
+    def __post_init__(self) -> None:
+        if not self.name.isprintable() or not 0 < len(self.name) <= 64 or "/" in self.name or "*" in self.name:
+            raise ValueError(f"{self.name!r} is no name: give up to 64 printable characters, none of them / or *")
+        if self.command and self.device:
+            raise ValueError(f"{self.name!r} has a command and a device: give one of them")
+
+
+def read_config(path: str) -> tuple[list[Share], str | None]:
+    """Read shares and the name of their group from a TOML file: ``[share.lab]`` with the fields of `Share`.
+
+    :raises OSError: if it cannot be read
+    :raises ValueError: naming the file and what is wrong there
+    """
+    kinds = {"command": list, "device": str, "baudrate": int, "log": str, "history": int}
+    with open(path, "rb") as file:  # noqa: PTH123
+        try:
+            config = tomllib.load(file)
+            group, tables = config.pop("group", None), config.pop("share", {})
+            if config or not isinstance(group, str | None) or not isinstance(tables, dict) or not tables:
+                raise ValueError('give [share.NAME] for each, and group = "NAME" at the most')  # noqa: TRY301
+            shares = []
+            for name, table in tables.items():
+                for key, value in dict(table).items():
+                    if type(value) is not kinds.get(key):
+                        raise ValueError(f"[share.{name}]: {key} = {value!r} is none of {', '.join(kinds)} of its kind")  # noqa: TRY301
+                shares.append(Share(name, **{**table, "command": tuple(map(str, table.get("command", ())))}))
+        except (ValueError, TypeError) as exc:
+            raise ValueError(f"{path}: {exc}") from exc
+    return shares, group

@@ -1,0 +1,787 @@
+"""The faces of asyncio: transports, protocols, readers and writers, over real ptys and sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import gc
+import itertools
+import os
+import pathlib
+import socket
+import ssl
+import struct
+import termios
+import threading
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+import serial
+
+from asyncrevoke import Revokable, RevokedError, answers
+from asyncrevoke.adapters.asyncio_streams import (
+    SerialTransport,
+    create_serial_connection,
+    open_serial_connection,
+    wrap_streams,
+)
+from asyncrevoke.adapters.asyncio_streams import wrapped as asyncio_streams
+from asyncrevoke.adapters.serial import SerialRevokedError
+from asyncrevoke.testing import Subject, check_revokable
+from conftest import settle
+from operations import asyncio_only
+from ports import FarEnd, may_hang_up, serial_line
+
+pytestmark = [pytest.mark.anyio, asyncio_only]
+
+BIG = bytes(range(256)) * 4096  # 1 MiB: no line holds that much
+Hook = Callable[[SerialTransport], object]
+Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def links(fd: int | str = "*") -> list[str]:
+    """What descriptors of this process are open on."""
+    found = []
+    for entry in pathlib.Path("/proc/self/fd").glob(str(fd)):
+        with contextlib.suppress(OSError):
+            found.append(str(entry.readlink()).split(" ", maxsplit=1)[0])
+    return found
+
+
+def is_open(far: FarEnd) -> bool:
+    """Whether anybody but the far end itself has the port open."""
+    return links().count(far.path) > 1
+
+
+def node_of(face: object) -> Revokable:
+    node = face.handle  # type: ignore[attr-defined]  # what it is now, its type does not tell
+    assert isinstance(node, Revokable)
+    return node
+
+
+CLOSE, ABORT, REVOKE = "close", "abort", "revoke"
+
+
+def finish(face: SerialTransport | asyncio.StreamWriter, how: str) -> None:
+    if how == REVOKE:
+        node_of(face).revoke("taken")
+    elif how == ABORT and isinstance(face, asyncio.StreamWriter):
+        face.transport.abort()
+    else:
+        getattr(face, how)()
+
+
+class Told(asyncio.Protocol):
+    """What a protocol is told, in order; and what it does then."""
+
+    transport: SerialTransport
+
+    def __init__(self, far: FarEnd, hooks: dict[str, Hook], *, closed: bool = True) -> None:
+        self.far = far
+        self.hooks = hooks
+        self.closed = closed  # the port is, when it is lost
+        self.log: list[str] = []
+        self.data = bytearray()
+        self.lost = asyncio.Event()
+        self.why: Exception | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, SerialTransport)
+        self.transport = transport
+        self._note("made")
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        self._note("data")
+
+    def pause_writing(self) -> None:
+        self._note("pause")
+
+    def resume_writing(self) -> None:
+        self._note("resume")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.why = exc
+        self.lost.set()
+        assert not (self.closed and is_open(self.far))
+        self._note("lost")
+
+    def _note(self, what: str) -> None:
+        self.log.append(what)
+        if what in self.hooks:
+            self.hooks[what](self.transport)
+
+    def flow(self) -> list[str]:
+        return [what for what in self.log if what in ("pause", "resume")]
+
+
+@contextlib.asynccontextmanager
+async def connection(hooks: dict[str, Hook] | None = None, **options: Any) -> AsyncIterator[Told]:
+    """A protocol on a port. In the end it is told that it is lost: once, last, and when the port is closed."""
+    with serial_line() as far, anyio.fail_after(20):
+        loop = asyncio.get_running_loop()
+        transport, told = await create_serial_connection(loop, lambda: Told(far, hooks or {}), far.path, **options)
+        yield told
+        transport.abort()
+        await told.lost.wait()
+        transport.close()
+        transport.abort()
+        transport.write(b"too late")
+        await settle()
+        assert not transport.is_reading()
+        assert told.log.count("lost") == 1
+        assert told.log[-1] == "lost"
+        assert told.flow() == ["pause", "resume"] * (len(told.flow()) // 2) + ["pause"] * (len(told.flow()) % 2)
+
+
+@contextlib.contextmanager
+def reports() -> Iterator[list[str]]:
+    """What the loop's exception handler is told."""
+    told: list[str] = []
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: told.append(context["message"]))
+    try:
+        yield told
+    finally:
+        loop.set_exception_handler(before)
+
+
+async def until(true: Callable[[], object]) -> None:
+    while not true():
+        await anyio.lowlevel.checkpoint()
+
+
+# -- the contract --
+
+
+@contextlib.asynccontextmanager
+async def a_protocol(profile: answers.Answers | None) -> AsyncIterator[Subject]:
+    """An operation built on the transport alone."""
+    owner = Revokable("owner", answers=profile or ...)
+    async with connection({"data": lambda _: received.set()}, owner=owner) as told:
+        received = asyncio.Event()
+        handle = told.transport.handle
+
+        async def wait() -> object:
+            await anyio.lowlevel.checkpoint()
+            with handle.using(idle=True):
+                return await received.wait()
+
+        yield Subject(handle, wait, feed=lambda: told.far.send(b"x"), gone=lambda: not is_open(told.far), owner=owner)
+
+
+@contextlib.asynccontextmanager
+async def revocable(kind: str, **options: Any) -> AsyncIterator[tuple[Pair, Any]]:
+    """A pair of each kind and its far end. It is aborted in the end."""
+    with anyio.fail_after(20), contextlib.ExitStack() as ends:
+        far: Any
+        if kind == "serial":
+            far = ends.enter_context(serial_line())
+            pair = await open_serial_connection(url=far.path, **options)
+        else:
+            if kind == "unix":
+                near, far = socket.socketpair()
+                plain = await asyncio.open_unix_connection(sock=near)
+            elif kind == "tcp":
+                with socket.create_server(("127.0.0.1", 0)) as listener:
+                    plain = await asyncio.open_connection(*listener.getsockname())
+                    far, _ = listener.accept()
+            else:
+                made: asyncio.Future[Pair] = asyncio.get_running_loop().create_future()
+                server = await asyncio.start_server(lambda *pair: made.set_result(pair), "127.0.0.1", 0)
+                far = socket.create_connection(server.sockets[0].getsockname())
+                plain = await made
+                server.close()
+            ends.enter_context(far)
+            pair = wrap_streams(*plain, **options)
+        yield pair, far
+        finish(pair[1], ABORT)
+        await pair[1].wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def streams(kind: str, profile: answers.Answers | None) -> AsyncIterator[Subject]:
+    owner = Revokable("owner", answers=profile or ...)
+    async with revocable(kind, owner=owner) as ((reader, writer), far):
+
+        async def send() -> None:
+            await writer.drain()
+            writer.write(b"x")
+
+        near = writer.get_extra_info("socket")
+        link = far.path if near is None else links(near.fileno())[0]
+        yield Subject(
+            node_of(writer),
+            lambda: reader.read(100),
+            quick=send,
+            feed=lambda: far.send(b"x"),
+            gone=lambda: links().count(link) == (near is None),
+            owner=owner,
+        )
+
+
+@pytest.mark.parametrize("profile", [None, answers.TTY], ids=["raise", "tty"])
+@pytest.mark.parametrize("kind", ["transport", "serial", "tcp", "served", "unix"])
+async def test_the_contract_holds(kind: str, profile: answers.Answers | None) -> None:
+    """Whatever asyncio's face: it is taken away as all that is ours, and what was open is closed when that completes."""
+    await check_revokable(lambda: a_protocol(profile) if kind == "transport" else streams(kind, profile))
+
+
+# -- transports and protocols --
+
+
+@pytest.mark.parametrize("where", ["made", "data", "pause", "held", "outside"])
+@pytest.mark.parametrize("acts", [*itertools.product((CLOSE, ABORT, REVOKE), repeat=2)], ids="-".join)
+async def test_the_first_to_end_it_is_told(acts: tuple[str, str], where: str) -> None:
+    """Closed here: None. Revoked: the RevokedError, also by one who comes upon a close that has still to send."""
+
+    def end(transport: SerialTransport) -> None:
+        if not transport.handle.revoked and not transport.is_closing():
+            for what in acts:
+                finish(transport, what)
+            assert transport.is_closing()
+
+    async with connection({where: end}) as told:
+        if where == "held":
+            told.transport.pause_reading()
+        told.far.send(b"x")
+        if where == "pause":
+            told.transport.write(BIG)
+        if where in ("outside", "held"):
+            await settle()
+            end(told.transport)
+        while not told.lost.is_set():
+            if REVOKE not in acts:
+                told.far.received()
+            await anyio.lowlevel.checkpoint()
+        revoked = acts[0] == REVOKE or (acts == (CLOSE, REVOKE) and where == "pause")
+        assert isinstance(told.why, SerialRevokedError) is revoked
+        assert (told.why is None) is not revoked
+        assert told.transport.handle.revoked
+
+
+@pytest.mark.parametrize("beside", [None, CLOSE, ABORT, REVOKE])
+@pytest.mark.parametrize("paused", [False, True], ids=["reading", "paused"])
+@pytest.mark.skipif(not may_hang_up(), reason="TIOCVHANGUP is for root")
+async def test_an_unplug_is_noticed_and_told_once(beside: str | None, *, paused: bool) -> None:
+    """Whether anything is read or not, and whatever is done beside it."""
+    async with connection() as told:
+        if paused:
+            told.transport.pause_reading()
+            told.far.send(b"held")
+            await settle()
+        assert told.transport.is_reading() is not paused
+        told.far.hang_up()
+        if beside:
+            finish(told.transport, beside)
+        await told.lost.wait()
+        if beside in (None, REVOKE):
+            assert isinstance(told.why, RevokedError)
+            assert told.why.reason.startswith("taken" if beside else "unplugged")
+
+
+@pytest.mark.parametrize("size", [10, len(BIG)], ids=["small", "big"])
+async def test_a_close_sends_what_was_written(size: int) -> None:
+    """Whatever the reader's pace; nothing is received meanwhile, and what is written afterwards is ignored."""
+    async with connection() as told:
+        told.transport.write(BIG[:size])
+        told.transport.close()
+        told.transport.write(b"too late")
+        told.far.send(b"too late")
+        got = bytearray()
+        while len(got) < size or not told.lost.is_set():
+            got += told.far.received()
+            await anyio.lowlevel.checkpoint()
+        assert bytes(got) == BIG[:size]
+        assert not told.data
+        assert told.why is None
+
+
+async def test_pausing_and_resuming_alternate() -> None:
+    """However often one writes, also from inside the callbacks."""
+    rounds = iter(range(5))
+    hooks: dict[str, Hook] = {
+        "pause": lambda transport: transport.write(b"more"),
+        "resume": lambda transport: transport.write(bytes(100)) if next(rounds, None) is not None else None,
+    }
+    async with connection(hooks) as told:
+        told.transport.set_write_buffer_limits(10, 5)
+        for _ in range(3):
+            told.transport.write(bytes(20))
+        while told.flow() != ["pause", "resume"] * 6:
+            told.far.received()
+            await anyio.lowlevel.checkpoint()
+        await until(lambda: not told.transport.get_write_buffer_size())
+
+
+async def test_a_protocol_is_paused_above_the_high_limit_and_resumed_at_the_low_one() -> None:
+    """At the high one it is not paused yet; one limit given, the other is in proportion, as asyncio's."""
+    async with connection() as told:
+        for given, limits in ({"low": 3}, (3, 12)), ({"high": 8}, (2, 8)), ({"high": 10, "low": 0}, (0, 10)):
+            told.transport.set_write_buffer_limits(**given)
+            assert told.transport.get_write_buffer_limits() == limits
+        told.transport.write(bytes(10))
+        assert told.flow() == []
+        told.transport.write(b"x")
+        assert told.flow() == ["pause"]
+        await until(lambda: told.flow() == ["pause", "resume"])
+
+
+async def test_a_reader_at_rest_does_not_use_up_a_grace() -> None:
+    """Nobody writes: a revocation with a grace is over at once, also when it is paused and holds what has come."""
+    async with connection() as told:
+        told.transport.pause_reading()
+        told.far.send(b"held")
+        await settle()
+        await told.transport.handle.revoke("taken", grace=1000)
+
+
+async def test_a_port_that_is_not_closed_well_is_reported() -> None:
+    """The protocol is told that the connection is lost, all the same, and that it was closed here."""
+    with reports() as reported:
+        async with connection() as told:
+            serial = told.transport.serial
+
+            def close() -> None:
+                del serial.close  # its finalizer calls it, too
+                serial.close()
+                fail()
+
+            serial.close = close
+            told.transport.close()
+            await told.lost.wait()
+            assert told.why is None
+    assert reported == ["the port was not closed well"]
+
+
+async def test_a_flush_throws_away_what_was_written_before_it_only() -> None:
+    """Also while a part of that is being sent: what comes later is sent in full."""
+    async with connection() as told:
+        told.transport.write(b"a" * len(BIG))
+        await settle()
+        told.transport.flush()
+        assert told.flow() == ["pause", "resume"]  # at once: on a stalled line nothing else would do it
+        told.transport.write(b"b" * 10_000)
+        got = bytearray()
+        while got.count(b"b") < 10_000:
+            got += told.far.received()
+            await anyio.lowlevel.checkpoint()
+        assert got.count(b"a") < len(BIG)
+        assert told.flow() == ["pause", "resume"]
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
+@pytest.mark.parametrize("failing", ["data", "pause", "resume", "lost"])
+async def test_what_a_callback_raises_is_reported_and_loses_nothing(failing: str, error: type[BaseException]) -> None:
+    """It goes on receiving and sending, as with pyserial-asyncio and serialx."""
+
+    def fail(_: SerialTransport) -> None:
+        raise error
+
+    with reports() as reported:
+        async with connection({failing: fail}) as told:
+            told.far.send(b"one")
+            await until(lambda: told.data == b"one")
+            told.transport.write(BIG)
+            got = bytearray()
+            while len(got) < len(BIG):
+                got += told.far.received()
+                await anyio.lowlevel.checkpoint()
+            told.far.send(b"two")
+            await until(lambda: told.data == b"onetwo")
+            assert bytes(got) == BIG
+            assert told.flow() == ["pause", "resume"]
+    name = {"data": "data_received", "pause": "pause_writing", "resume": "resume_writing", "lost": "connection_lost"}
+    assert set(reported) == {f"protocol.{name[failing]}() failed"}
+
+
+def fail(*_: object) -> Any:
+    raise ZeroDivisionError
+
+
+class Unfit(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        fail(transport)
+
+
+BAD: list[dict[str, Any]] = [
+    {"unknown": 1},
+    {"low_latency": True},
+    {"baudrate": -1},
+    {"bytesize": 17},
+    {"url": "/dev/there is none"},
+    {"loop": None},
+    {"protocol_factory": fail},
+    {"protocol_factory": Unfit},
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+async def test_what_cannot_be_opened_leaves_nothing_open(bad: dict[str, Any]) -> None:
+    """When the error is raised the port can be opened again; options of both libraries that mean nothing are taken."""
+    with serial_line() as far, anyio.fail_after(20):
+        good: Any = {"loop": asyncio.get_running_loop(), "protocol_factory": asyncio.Protocol, "url": far.path}
+        with pytest.raises((TypeError, ValueError, OSError, RuntimeError, ZeroDivisionError)):
+            await create_serial_connection(**good | bad)
+        assert not is_open(far)
+        void = {"timeout": 1, "write_timeout": 0, "byte_size": 8, "low_latency": False}
+        transport, _ = await create_serial_connection(**good | void)
+        await transport.handle.close()
+
+
+@pytest.mark.parametrize("end", ["at once", "all cancelled", "reading", "closing", "stalled", REVOKE])
+def test_a_loop_that_ends_closes_the_port(end: str, anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    """Whatever is going on: connection_lost is called, nothing hangs, and nothing is reported."""
+    told: list[Told] = []
+    kept: list[object] = []  # a writer that nobody has warns, as any of asyncio's
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        transport, protocol = await create_serial_connection(
+            asyncio.get_running_loop(), lambda: Told(far, {}), far.path
+        )
+        told.append(protocol)
+        reader, writer = await open_serial_connection(url=second.path)
+        kept.append(writer)
+        if end == "all cancelled":
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await protocol.lost.wait()
+            await writer.wait_closed()
+        if end == "reading":
+            asyncio.get_running_loop().create_task(reader.read())
+        if end == REVOKE:
+            finish(writer, REVOKE)
+        if end == "stalled":
+            transport.write(BIG)
+            writer.write(BIG)
+        if end in ("closing", "stalled"):
+            transport.close()
+            writer.close()
+
+    reported: list[object] = []
+    with serial_line() as far, serial_line() as second:
+        anyio.run(main, backend_options=anyio_backend[1])
+        assert told[0].log[-1] == "lost"
+        while is_open(second):  # a thread closes it, for which a loop that ends does not wait
+            os.sched_yield()
+    gc.collect()
+    assert reported == []
+
+
+def test_a_loop_that_ends_leaves_a_stalled_close_behind(
+    anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends while the port is being closed, the protocol is told, and the thread closes the port in its own time."""
+    go, close = threading.Event(), serial.Serial.close
+
+    def stalled(port: serial.Serial) -> None:
+        if port.is_open:  # else it is the garbage collector's call, for one of another test
+            go.wait()
+        close(port)
+
+    monkeypatch.setattr(serial.Serial, "close", stalled)
+    told: list[Told] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        transport, protocol = await create_serial_connection(loop, lambda: Told(far, {}, closed=False), far.path)
+        told.append(protocol)
+        transport.close()
+        await settle()
+
+    with serial_line() as far:
+        anyio.run(main, backend_options=anyio_backend[1])
+        assert told[0].log == ["made", "lost"]
+        assert is_open(far)
+        go.set()
+        while is_open(far):
+            os.sched_yield()
+
+
+async def test_nothing_is_done_in_the_loop_that_may_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening, closing and settings go to the driver, who takes his time: they are made in threads."""
+    blocking: list[str] = []
+    loops = threading.get_ident()
+
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            if threading.get_ident() == loops and (name != "close" or links(args[0]) == [path]):
+                blocking.append(name)
+            return real(*args, **options)
+
+        return call
+
+    with serial_line() as far:
+        path = far.path
+        with monkeypatch.context() as patch:
+            for module, name in [
+                (os, "open"),
+                (os, "close"),
+                (fcntl, "ioctl"),
+                *((termios, f"tc{what}") for what in ("setattr", "getattr", "drain", "flush")),
+            ]:
+                patch.setattr(module, name, watched(name, getattr(module, name)))
+            for end in (CLOSE, ABORT, REVOKE):
+                reader, writer = await open_serial_connection(url=path)
+                writer.write(b"x")
+                await writer.drain()
+                far.send(b"x")
+                assert await reader.read(1) == b"x"
+                finish(writer, end)
+                await writer.wait_closed()
+        assert blocking == []
+
+
+# -- readers and writers --
+
+
+kinds = pytest.mark.parametrize("kind", ["serial", "tcp", "unix"])
+
+
+async def outcome(operation: Callable[[], Awaitable[object]]) -> object:
+    try:
+        return await operation()
+    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # it is what is asked
+        return exc
+
+
+@kinds
+@pytest.mark.parametrize("end", ["remote", "reset", CLOSE, ABORT, REVOKE, "tty"])
+async def test_a_reader_at_its_end_starves_nobody(kind: str, end: str) -> None:
+    """Reading on and on lets others run, and gets an exception of its own each time that does not grow."""
+    async with revocable(kind, answers=answers.TTY if end == "tty" else ...) as ((reader, writer), far):
+        far.send(b"left over")
+        assert await reader.readexactly(1) == b"l"
+        if end == "reset" and kind == "tcp":
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if end in ("remote", "reset"):
+            far.close()
+        else:
+            finish(writer, REVOKE if end == "tty" else end)
+        await outcome(reader.read)
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await anyio.lowlevel.checkpoint()
+
+        ticker = asyncio.create_task(tick())
+        reads = [reader.read, reader.readline, reader.readuntil, lambda: reader.readexactly(1), reader.__anext__]
+        for read in reads:
+            before = ticks
+            results = [await outcome(read) for _ in range(50)]
+            assert ticks - before >= 50
+            errors = [each for each in results if isinstance(each, BaseException)]
+            assert len(errors) == 50 or results == [b""] * 50
+            if errors:
+                assert len(traceback.extract_tb(errors[-1].__traceback__)) < 12
+            if end == REVOKE:
+                assert len(set(map(id, errors))) == 50
+                kind_of = SerialRevokedError if kind == "serial" else RevokedError
+                assert all(isinstance(each, kind_of) for each in errors)
+            if end == "tty":
+                ends = (asyncio.IncompleteReadError, StopAsyncIteration)
+                assert not errors or all(isinstance(each, ends) for each in errors)
+                assert reader.at_eof()
+        ticker.cancel()
+
+
+async def test_what_was_written_is_sent_within_a_grace() -> None:
+    """A revocation with a grace lets a write and a drain in progress go on; who only reads leaves at once."""
+    with serial_line() as far:
+        reader, writer = await open_serial_connection(url=far.path)
+        reading = asyncio.create_task(reader.read(1))
+        writer.write(BIG)
+        draining = asyncio.create_task(writer.drain())
+        await settle()
+        act = node_of(writer).revoke("SIGTERM", grace=3600)
+        assert isinstance(await outcome(lambda: reading), RevokedError)
+        received = 0
+        while received < len(BIG):
+            received += len(far.received())
+            await asyncio.sleep(0)
+        assert await outcome(lambda: draining) is None
+        await act
+
+
+@kinds
+@pytest.mark.parametrize("end", [ABORT, REVOKE])
+@pytest.mark.parametrize("closing", [False, True], ids=["open", "closing"])
+async def test_a_stalled_close_is_ended_and_drain_reports_no_success(kind: str, end: str, *, closing: bool) -> None:
+    """An abort or a revocation ends it at once; who waits that all is sent has an error, never a success. The close itself
+    goes on sending, but keeps nobody waiting: it was closed by its owner.
+    """
+    async with revocable(kind) as ((_, writer), _):
+        writer.write(BIG * 16)
+        draining = asyncio.create_task(writer.drain())
+        await settle()
+        assert not draining.done()
+        if closing:
+            writer.close()
+            assert isinstance(await outcome(lambda: draining), anyio.ClosedResourceError)
+            assert not node_of(writer).released
+        finish(writer, end)
+        error = await outcome(lambda: draining)
+        assert isinstance(error, RevokedError if end == REVOKE and not closing else Exception)
+        await writer.wait_closed()
+        assert isinstance(await outcome(writer.drain), Exception)
+
+
+@kinds
+@pytest.mark.parametrize("end", [CLOSE, ABORT, REVOKE])
+async def test_wait_closed_is_for_many_and_may_be_given_up(kind: str, end: str) -> None:
+    """Before and after the end, closed or not, twice at a time; one that timed out is no harm to the next."""
+    async with revocable(kind) as ((_, writer), far):
+        first, second = asyncio.create_task(writer.wait_closed()), asyncio.create_task(writer.wait_closed())
+        await settle()
+        first.cancel()
+        assert isinstance(await outcome(lambda: first), asyncio.CancelledError)
+        assert not second.done()
+        for _ in range(2):
+            finish(writer, end)
+        await writer.wait_closed()
+        assert kind != "serial" or not is_open(far)  # it can be opened again at once
+        await second
+        writer.close()
+        await writer.wait_closed()
+        assert node_of(writer).released
+
+
+@kinds
+@pytest.mark.parametrize("end", [CLOSE, REVOKE])
+async def test_nothing_is_written_after_the_end(kind: str, end: str) -> None:
+    """Each call is refused at once, also where a profile has reads and writes end as at the end of data."""
+    profile = dataclasses.replace(answers.TTY, write=answers.TTY.read)
+    async with revocable(kind, answers=profile) as ((_, writer), _):
+        finish(writer, end)
+        calls: list[Callable[[], object]] = [
+            lambda: writer.write(b"x"),
+            lambda: writer.writelines([b"x"]),
+            writer.write_eof,
+        ]
+        for call in calls:
+            with pytest.raises(RevokedError if end == REVOKE else anyio.ClosedResourceError):
+                call()
+
+
+async def test_the_limit_is_the_readers() -> None:
+    """A line that is longer is refused, as asyncio does."""
+    async with revocable("serial", limit=10) as ((reader, _), far):
+        far.send(bytes(100))
+        with pytest.raises(ValueError, match="limit"):
+            await reader.readline()
+
+
+# -- wrapping --
+
+
+class Stubborn(asyncio.Transport):
+    """A transport that is not impressed by an abort."""
+
+    def abort(self) -> None: ...
+
+    def is_closing(self) -> bool:
+        return True
+
+
+async def test_a_transport_that_does_not_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever awaits the revocation is told, when there has been patience enough."""
+    monkeypatch.setattr(asyncio_streams, "_PATIENCE", 0.0)
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    _, writer = wrap_streams(reader, asyncio.StreamWriter(Stubborn(), protocol, reader, loop))
+    with pytest.raises(ExceptionGroup) as caught:
+        await node_of(writer).revoke("taken")
+    assert [type(each) for each in caught.value.exceptions] == [TimeoutError]
+    protocol.connection_lost(None)
+    await writer.wait_closed()
+
+
+async def test_a_transport_of_pyserial_asyncio_that_is_lost_is_taken_away() -> None:
+    """Its abort fails when it is lost already, which is no reason to complain."""
+    serial_asyncio = pytest.importorskip("serial_asyncio")
+    with serial_line() as far:
+        reader, writer = wrap_streams(*await serial_asyncio.open_serial_connection(url=far.path))
+        writer.transport.abort()
+        await writer.wait_closed()
+        await node_of(writer).revoke("taken")
+        assert isinstance(await outcome(reader.read), RevokedError)
+
+
+async def test_an_owner_that_was_revoked_leaves_the_connection_yours() -> None:
+    """Nothing has changed, and it can be wrapped for another; a second time is refused, and so is what is not asyncio's."""
+    dead = Revokable("dead")
+    dead.revoke()
+    near, far = socket.socketpair()
+    with far:
+        reader, writer = await asyncio.open_unix_connection(sock=near)
+        with pytest.raises(RevokedError):
+            wrap_streams(reader, writer, dead)
+        far.send(b"x")
+        assert await reader.read(1) == b"x"
+        wrap_streams(reader, writer)
+        owner = Revokable("owner")
+        for odd in reader, object():
+            with pytest.raises(TypeError):
+                wrap_streams(odd, writer, owner)  # type: ignore[type-var]
+        assert not owner.in_use
+        await node_of(writer).close()
+
+
+@pytest.mark.parametrize("owned", [False, True], ids=["root", "owned"])
+async def test_further_parents_take_it_along(*, owned: bool) -> None:
+    """Such as a token; with and without an owner."""
+    token = Revokable("token")
+    async with revocable("unix", owner=Revokable("owner") if owned else None, also=[token]) as ((reader, _), far):
+        reading = asyncio.create_task(reader.read())
+        await settle()
+        await token.revoke("logged out")
+        with pytest.raises(RevokedError, match="logged out"):
+            await reading
+        assert far.recv(1) == b""
+
+
+async def test_classes_stay_what_they_were() -> None:
+    """A reader of one's own does what it did; serialx's writer has its `transport`."""
+
+    class MyReader(asyncio.StreamReader):
+        __slots__ = ("mine",)
+
+        async def read(self, n: int = -1) -> bytes:
+            return (await super().read(n)).upper()
+
+    serialx = pytest.importorskip("serialx")
+    loop = asyncio.get_running_loop()
+    with serial_line() as far:
+        reader = MyReader()
+        make = functools.partial(asyncio.StreamReaderProtocol, reader)
+        transport, protocol = await serialx.create_serial_connection(loop, make, far.path, 9600)
+        writer = serialx.async_serial.SerialStreamWriter(transport, protocol, reader, loop)
+        wrap_streams(reader, writer)
+        far.send(b"x")
+        assert await reader.read(1) == b"X"
+        assert isinstance(reader, MyReader)
+        assert writer.transport is transport
+        await node_of(writer).revoke("taken")
+        assert not is_open(far)
+
+
+async def test_tls_is_taken_away_while_it_begins() -> None:
+    """A handshake that the other side does not answer ends with the RevokedError, and so does the revocation in time."""
+    async with revocable("tcp") as ((_, writer), _):
+        starting = asyncio.create_task(writer.start_tls(ssl.create_default_context(), server_hostname="far"))
+        await settle()
+        await node_of(writer).revoke("taken")
+        assert isinstance(await outcome(lambda: starting), RevokedError)

@@ -1,0 +1,288 @@
+"""Observers: what they are told, and in which order."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncrevoke import Event, Registry, Revokable, log_events, observe, revoke_all, revoke_threadsafe
+from calls import parked
+from conftest import settle
+from operations import Log, operate, slowly, stubborn
+
+pytestmark = pytest.mark.anyio
+
+
+class Told(list[str]):
+    """An observer that keeps lines; `until` waits for one that begins so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._more = anyio.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.append(f"{event.node.path} {event.what}")
+        if event.what == "straggler":
+            self[-1] += f": {event.who.split(' for ')[0]}"
+        self._more.set()
+
+    async def until(self, line: str) -> None:
+        with anyio.fail_after(30):
+            while not any(each.startswith(line) for each in self):
+                self._more = anyio.Event()
+                await self._more.wait()
+
+
+@contextlib.asynccontextmanager
+async def observed(
+    node: Revokable, *others: Callable[[Event], object], patience: float = 60
+) -> AsyncIterator[tuple[Told, anyio.abc.TaskGroup]]:
+    told = Told()
+    async with anyio.create_task_group() as tasks:
+        observation = anyio.CancelScope()
+
+        async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            with observation:
+                await observe(node, *others, told, patience=patience, task_status=task_status)
+
+        await tasks.start(run)
+        yield told, tasks
+        observation.cancel()
+
+
+async def test_all_of_a_life_is_told_in_order() -> None:
+    """Opened, revoked, kicked, released: each once, children released first, and of the node it is about."""
+    root = Revokable("root")
+    log: Log = []
+    async with observed(root) as (told, tasks):
+        port = root.open("port")
+        alice = port.open("alice")
+        tasks.start_soon(operate, alice, log)
+        await parked(alice)
+        await port.revoke("away")
+    await root.aclose()
+    assert told == [
+        "root/port opened",
+        "root/port/alice opened",
+        "root/port revoked",
+        "root/port/alice kicked",
+        "root/port/alice released",
+        "root/port released",
+    ]
+
+
+@pytest.fixture
+def made_before() -> tuple[Registry, Revokable]:
+    """A registry and a name in it, made before there was a loop."""
+    registry = Registry("root")
+    return registry, registry.name("port")
+
+
+async def test_what_was_made_before_the_loop_is_told_too(made_before: tuple[Registry, Revokable]) -> None:
+    """And what is revoked and closed again once it is released is not told again."""
+    registry, port = made_before
+    async with observed(registry.root) as (told, _):
+        await port.revoke("away")
+        await port.revoke("again")
+        await port.aclose()
+    assert told == ["root/port revoked", "root/port released"]
+
+
+async def test_keys_are_told_while_somebody_uses_them() -> None:
+    """Opened from the top down by the first use, released when nobody uses them any more, or when they are revoked.
+    What nobody has used is not released.
+    """
+    live = Registry("live")
+    async with observed(live.root) as (told, _):
+        live["alice", "t1"].open("shell").close()
+        assert told[:3] == ["live/alice opened", "live/alice/t1 opened", "live/alice/t1/shell opened"]
+        assert told[-2:] == ["live/alice/t1 released", "live/alice released"]
+        told.clear()
+        live["bob"].open("shell")
+        await live["bob"].revoke("out")
+        await live["nobody", "t2"].revoke("out")
+    assert told == [
+        "live/bob opened",
+        "live/bob/shell opened",
+        "live/bob revoked",
+        "live/bob/shell released",
+        "live/bob released",
+        "live/nobody/t2 revoked",
+    ]
+
+
+async def test_events_carry_who_why_and_the_act() -> None:
+    """The fields have the path, the generation, the reason and the kicked task; `revocation` is the act."""
+    events: list[Event] = []
+    lab = Registry().name("lab")
+    async with observed(lab, events.append) as (_, tasks):
+        alice = lab.open("alice")
+        tasks.start_soon(operate, alice, [], name="alice's reader")
+        await parked(alice)
+        act = lab.hangup("unplugged")
+        await act
+    await lab.aclose()
+    kicked = next(event for event in events if event.what == "kicked")
+    assert kicked.revocation is act
+    assert kicked.who == "alice's reader"
+    assert kicked.fields == {
+        "event": "kicked",
+        "path": "lab/alice",
+        "generation": 1,
+        "reason": "unplugged",
+        "who": kicked.who,
+    }
+    assert str(kicked) == f"'lab/alice' kicked: {kicked.who} (unplugged)"
+
+
+async def test_a_close_is_told_as_such() -> None:
+    """What its owner closes is closed, not revoked."""
+    root = Revokable("root")
+    async with observed(root) as (told, _):
+        await root.open("file").aclose()
+    await root.aclose()
+    assert told == ["root/file opened", "root/file closed", "root/file released"]
+
+
+async def test_only_what_is_below_is_told_by_whichever_parent() -> None:
+    """A file is below all of its parents; what is beside or above the observed node is not told."""
+    root = Revokable("root")
+    port, token = root.open("port"), root.open("token")
+    async with observed(token) as (told, _):
+        port.open("other")
+        shared = port.open("alice", also=[token])
+        await shared.revoke()
+        await port.revoke()
+    await root.aclose()
+    assert told == [f"root/port/alice {what}" for what in ("opened", "revoked", "released")]
+
+
+@pytest.mark.parametrize("above", [False, True])
+async def test_who_stays_inside_is_a_straggler_once(above: bool) -> None:
+    """Whoever is inside after the patience is told once, at his own node, whether the node itself is taken or one above."""
+    root = Revokable("root")
+    port = root.open("port")
+    leave = anyio.Event()
+    async with observed(port, patience=0) as (told, tasks):
+        alice, bob = port.open("alice"), port.open("bob", release=slowly([], "bob", leave))
+        tasks.start_soon(stubborn, alice, [], leave)
+        await parked(alice)
+        act = root.revoke() if above else revoke_all([bob, alice, port])
+        await told.until("root/port/bob straggler")
+        leave.set()
+        await act
+        await settle()
+    await root.aclose()
+    assert sorted(line.partition(" of ")[0] for line in told if "straggler" in line) == [
+        "root/port/alice straggler: operation",
+        "root/port/bob straggler: release",
+    ]
+
+
+async def test_stragglers_beside_it_are_not_told() -> None:
+    """Of a revocation above the observed node, those who are elsewhere are somebody else's."""
+    root = Revokable("root")
+    port, other = root.open("port"), root.open("other")
+    leave = anyio.Event()
+    async with observed(port, patience=0) as (told, tasks):
+        for each in other, port:
+            tasks.start_soon(stubborn, each, [], leave)
+            await parked(each)
+        act = root.revoke()
+        await told.until("root/port straggler")
+        leave.set()
+        await act
+    assert [line.split(":")[0] for line in told if "straggler" in line] == ["root/port straggler"]
+
+
+async def test_in_its_grace_nobody_is_a_straggler() -> None:
+    """Stragglers are told of only when the kick has come, though others of the same act are released at once."""
+    root = Revokable("root")
+    leave = anyio.Event()
+    async with observed(root, patience=0.001) as (told, tasks):
+        alice, idle = root.open("alice"), root.open("idle")
+        tasks.start_soon(stubborn, alice, [], leave)
+        await parked(alice)
+        act = revoke_all([idle, alice], grace=0.05)
+        await told.until("root/alice straggler")
+        leave.set()
+        await act
+    await root.aclose()
+    assert told[2:6] == ["root/idle revoked", "root/alice revoked", "root/idle released", "root/alice kicked"]
+
+
+async def test_what_an_observer_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The revocation goes on, and other observers are told."""
+
+    def fail(_: Event) -> None:
+        raise ValueError("no")
+
+    root = Revokable("root")
+    async with observed(root, fail) as (told, _):
+        assert (await root.open("file").revoke()).released == 1
+    await root.aclose()
+    assert [line.split()[1] for line in told] == ["opened", "revoked", "released"]
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
+
+
+async def test_a_revocation_from_a_thread_is_told() -> None:
+    """It runs in a callback of the loop, without a task or a context of AnyIO's."""
+    root = Revokable("root")
+    async with observed(root) as (told, _):
+        thread = threading.Thread(target=revoke_threadsafe, args=(root,))
+        thread.start()
+        await told.until("root released")
+        thread.join()
+    assert told == ["root revoked", "root released"]
+
+
+def test_what_was_opened_in_the_last_loop_is_told(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    """An observer in the next loop hears of it as of all else."""
+    root = Revokable("root")
+
+    async def first() -> None:
+        root.open("file")
+
+    async def second() -> None:
+        async with observed(root) as (told, _):
+            await root.revoke()
+            await told.until("root released")
+        assert told == ["root revoked", "root/file released", "root released"]
+
+    for main in first, second:
+        anyio.run(main, backend=anyio_backend[0], backend_options=anyio_backend[1])
+
+
+async def test_afterwards_nothing_is_told() -> None:
+    """An observation that was cancelled leaves no trace."""
+    root = Revokable("root")
+    async with observed(root) as (told, _):
+        pass
+    await root.revoke()
+    assert told == []
+
+
+async def test_log_events_has_levels_and_fields(caplog: pytest.LogCaptureFixture) -> None:
+    """What is revoked is INFO, a straggler a WARNING, all else DEBUG; the fields are the record's."""
+    caplog.set_level(logging.DEBUG, "asyncrevoke")
+    root = Revokable("root")
+    leave = anyio.Event()
+    async with observed(root, log_events, patience=0) as (told, tasks):
+        alice = root.open("alice")
+        tasks.start_soon(stubborn, alice, [], leave)
+        await parked(alice)
+        act = alice.revoke("away")
+        await told.until("root/alice straggler")
+        leave.set()
+        await act
+    await root.aclose()
+    assert [record.levelname for record in caplog.records] == ["DEBUG", "INFO", "DEBUG", "WARNING", "DEBUG"]
+    revoked = caplog.records[1]
+    assert revoked.message == "'root/alice' revoked (away)"
+    assert {"event": "revoked", "path": "root/alice", "reason": "away"}.items() <= vars(revoked).items()

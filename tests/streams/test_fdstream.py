@@ -1,0 +1,1006 @@
+"""`FdStream`: waits that are ours, over sockets, pipes and terminals. What it shares with others is in test_stream.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import functools
+import gc
+import os
+import pty
+import socket
+import tty
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+import trio.testing
+from anyio.streams.file import FileStreamAttribute
+from test_stream import Counted, TrioFace, answered, clog, on_trio
+
+from asyncrevoke import FdStream, Revokable, RevokedError, answers
+from asyncrevoke.answers import Answer, Answers
+from calls import awake, parked, start
+from conftest import BACKENDS, settle
+from ports import terminal
+from sockets import BIG, read_on, socket_stream
+
+pytestmark = pytest.mark.anyio
+
+TIOCVHANGUP = 0x5437  # asm-generic/ioctls.h; `termios` has no name for it
+
+on_asyncio = pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id != "trio"])
+
+
+@contextlib.asynccontextmanager
+async def reading_pipe(owner: Revokable | None = None, **options: Any) -> AsyncIterator[tuple[FdStream, int]]:
+    """A stream over the reading end, and the writing end."""
+    r, w = os.pipe()
+    async with FdStream(r, owner, **options) as stream:
+        try:
+            yield stream, w
+        finally:
+            os.close(w)
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+class Ready:
+    """Counts the readiness callbacks that an asyncio loop makes; `then` is called right behind one, in the same step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.registered = 0
+        self.then: Callable[[], object] = lambda: None
+        loop = asyncio.get_running_loop()
+        for name in ("add_reader", "add_writer"):
+            monkeypatch.setattr(loop, name, functools.partial(self._add, getattr(loop, name)))
+
+    def _add(self, add: Callable[..., None], fd: int, callback: Callable[..., object], *args: object) -> None:
+        def counted() -> None:
+            self.count += 1
+            callback(*args)
+            then, self.then = self.then, lambda: None
+            then()
+
+        self.registered += 1
+        add(fd, counted)
+
+
+# -- taking over a descriptor --
+
+
+async def test_further_parents_take_a_stream_without_an_owner() -> None:
+    """Whichever goes first."""
+    token = Revokable("token")
+    near, far = socket.socketpair()
+    with far:
+        stream = FdStream(near.detach(), also=[token])
+        await token.revoke("the token is gone")
+        with pytest.raises(RevokedError, match="the token is gone"):
+            await stream.receive()
+
+
+@pytest.mark.parametrize("fd", [-1, 1 << 20, 1 << 40, -(1 << 40)])
+async def test_a_descriptor_that_is_not_open_is_named(fd: int) -> None:
+    """EBADF with the number in the message, and nothing is opened below the owner."""
+    owner = Revokable("device")
+    with pytest.raises(OSError, match=f"descriptor {fd} ") as caught:
+        FdStream(fd, owner)
+    assert caught.value.errno == errno.EBADF
+    assert not owner.in_use
+    assert not isinstance(caught.value, RevokedError)
+
+
+async def test_a_closed_descriptor_is_named() -> None:
+    """Also one that was open a moment ago."""
+    r, w = os.pipe()
+    os.close(r)
+    os.close(w)
+    with pytest.raises(OSError, match=f"descriptor {r} is not open"):
+        FdStream(r)
+
+
+async def test_a_failed_constructor_leaves_the_descriptor_alone() -> None:
+    """If the owner refuses, the descriptor is open, blocking as it was, and dropping the remains closes nothing."""
+    r, w = os.pipe()
+    dead = Revokable("device")
+    dead.revoke()
+    try:
+        with pytest.raises(RevokedError):
+            FdStream(r, dead)
+        gc.collect()
+        assert is_open(r)
+        assert os.get_blocking(r)
+    finally:
+        os.close(r)
+        os.close(w)
+
+
+async def test_it_tells_its_descriptor() -> None:
+    """By fileno() and typed attribute as long as it has one, then -1; the default name has the number."""
+    async with reading_pipe() as (stream, _):
+        number = stream.fileno()
+        assert is_open(number)
+        assert not os.get_blocking(number)
+        assert stream.extra(FileStreamAttribute.fileno) == number
+        assert stream.handle.name == f"fd {number}"
+        await stream.revoke()
+        assert stream.fileno() == stream.extra(FileStreamAttribute.fileno) == -1
+        assert not is_open(number)
+
+
+async def test_what_closes_it_can_be_chosen() -> None:
+    """`close` is the release: called once, with the descriptor, when the last has left."""
+    r, w = os.pipe()
+    closed: list[int] = []
+    stream = FdStream(r, close=closed.append)
+    async with anyio.create_task_group() as group:
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        act = stream.revoke()
+        assert closed == []
+        await act
+        await receiving.done.wait()
+        await stream.aclose()
+    assert closed == [r]
+    assert is_open(r)
+    os.close(r)
+    os.close(w)
+
+
+@pytest.mark.parametrize("used", [True, False])
+async def test_dropped_unclosed_it_warns_and_closes(used: bool) -> None:
+    """ResourceWarning names it, and the descriptor is closed all the same, even if it is registered with the loop."""
+    r, w = os.pipe()
+
+    async def use(stream: FdStream) -> None:
+        async with anyio.create_task_group() as group:
+            receiving = start(group, stream.receive)
+            await parked(stream.handle)
+            os.write(w, b"x")
+            await receiving.done.wait()
+            assert receiving.outcome == b"x"
+
+    stream = FdStream(r)
+    if used:
+        await use(stream)
+    del stream
+    with pytest.warns(ResourceWarning, match=f"'fd {r}' live.*was never closed"):
+        gc.collect()
+    await settle()
+    closed = not is_open(r)
+    os.close(w)
+    if not closed:
+        os.close(r)
+    assert closed
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_dropped_unclosed_it_closes_where_warnings_are_errors() -> None:
+    """An interpreter run with ``-W error`` leaks no descriptor."""
+    r, w = os.pipe()
+    FdStream(r)
+    gc.collect()
+    await settle()
+    closed = not is_open(r)
+    os.close(w)
+    if not closed:
+        os.close(r)
+    assert closed
+
+
+# -- the system call comes first --
+
+
+async def test_what_can_be_had_at_once_suspends_once() -> None:
+    """With data or room there, an operation is its system call and the checkpoint: it never enters the handle."""
+    async with socket_stream() as (stream, peer):
+        for call in (stream.receive, functools.partial(stream.send, b"x"), functools.partial(stream.send_some, b"x")):
+            peer.sendall(b"x")
+            counted = Counted(call())
+            await counted
+            assert counted.suspended == 1
+
+
+@on_asyncio
+async def test_a_stream_that_nobody_waits_for_costs_the_loop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The callback that stays registered from one wait to the next removes itself when it finds nobody waiting."""
+    ready = Ready(monkeypatch)
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        peer.sendall(b"x")
+        await receiving.done.wait()
+        sending = start(group, stream.send, BIG)
+        await parked(stream.handle)
+        await read_on(peer, len(BIG))
+        await sending.done.wait()
+        await settle(50)
+        count = ready.count
+        peer.sendall(b"data that nobody waits for")
+        for _ in range(50):  # with room to write, too
+            os.sched_yield()
+            await settle(2)
+        assert ready.count - count <= 4, "once or twice for each direction, and then no more"
+        assert await stream.receive() == b"data that nobody waits for"
+        receiving = start(group, stream.receive)  # and it is registered again
+        await parked(stream.handle)
+        peer.sendall(b"x")
+        await receiving.done.wait()
+        assert receiving.outcome == b"x"
+
+
+@on_asyncio
+async def test_the_registration_is_kept_from_one_wait_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that comes back each time costs the loop one registration."""
+    ready = Ready(monkeypatch)
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+
+        async def read() -> list[bytes]:
+            return [await stream.receive() for _ in range(5)]
+
+        reading = start(group, read)
+        for _ in range(5):
+            await parked(stream.handle)
+            peer.sendall(b"x")
+            while stream.handle.in_use:
+                await anyio.lowlevel.checkpoint()
+        await reading.done.wait()
+        assert reading.outcome == [b"x"] * 5
+        assert ready.registered == 1
+
+
+@on_asyncio
+async def test_a_dead_peer_that_nobody_waits_for_costs_the_loop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hang-up is reported by the kernel for ever: only to those who wait."""
+    ready = Ready(monkeypatch)
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        peer.close()
+        await receiving.done.wait()
+        assert isinstance(receiving.outcome, anyio.EndOfStream)
+        await settle(50)
+        assert ready.count <= 3
+
+
+@on_asyncio
+@pytest.mark.parametrize("kicked", [False, True])
+async def test_a_wake_up_without_data_is_no_result(monkeypatch: pytest.MonkeyPatch, kicked: bool) -> None:
+    """Somebody else was faster at the same pipe: the reader waits on, or ends if the kick came behind the wake-up."""
+    ready = Ready(monkeypatch)
+    async with reading_pipe() as (stream, w), anyio.create_task_group() as group:
+
+        def be_faster() -> None:
+            stolen.append(os.read(stream.fileno(), 100))
+            if kicked:
+                stream.revoke()
+
+        stolen: list[bytes] = []
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        ready.then = be_faster
+        os.write(w, b"stolen")
+        await settle()
+        assert stolen == [b"stolen"]
+        assert receiving.done.is_set() == kicked
+        os.write(w, b"mine") if not kicked else None
+        await receiving.done.wait()
+        assert receiving.outcome == b"mine" if not kicked else receiving.error.in_flight
+
+
+@pytest.mark.parametrize("data_first", [True, False])
+async def test_a_receive_cancelled_in_the_step_of_its_data_loses_none(data_first: bool) -> None:
+    """Whatever woke it first, the data is in the kernel until a receive returns it."""
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        if data_first:
+            peer.sendall(b"data")
+        receiving.scope.cancel()
+        if not data_first:
+            peer.sendall(b"data")
+        await receiving.done.wait()
+        assert receiving.outcome is None
+        assert await stream.receive() == b"data"
+
+
+async def test_data_in_the_step_of_the_kick_disturbs_nothing() -> None:
+    """The reader was woken by the kick; that the descriptor is ready as well is nobody's business any more."""
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        act = stream.revoke()
+        peer.sendall(b"too late")
+        await receiving.done.wait()
+        assert receiving.error.in_flight
+        await act
+
+
+# -- writing --
+
+
+async def test_a_kicked_write_tells_what_was_accepted() -> None:
+    """`sent` is the number of bytes that the peer can read, also in the message; None of them is lost."""
+    async with socket_stream(name="port") as (stream, peer), anyio.create_task_group() as group:
+        sending = start(group, stream.send, BIG)
+        await parked(stream.handle)
+        await stream.revoke("unplugged")
+        await sending.done.wait()
+        sent = sending.error.sent
+        assert sent
+        assert str(sending.error) == f"'port' was revoked: unplugged; {sent} bytes were accepted before"
+        assert len(await read_on(peer)) == sent
+        with pytest.raises(RevokedError) as caught:
+            await stream.send(b"x")
+        assert caught.value.sent == 0
+
+
+async def test_a_kicked_write_counts_all_its_parts() -> None:
+    """`sent` is the sum over as many waits as there were."""
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        sending = start(group, stream.send, BIG)
+        await parked(stream.handle)
+        read = len(await read_on(peer, 1 << 20))
+        await settle()
+        await stream.revoke()
+        await sending.done.wait()
+        assert read >= 1 << 20
+        assert sending.error.sent == read + len(await read_on(peer))
+
+
+async def test_send_some_sends_what_is_accepted() -> None:
+    """It returns the number of bytes, waits for room for at least one, and says 0 for nothing."""
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        sent = await stream.send_some(BIG)
+        assert 0 < sent < len(BIG)
+        waiting = start(group, stream.send_some, memoryview(b"more"))
+        await parked(stream.handle)
+        with pytest.raises(anyio.BusyResourceError, match="writing to"):
+            await stream.send(b"x")
+        assert len(await read_on(peer, sent)) == sent
+        await waiting.done.wait()
+        assert waiting.outcome == 4
+        assert await read_on(peer, 4) == b"more"
+        assert await stream.send_some(b"") == 0
+
+
+async def test_send_some_fails_as_send_does() -> None:
+    """Kicked, refused, by a profile, after its own close."""
+    async with socket_stream(answers=answers.ALSA) as (stream, peer), anyio.create_task_group() as group:
+        clog(stream.fileno())
+        waiting = start(group, stream.send_some, b"x")
+        await parked(stream.handle)
+        await stream.revoke()
+        await waiting.done.wait()
+        assert (waiting.error.in_flight, waiting.error.errno) == (True, errno.EBADFD)
+        with pytest.raises(RevokedError) as caught:
+            await stream.send_some(b"x")
+        assert (caught.value.in_flight, caught.value.errno) == (False, errno.ENODEV)
+        await stream.aclose()
+        with pytest.raises(anyio.ClosedResourceError):
+            await stream.send_some(b"x")
+        await read_on(peer)
+
+
+async def test_send_some_after_the_end_is_closed() -> None:
+    """After send_eof, as `send`: this side closed it, nothing is broken."""
+    async with socket_stream() as (stream, _):
+        await stream.send_eof()
+        with pytest.raises(anyio.ClosedResourceError):
+            await stream.send_some(b"x")
+
+
+async def test_what_has_no_end_of_data_says_so() -> None:
+    """send_eof on a pipe is NotImplementedError that names it, and it is as open as before."""
+    r, w = os.pipe()
+    async with FdStream(w, name="pipe") as stream:
+        with pytest.raises(NotImplementedError, match="'pipe'"):
+            await stream.send_eof()
+        await stream.send(b"x")
+        assert os.read(r, 10) == b"x"
+        await stream.revoke()
+        with pytest.raises(RevokedError):
+            await stream.send_eof()
+    with pytest.raises(anyio.ClosedResourceError):
+        await stream.send_eof()
+    os.close(r)
+
+
+async def test_the_end_of_data_of_a_broken_socket_is_broken() -> None:
+    """send_eof without a connection: the OSError is the cause, no descriptor is left."""
+    sock = socket.socket()
+    async with FdStream(sock.detach()) as stream:
+        with pytest.raises(anyio.BrokenResourceError) as caught:
+            await stream.send_eof()
+        assert isinstance(caught.value.__cause__, OSError)
+        assert caught.value.__cause__.errno == errno.ENOTCONN
+
+
+async def test_any_bytes_like_item_is_sent_by_its_bytes() -> None:
+    """A memoryview of wider items counts in bytes, as the kernel does, also where it is sent in parts."""
+    data = bytes(range(256)) * 8192
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        for item in (bytearray(data), memoryview(data).cast("I")):
+            sending = start(group, stream.send, item)
+            assert await read_on(peer, len(data)) == data
+            await sending.done.wait()
+            assert sending.outcome is None
+
+
+# -- what the world answers --
+
+
+async def test_a_pipe_without_writers_is_at_its_end() -> None:
+    """EndOfStream, parked or not, and again."""
+    async with reading_pipe() as (stream, w), anyio.create_task_group() as group:
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, w)  # closes the writing end; the number stays taken
+        os.close(null)
+        await receiving.done.wait()
+        assert isinstance(receiving.outcome, anyio.EndOfStream)
+        with pytest.raises(anyio.EndOfStream):
+            await stream.receive()
+
+
+@pytest.mark.parametrize("when", ["parked", "later"])
+async def test_a_pipe_without_readers_is_broken(when: str) -> None:
+    """EPIPE is BrokenResourceError with the OSError as cause, and its message names the file."""
+    r, w = os.pipe()
+    async with FdStream(w, name="pipe") as stream, anyio.create_task_group() as group:
+        if when == "later":
+            os.close(r)
+        sending = start(group, stream.send, BIG)
+        if when == "parked":
+            await parked(stream.handle)
+            os.close(r)
+        await sending.done.wait()
+        assert isinstance(sending.outcome, anyio.BrokenResourceError)
+        assert not isinstance(sending.outcome, RevokedError)
+        assert isinstance(sending.outcome.__cause__, OSError)
+        assert sending.outcome.__cause__.errno == errno.EPIPE
+        assert "'pipe'" in str(sending.outcome)
+        assert not stream.handle.revoked
+
+
+@pytest.mark.parametrize("when", ["parked", "later"])
+async def test_a_reset_connection_is_broken(when: str) -> None:
+    """ECONNRESET on reading is BrokenResourceError with the OSError as cause."""
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        await stream.send(b"never read")  # a Unix socket that is closed with data unread resets its peer
+        if when == "later":
+            peer.close()
+        receiving = start(group, stream.receive)
+        if when == "parked":
+            await parked(stream.handle)
+            peer.close()
+        await receiving.done.wait()
+        assert isinstance(receiving.outcome, anyio.BrokenResourceError)
+        assert isinstance(receiving.outcome.__cause__, OSError)
+        assert receiving.outcome.__cause__.errno == errno.ECONNRESET
+
+
+async def test_a_master_without_slaves_is_broken() -> None:
+    """Data that was written is received, then EIO is BrokenResourceError with the OSError as cause: no revocation."""
+    with terminal() as (master, slave):
+        async with awake(), FdStream(master) as stream, anyio.create_task_group() as group:
+            receiving = start(group, stream.receive)
+            await parked(stream.handle)
+            os.write(slave, b"last")
+            os.close(slave)
+            await receiving.done.wait()
+            assert receiving.outcome == b"last"
+            with pytest.raises(anyio.BrokenResourceError) as caught:
+                await stream.receive()
+            assert not isinstance(caught.value, RevokedError)
+            assert isinstance(caught.value.__cause__, OSError)
+            assert caught.value.__cause__.errno == errno.EIO
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="TIOCVHANGUP is root's")
+async def test_a_terminal_that_the_kernel_hung_up_is_at_its_end() -> None:
+    """As a USB serial port after its unplug: the parked read ends, and so does the next; a write is broken by EIO."""
+    with terminal() as (_, slave):
+        async with awake(), FdStream(os.dup(slave)) as stream, anyio.create_task_group() as group:
+            receiving = start(group, stream.receive)
+            await parked(stream.handle)
+            fcntl.ioctl(slave, TIOCVHANGUP)
+            await receiving.done.wait()
+            assert isinstance(receiving.outcome, anyio.EndOfStream)
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+            with pytest.raises(anyio.BrokenResourceError) as caught:
+                await stream.send(b"x")
+            assert isinstance(caught.value.__cause__, OSError)
+            assert caught.value.__cause__.errno == errno.EIO
+            assert not stream.handle.revoked
+
+
+@pytest.mark.parametrize(
+    ("profile", "in_flight", "later"),
+    [
+        pytest.param(answers.TTY, Answer.EOF, Answer.EOF, id="TTY"),
+        pytest.param(answers.PTY_MASTER_CLOSED, errno.EIO, Answer.EOF, id="PTY"),
+        pytest.param(answers.DEADFS, Answer.EOF, Answer.EOF, id="DEADFS"),
+        pytest.param(answers.ALSA, errno.EBADFD, errno.ENODEV, id="ALSA"),
+    ],
+)
+async def test_a_dead_terminal_answers_by_its_profile(
+    profile: Answers, in_flight: int | Answer, later: int | Answer
+) -> None:
+    """Where a profile tells terminals from others, the descriptor is asked what it is."""
+    with terminal() as (_, slave):
+        async with FdStream(slave, answers=profile) as stream, anyio.create_task_group() as group:
+            receiving = start(group, stream.receive)
+            await parked(stream.handle)
+            await stream.revoke()
+            await receiving.done.wait()
+            assert answered(receiving.outcome) == in_flight
+            after = start(group, stream.receive)
+            await after.done.wait()
+            assert answered(after.outcome) == later
+
+
+async def test_a_dead_pipe_of_bsd_is_an_error() -> None:
+    """DEADFS answers the end of data on a terminal only: on a pipe EIO, in flight and later."""
+    async with reading_pipe(answers=answers.DEADFS) as (stream, _), anyio.create_task_group() as group:
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        await stream.revoke()
+        await receiving.done.wait()
+        assert answered(receiving.outcome) == errno.EIO
+        with pytest.raises(RevokedError) as caught:
+            await stream.receive()
+        assert caught.value.errno == errno.EIO
+
+
+# -- release: the descriptor and its number --
+
+
+@pytest.mark.invariant("I3")
+async def test_the_descriptor_is_closed_when_the_last_waiter_has_left() -> None:
+    """Not by revoke(): a waiter that was kicked still has its turn to come."""
+    async with socket_stream() as (stream, _), anyio.create_task_group() as group:
+        number = stream.fileno()
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        act = stream.revoke()
+        assert is_open(number)
+        assert stream.fileno() == number
+        await receiving.done.wait()
+        assert not is_open(number)
+        assert act.done()
+
+
+@pytest.mark.invariant("I3")
+async def test_a_parked_write_may_end_during_the_grace() -> None:
+    """It completes when there is room, and the descriptor is closed only then."""
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        number = stream.fileno()
+        sending = start(group, stream.send, BIG)
+        await parked(stream.handle)
+        act = stream.revoke("shutdown", grace=1000)
+        await settle()
+        await read_on(peer, len(BIG) // 2)
+        assert is_open(number)
+        assert not sending.done.is_set()
+        assert len(await read_on(peer)) >= len(BIG) // 4
+        await sending.done.wait()
+        assert sending.outcome is None
+        assert not is_open(number)
+        assert (await act).kicked == 0
+
+
+async def test_a_parked_write_is_kicked_when_the_grace_is_over() -> None:
+    """And tells what was accepted until then."""
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        sending = start(group, stream.send, BIG)
+        await parked(stream.handle)
+        act = stream.revoke("shutdown", grace=0.001)
+        while not act.done():  # a trio that has nothing to do but wait starts a thread under pytest
+            await anyio.lowlevel.checkpoint()
+        await sending.done.wait()
+        assert sending.error.in_flight
+        assert sending.error.sent == len(await read_on(peer))
+
+
+class Reopened:
+    """A pipe that is opened anew by the release of the one before, with a reader of its own: generation by generation."""
+
+    def __init__(self, group: anyio.abc.TaskGroup, generations: int) -> None:
+        self.group = group
+        self.generations = generations
+        self.numbers: list[int] = []
+        self.log: list[tuple[object, ...]] = []
+        self.writing: int | None = None
+        self.stream: FdStream
+        self.reopen()
+
+    def reopen(self) -> None:
+        if self.writing is not None:
+            os.close(self.writing)
+        number = len(self.numbers)
+        if number < self.generations:
+            reading, self.writing = os.pipe()
+            self.numbers.append(reading)
+            self.stream = FdStream(reading, Revokable(f"generation {number}", release=self.reopen))
+            self.group.start_soon(self._read, number, self.stream)
+
+    async def _read(self, number: int, stream: FdStream) -> None:
+        try:
+            while True:
+                self.log.append((number, await stream.receive()))
+        except RevokedError as error:
+            self.log.append((number, error.in_flight, error.reason))
+
+    async def parked(self, length: int) -> None:
+        """Until the log has this length, and the reader waits."""
+        while len(self.log) < length or not self.stream.handle.in_use:
+            await anyio.lowlevel.checkpoint()
+
+    def revoke(self, reason: str) -> None:
+        assert self.stream.handle.parent is not None
+        self.stream.handle.parent.revoke(reason)
+
+
+async def test_a_reopen_in_the_step_of_the_release_loses_no_wake_up(request: pytest.FixtureRequest) -> None:
+    """Ten thousand times on one number: the device's release opens it anew, and starts a reader, while the old reader
+    is still on its way out. The new one gets the new data, the old one RevokedError, and nobody hangs.
+    """
+    rounds = 3_000 if "trio" in request.node.callspec.id else 10_000  # a round of trio takes three times as long
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            pipe = Reopened(group, rounds)
+            for number in range(rounds):
+                await pipe.parked(2 * number)
+                assert pipe.writing is not None
+                os.write(pipe.writing, b"%d" % number)
+                await pipe.parked(2 * number + 1)
+                pipe.revoke(f"round {number}")
+                while len(pipe.log) < 2 * number + 2:
+                    await anyio.lowlevel.checkpoint()
+    assert len(pipe.numbers) == rounds
+    assert len(set(pipe.numbers)) == 1, "it was the same descriptor number each time"
+    assert pipe.log[::2] == [(number, b"%d" % number) for number in range(rounds)]
+    assert pipe.log[1::2] == [(number, True, f"round {number}") for number in range(rounds)]
+
+
+@pytest.mark.parametrize("was", ["parked", "left armed"])
+async def test_the_next_file_of_the_number_keeps_its_registration(was: str) -> None:
+    """Whoever gets the number after us is woken, whatever becomes of what is left of us."""
+    async with reading_pipe() as (stream, w), anyio.create_task_group() as group:
+        number = stream.fileno()
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        if was == "left armed":
+            os.write(w, b"x")
+            await receiving.done.wait()
+        stream.revoke()
+        while stream.fileno() >= 0:
+            await anyio.lowlevel.checkpoint()
+        r, w2 = os.pipe()
+        assert r == number
+        waiting = start(group, anyio.wait_readable, r)
+        await settle()
+        await receiving.done.wait()
+        stream.revoke("again")
+        await stream.aclose()
+        await settle()
+        assert not waiting.done.is_set()
+        os.write(w2, b"x")
+        await waiting.done.wait()
+        assert waiting.outcome is None
+        os.close(r)
+        os.close(w2)
+
+
+async def test_a_number_inherited_from_others_is_registered_anew() -> None:
+    """A foreign waiter on the number is ended, and its file closed, in the step in which ours begins: ours is woken."""
+    r, w = os.pipe()
+    async with anyio.create_task_group() as group:
+        foreign = start(group, anyio.wait_readable, r)
+        await settle()
+        anyio.notify_closing(r)
+        os.close(r)
+        r2, w2 = os.pipe()
+        assert r2 == r
+        async with FdStream(r2) as stream:
+            receiving = start(group, stream.receive)
+            await foreign.done.wait()
+            assert isinstance(foreign.outcome, anyio.ClosedResourceError)
+            await parked(stream.handle)
+            os.write(w2, b"x")
+            with anyio.fail_after(20):
+                await receiving.done.wait()
+            assert receiving.outcome == b"x"
+    os.close(w)
+    os.close(w2)
+
+
+@pytest.mark.parametrize("left", ["armed", "parked"])
+@pytest.mark.parametrize("second", [each for each in BACKENDS if each.id != "eager"])
+@pytest.mark.parametrize("first", [each for each in BACKENDS if each.id != "eager"])
+def test_it_outlives_the_loop_it_was_used_in(
+    first: tuple[str, dict[str, Any]], second: tuple[str, dict[str, Any]], left: str
+) -> None:
+    """After the first loop was closed it works in another, of whatever kind, and is taken away there."""
+    ours, peer = socket.socketpair()
+    stream = FdStream(ours.detach())
+    with peer:
+
+        async def use() -> None:
+            async with anyio.create_task_group() as group:
+                receiving = start(group, stream.receive)
+                await parked(stream.handle)
+                peer.sendall(b"x")
+                await receiving.done.wait()
+                assert receiving.outcome == b"x"
+                if left == "parked":  # cancelled by the end of its loop
+                    start(group, stream.receive)
+                    await parked(stream.handle)
+                    group.cancel_scope.cancel()
+
+        async def use_and_revoke() -> None:
+            await use()
+            async with anyio.create_task_group() as group:
+                receiving = start(group, stream.receive)
+                await parked(stream.handle)
+                await stream.revoke("over")
+                await receiving.done.wait()
+                assert receiving.error.in_flight
+
+        anyio.run(use, backend=first[0], backend_options=first[1])
+        assert not stream.handle.in_use
+        anyio.run(use_and_revoke, backend=second[0], backend_options=second[1])
+        assert stream.fileno() == -1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_can_be_taken_away_after_its_loop(backend: tuple[str, dict[str, Any]]) -> None:
+    """It was left registered with a loop that is closed now: a revocation without a loop closes it."""
+    r, w = os.pipe()
+    stream = FdStream(r)
+
+    async def use() -> None:
+        async with anyio.create_task_group() as group:
+            receiving = start(group, stream.receive)
+            await parked(stream.handle)
+            os.write(w, b"x")
+            await receiving.done.wait()
+
+    anyio.run(use, backend=backend[0], backend_options=backend[1])
+    report = stream.revoke().report
+    assert (report.released, report.errors) == (1, ())
+    assert not is_open(r)
+    os.close(w)
+
+
+def test_a_reader_in_a_loop_that_was_closed_is_a_straggler() -> None:
+    """Its task can be told of nothing: the revocation names it, and closes when its coroutine was closed."""
+    near, far = os.pipe()
+    stream = FdStream(near)
+    loop = asyncio.new_event_loop()
+
+    async def read() -> None:
+        left.append(asyncio.ensure_future(stream.receive()))
+        await settle()
+
+    left: list[asyncio.Task[bytes]] = []
+    loop.run_until_complete(read())
+    loop.close()
+    act = stream.handle.revoke()
+    assert [user.task for user in act.stragglers()] == left
+    left[0]._log_destroy_pending = False  # type: ignore[attr-defined]
+    left[0].get_coro().close()
+    assert act.done()
+    assert not is_open(near)
+    os.close(far)
+
+
+def test_without_a_loop_a_revocation_closes() -> None:
+    """The release is plain code: it needs no loop."""
+    r, w = os.pipe()
+    stream = FdStream(r)
+    assert stream.revoke().done()
+    assert not is_open(r)
+    os.close(w)
+
+
+# -- hazards of a guarded wait; numbers as in the facts --
+
+
+@contextlib.asynccontextmanager
+async def reader(stream: FdStream) -> AsyncIterator[asyncio.Task[object]]:
+    """A task of asyncio that is parked in receive(); what holds after every hazard is asserted here."""
+    undisturbed: list[int] = []
+
+    async def receive() -> object:
+        task = asyncio.current_task()
+        assert task is not None
+        before = task.cancelling()
+        try:
+            return await stream.receive()
+        except RevokedError as error:
+            assert task.cancelling() == before
+            for turn in range(2):
+                await asyncio.sleep(0)
+                undisturbed.append(turn)
+            return error
+
+    task = asyncio.get_running_loop().create_task(receive())
+    await parked(stream.handle)
+    yield task
+    await asyncio.wait([task], timeout=20)
+    assert task.done(), "it hangs"
+    assert not stream.handle.in_use
+    if not task.cancelled() and isinstance(task.result(), RevokedError):
+        assert undisturbed == [0, 1]
+
+
+@on_asyncio
+async def test_hazard_1_kick() -> None:
+    """A kick of a parked receive: revoked."""
+    async with socket_stream() as (stream, _), reader(stream) as task:
+        stream.revoke()
+    assert isinstance(task.result(), RevokedError)
+
+
+@on_asyncio
+@pytest.mark.parametrize("kick_first", [True, False])
+async def test_hazards_2_and_3_kick_and_cancel(kick_first: bool) -> None:
+    """Kick and task.cancel() in one step, in either order: cancelled."""
+    async with socket_stream() as (stream, _), reader(stream) as task:
+        if kick_first:
+            stream.revoke()
+        task.cancel()
+        stream.revoke()
+    assert task.cancelled()
+
+
+@on_asyncio
+async def test_hazard_14_the_result_is_there_when_the_kick_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait was over, the kick came behind it in the same step: the data is received."""
+    ready = Ready(monkeypatch)
+    async with socket_stream() as (stream, peer), reader(stream) as task:
+        ready.then = functools.partial(stream.revoke, "too late")
+        peer.sendall(b"just in time")
+    assert task.result() == b"just in time"
+    assert stream.fileno() == -1
+
+
+@on_trio
+async def test_hazard_14_on_trio() -> None:
+    """Of two tasks that the same data wakes in one step one revokes: the other receives the data."""
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        twin = os.dup(stream.fileno())
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+
+        async def revoke() -> None:
+            await anyio.wait_readable(twin)
+            stream.revoke("too late")
+
+        group.start_soon(revoke)
+        await settle()
+        peer.sendall(b"just in time")
+        await receiving.done.wait()
+        assert receiving.outcome == b"just in time"
+        os.close(twin)
+
+
+@on_asyncio
+async def test_a_write_that_has_room_when_the_kick_comes_tells_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 14 for send: what fits is sent, and the rest is revoked; or all of it is sent."""
+    ready = Ready(monkeypatch)
+    async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
+        sending = start(group, stream.send, BIG)
+        await parked(stream.handle)
+        ready.then = stream.revoke
+        arrived = await read_on(peer)
+        await sending.done.wait()
+        assert 0 < len(arrived) < len(BIG)
+        assert sending.error.sent == len(arrived)
+
+
+async def test_hazard_18_outer_scope_then_kick() -> None:
+    """The outer scope was cancelled before the kick: the cancellation wins."""
+    async with socket_stream() as (stream, _), anyio.create_task_group() as group:
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        receiving.scope.cancel()
+        stream.revoke()
+        await receiving.done.wait()
+        assert receiving.outcome is None
+        assert receiving.scope.cancelled_caught
+        assert not stream.handle.in_use
+
+
+@on_asyncio
+async def test_hazard_19_kick_then_outer_scope() -> None:
+    """The kick is reported, and the cancellation of the outer scope comes at the next checkpoint."""
+    log: list[object] = []
+
+    async with socket_stream() as (stream, _), anyio.create_task_group() as group:
+
+        async def receive() -> None:
+            try:
+                await stream.receive()
+            except RevokedError as error:
+                log.append(error.in_flight)
+                await anyio.lowlevel.checkpoint()
+                log.append("not reached")
+
+        receiving = start(group, receive)
+        await parked(stream.handle)
+        stream.revoke()
+        receiving.scope.cancel()
+        await receiving.done.wait()
+        assert log == [True]
+        assert receiving.scope.cancelled_caught
+
+
+@on_asyncio
+@pytest.mark.parametrize("kick_first", [True, False])
+async def test_hazard_20_outer_timeout(kick_first: bool) -> None:
+    """An outer asyncio.timeout expires in the step of the kick, in either order: TimeoutError."""
+    loop = asyncio.get_running_loop()
+    async with socket_stream() as (stream, _), anyio.create_task_group() as group:
+        timeout = asyncio.timeout(None)
+
+        async def receive() -> None:
+            async with timeout:
+                await stream.receive()
+
+        receiving = start(group, receive)
+        await parked(stream.handle)
+        if kick_first:
+            loop.call_soon(stream.revoke)
+            timeout.reschedule(loop.time())
+        else:
+            timeout.reschedule(loop.time())
+            loop.call_soon(stream.revoke)
+        await receiving.done.wait()
+        assert isinstance(receiving.outcome, TimeoutError)
+        assert not stream.handle.in_use
+
+
+# -- the suites of trio --
+
+
+class FromTerminal(TrioFace):
+    """The reading side of a terminal: EIO is how a master says that nobody has the slave open."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        try:
+            return await super().receive_some(max_bytes)
+        except trio.BrokenResourceError as exc:
+            eio = exc.__cause__ and exc.__cause__.__cause__
+            if isinstance(eio, OSError) and eio.errno == errno.EIO:
+                return b""
+            raise
+
+
+def test_a_terminal_passes_the_suite_of_trio() -> None:
+    """One way, slave to master. The other way a terminal is no stream: a write to a master never breaks, and what a
+    closing master has written is lost. Nor can one be clogged for sure: a worker of the kernel goes on moving bytes.
+    """
+
+    async def make() -> tuple[TrioFace, TrioFace]:
+        master, slave = pty.openpty()
+        tty.setraw(slave)
+        return TrioFace(FdStream(slave), slave), FromTerminal(FdStream(master), master)
+
+    trio.run(trio.testing.check_one_way_stream, make, None)  # AnyIO's runner has trio wait in a thread that lingers

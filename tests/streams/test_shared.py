@@ -1,0 +1,215 @@
+"""One line for several streams, over a line in memory."""
+
+from __future__ import annotations
+
+import array
+from typing import Literal
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from asyncrevoke import Revokable, RevokedError, Shared, SharedStream
+from calls import parked, start
+from conftest import settle
+
+pytestmark = pytest.mark.anyio
+
+
+class Stream(SharedStream):
+    async def _send_eof(self) -> None:
+        raise NotImplementedError
+
+
+class Line:
+    """A line in memory: what comes is put there by the test, what is sent is taken in bits, as long as there is room."""
+
+    def __init__(
+        self, *, backlog: int | None = None, exact: bool = True, room: int = 1 << 20, history: int = 0
+    ) -> None:
+        self.shared = Shared(self.receive, self.send_some, backlog=backlog, exact=exact, history=history)
+        self.port = Revokable("port")
+        self.sent = bytearray()
+        self._room = room
+        self._arrived = bytearray()
+        self._over: Exception | None = None
+        self._changed = anyio.Event()
+
+    def open(self, name: str, *, replay: bool = False) -> Stream:
+        return Stream(self.shared, self.port, name=name, replay=replay)
+
+    def arrive(self, data: bytes = b"", over: Exception | None = None) -> None:
+        self._arrived += data
+        self._over = over
+        self._changed.set()
+
+    async def receive(self, max_bytes: int) -> bytes:
+        while not self._arrived:
+            if self._over is not None:
+                raise self._over
+            self._changed = anyio.Event()
+            await self._changed.wait()
+        data = bytes(self._arrived[:max_bytes])
+        del self._arrived[:max_bytes]
+        return data
+
+    async def send_some(self, item: memoryview) -> int:
+        await anyio.lowlevel.checkpoint()
+        if len(self.sent) >= self._room:
+            await anyio.sleep_forever()
+        self.sent += item[:1000]
+        return len(item[:1000])
+
+
+async def test_each_gets_a_copy_in_pieces_of_his_own() -> None:
+    """With a backlog, all that comes is given to every open stream, and to none that came later."""
+    line = Line(backlog=100)
+    one, two = line.open("one"), line.open("two")
+    line.arrive(b"hello")
+    assert await one.receive() == b"hello"
+    late = line.open("late")
+    assert [await two.receive(3), await two.receive()] == [b"hel", b"lo"]
+    line.arrive(b"again")
+    assert [await each.receive() for each in (late, two, one)] == [b"again"] * 3
+
+
+async def test_all_who_wait_are_served_by_one_read() -> None:
+    """Of those who wait for data one reads, and all of them go on."""
+    line = Line(backlog=100)
+    async with anyio.create_task_group() as tasks:
+        calls = [start(tasks, line.open(name).receive) for name in ("one", "two", "three")]
+        await settle()
+        line.arrive(b"hello")
+    assert [call.outcome for call in calls] == [b"hello"] * 3
+
+
+async def test_who_is_too_far_behind_is_revoked() -> None:
+    """The stream that exceeds the backlog is taken away, and says so; up to it nothing is lost, and others go on."""
+    line = Line(backlog=10)
+    fast, slow = line.open("fast"), line.open("slow")
+    for data in b"01234", b"56789", b"x":
+        assert slow.handle.revoked is False
+        line.arrive(data)
+        assert await fast.receive() == data
+    with pytest.raises(RevokedError, match="11 bytes behind, and may be 10"):
+        await slow.receive()
+    assert list(line.shared.streams) == [fast]
+    line.arrive(b"more")
+    assert await fast.receive() == b"more"
+
+
+@pytest.mark.parametrize(("history", "kept"), [(0, b""), (4, b"3456"), (6, b"123456"), (9, b"123456")])
+async def test_late_stream_gets_what_came_last(history: int, kept: bytes) -> None:
+    """Opened with `replay`, a stream gets as much of what was read as is kept, then what comes, and nothing twice."""
+    line = Line(backlog=6, history=history)
+    early = line.open("early")
+    for piece in (b"123", b"456"):
+        line.arrive(piece)
+        await early.receive()
+    late = line.open("late", replay=True)
+    line.arrive(b"789abc")
+    assert await early.receive() == b"789abc"
+    assert await late.receive() == kept + b"789abc"
+    assert line.shared.history == b"123456789abc"[-history:] if history else not line.shared.history
+
+
+async def test_without_a_backlog_who_reads_gets_it() -> None:
+    """No copies are made; one task may receive from a stream at a time."""
+    line = Line()
+    one, two = line.open("one"), line.open("two")
+    async with anyio.create_task_group() as tasks:
+        waiting = start(tasks, one.receive)
+        await parked(one.handle)
+        with pytest.raises(anyio.BusyResourceError):
+            await one.receive()
+        line.arrive(b"for one")
+    line.arrive(b"for two")
+    assert (waiting.outcome, await two.receive()) == (b"for one", b"for two")
+
+
+@pytest.mark.parametrize("how", ["cancelled", "revoked", "closed"])
+async def test_another_reads_on_when_the_reader_goes(how: str) -> None:
+    """If the one who reads for all is cancelled or taken away, the next one reads, and nothing is lost."""
+    line = Line(backlog=100)
+    streams = [line.open("one"), line.open("two")]
+    async with anyio.create_task_group() as tasks:
+        first = start(tasks, streams[0].receive)
+        await parked(streams[0].handle)
+        second = start(tasks, streams[1].receive)
+        await parked(streams[1].handle)
+        if how == "cancelled":
+            first.scope.cancel()
+        else:
+            await (streams[0].revoke() if how == "revoked" else streams[0].handle.close())
+        await first.done.wait()
+        line.arrive(b"hello")
+    assert second.outcome == b"hello"
+    if how == "cancelled":
+        assert await streams[0].receive() == b"hello"
+
+
+@pytest.mark.parametrize("over", [anyio.EndOfStream, anyio.BrokenResourceError])
+async def test_the_end_is_told_to_all(over: type[Exception]) -> None:
+    """Each gets what came before it, then the end, as often as he asks; who waits, who is behind, and who comes later."""
+    line = Line(backlog=100)
+    waiting, behind = line.open("waiting"), line.open("behind")
+    line.arrive(b"last words")
+    await waiting.receive()
+    async with anyio.create_task_group() as tasks:
+        call = start(tasks, waiting.receive)
+        await parked(waiting.handle)
+        line.arrive(over=over())
+    assert isinstance(call.outcome, over)
+    assert await behind.receive() == b"last words"
+    for stream in waiting, behind, line.open("late"):
+        with pytest.raises(over):
+            await stream.receive()
+
+
+async def test_pieces_of_two_writers_are_not_mixed() -> None:
+    """Up to 4096 bytes go in one piece, however few the line takes at a time; of more, each writer sends some in turn."""
+    line = Line()
+    async with anyio.create_task_group() as tasks:
+        for name in "ab":
+            start(tasks, line.open(name).send, name.encode() * 3 * 4096)
+    pieces = [bytes(line.sent[at : at + 4096]) for at in range(0, len(line.sent), 4096)]
+    assert pieces in ([b"a" * 4096, b"b" * 4096] * 3, [b"b" * 4096, b"a" * 4096] * 3)
+
+
+async def test_a_view_of_numbers_is_sent_by_its_bytes() -> None:
+    """All of them, whatever its items are."""
+    line = Line()
+    await line.open("one").send(memoryview(array.array("I", range(2000))))  # type: ignore[arg-type]  # as bytes are
+    assert line.sent == array.array("I", range(2000)).tobytes()
+
+
+@pytest.mark.parametrize(("exact", "sent"), [(True, [3000, 0]), (False, [None, None])])
+@pytest.mark.parametrize("taken", ["port", "stream"])
+async def test_sent_tells_what_the_line_took(
+    exact: bool, sent: list[int | None], taken: Literal["port", "stream"]
+) -> None:
+    """A kicked writer is told how many bytes were taken; one who waits for his turn, none; nobody, where it is not known."""
+    line = Line(exact=exact, room=3000)
+    streams = [line.open("one"), line.open("two")]
+    async with anyio.create_task_group() as tasks:
+        calls = []
+        for stream in streams:
+            calls.append(start(tasks, stream.send, bytes(9000)))
+            await parked(stream.handle)
+        for node in [line.port] if taken == "port" else [stream.handle for stream in reversed(streams)]:
+            await node.revoke()
+    assert [call.error.sent for call in calls] == sent
+
+
+@pytest.mark.parametrize("backlog", [0, -1, float("nan")])
+async def test_a_backlog_that_is_none_is_refused(backlog: int) -> None:
+    """A stream must be allowed to be behind by something."""
+    with pytest.raises(ValueError, match="backlog is"):
+        Line(backlog=backlog)
+
+
+@pytest.mark.parametrize(("history", "backlog"), [(-1, 6), (6, None)])
+async def test_a_history_of_nothing_is_refused(history: int, backlog: int | None) -> None:
+    """What is kept is kept of copies, which there are with a backlog only."""
+    with pytest.raises(ValueError, match="history is"):
+        Line(history=history, backlog=backlog)
