@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 if TYPE_CHECKING:
+    from .revocation import Revocation
     from .use import Inside
 
 Task = Any  # asyncio.Task or trio.lowlevel.Task: both are only compared, named and looked into
@@ -36,7 +37,7 @@ class Home(abc.ABC):
     :ivar loop: the loop itself, or trio's token of it
     :ivar inside: the innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards by
         `outer`
-    :ivar observers: those who are told what happens to the nodes of this loop: each is called with (what, node, act, task)
+    :ivar observers: those who are told of each act in this loop, when it has begun
     """
 
     #: The loop that calls back when a descriptor is ready, or None where only a task can wait for that.
@@ -46,7 +47,7 @@ class Home(abc.ABC):
         self.loop = loop
         self.thread = threading.get_ident()
         self.inside: dict[Task, Inside] = {}
-        self.observers: list[Callable[[str, Any, Any, Task | None], None]] = []
+        self.observers: list[Callable[[Revocation], None]] = []
         self._handed: deque[Callable[[], object]] = deque()
 
     @property

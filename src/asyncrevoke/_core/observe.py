@@ -14,7 +14,7 @@ import anyio.abc
 
 from .loop import task_name
 from .revocation import Revocation, users_of
-from .revokable import Revokable
+from .revokable import Revokable, below, have_observed
 
 logger = logging.getLogger("asyncrevoke")
 
@@ -74,12 +74,15 @@ async def observe(
     observation = _Observation(node, observers, patience)
     home = node._settle()
     assert home is not None
-    home.observers.append(observation.happened)
+    have_observed(node, (observation.happened,))
+    home.observers.append(observation.begun)
     try:
         task_status.started()
         await observation.tell_of_stragglers()
     finally:
-        home.observers.remove(observation.happened)
+        home.observers.remove(observation.begun)
+        for each in below(node):
+            each._observers = tuple(told for told in each._observers if told != observation.happened)
 
 
 class _Observation:
@@ -92,11 +95,13 @@ class _Observation:
 
     def happened(self, what: str, node: Revokable, act: Revocation | None, task: object) -> None:
         """Is called in the midst of a revocation, perhaps without a task: it raises nothing, and asks nothing of AnyIO."""
-        below = _is_below(node, self._node)
-        if below:
-            self._tell(Event(cast(Happening, what), node, "" if task is None else task_name(task), act))
-        if act is not None and what in ("revoked", "closed") and (below or _is_below(self._node, node)):
-            self._look_later(act)
+        self._tell(Event(cast(Happening, what), node, "" if task is None else task_name(task), act))
+
+    def begun(self, act: Revocation) -> None:
+        """Has its stragglers looked for, if it is of what is observed: of all, or of a part of it."""
+        if act in self._node._acts or any(self.happened in root._observers for root in act._roots):
+            self._unfinished.append((time.monotonic() + self._patience, act))
+            self._more.set()
 
     def _tell(self, event: Event) -> None:
         for observer in self._observers:
@@ -104,11 +109,6 @@ class _Observation:
                 observer(event)
             except Exception:
                 logger.exception("the observer %r failed", observer)
-
-    def _look_later(self, act: Revocation) -> None:
-        if not (self._unfinished and self._unfinished[-1][1] is act):  # once for all of its roots
-            self._unfinished.append((time.monotonic() + self._patience, act))
-            self._more.set()
 
     async def tell_of_stragglers(self) -> None:
         while True:
@@ -120,10 +120,10 @@ class _Observation:
 
     def _look(self, act: Revocation) -> None:
         if not all(node.kicked for node in act._nodes):  # still in its grace
-            self._look_later(act)
+            self.begun(act)
             return
         for node in act._nodes:
-            if _is_below(node, self._node):
+            if self.happened in node._observers:
                 for user in users_of(node):
                     if user.kind != "open file":
                         self._tell(Event("straggler", node, str(user), act))
@@ -134,13 +134,3 @@ def log_events(event: Event) -> None:
     level = {"revoked": logging.INFO, "straggler": logging.WARNING}.get(event.what, logging.DEBUG)
     if logger.isEnabledFor(level):
         logger.log(level, "%s", event, extra=event.fields)
-
-
-def _is_below(node: Revokable, root: Revokable) -> bool:
-    """Whether `node` is `root`, or below it by any of its parents."""
-    unvisited = [node]
-    for each in unvisited:
-        if each is root:
-            return True
-        unvisited += [parent for parent in each._parents() if parent not in unvisited]
-    return False

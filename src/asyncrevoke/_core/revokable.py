@@ -76,9 +76,11 @@ def _begin(act: Revocation, grace: float) -> None:
         if root._home is not home:
             root._settle()
     _refuse(act, home)
-    for root in act._roots:
-        if root._acts and root._acts[0] is act:
+    if first := [root for root in act._roots if root._acts and root._acts[0] is act]:
+        for root in first:
             tell("closed" if act._closer else "revoked", root, act)
+        for begun in tuple(home.observers if home is not None else ()):
+            begun(act)
     work = _work(act, grace)
     if home is None:
         _exhaust(work)
@@ -252,16 +254,16 @@ def _released(node: Revokable) -> None:
 
 
 def tell(what: str, node: Revokable, act: Revocation | None = None, task: loop.Task | None = None) -> None:
-    """Tell the observers of this loop, if there are any, what has happened."""
-    home = node._home or _root(node)._home  # as it may not have been used in a loop yet
-    if home is not None and home.observers:
-        for observer in tuple(home.observers):
-            observer(what, node, act, task)
+    """Tell those who observe `node`, or what it is below, what has happened."""
+    for observer in node._observers if node._lasting else tuple(node._heard_by()):
+        observer(what, node, act, task)
 
 
 T = TypeVar("T")
 Release = Callable[[], Awaitable[object] | object]
 Kick = Callable[["Revokable"], object] | EllipsisType | None
+#: Is called with what has happened, to which node, by which act and to which task, if to one.
+Told = Callable[[str, "Revokable", Revocation | None, loop.Task | None], None]
 
 
 class Options(TypedDict, total=False):
@@ -299,6 +301,7 @@ class Revokable:
         "_closed",
         "_home",
         "_kick",
+        "_observers",
         "_release",
         "_state",
         "_unclosed",
@@ -308,6 +311,7 @@ class Revokable:
     )
 
     _number: int | None = None  # of a generation
+    _lasting = True  # else it is a child of its parent only while it is used
 
     def __init__(
         self,
@@ -335,6 +339,7 @@ class Revokable:
         self._children: dict[Revokable, None] | None = None  # open, in order of opening
         self._unclosed = 0 if at_close is None else 1  # those that have not run, here and below
         self._home: loop.Home | None = None
+        self._observers: tuple[Told, ...] = ()  # of this node, as it is below what they observe
 
     @property
     def in_use(self) -> int:
@@ -354,7 +359,7 @@ class Revokable:
     @property
     def revoked(self) -> bool:
         """Whether it refuses, whoever took it away: a revocation, or the owner by `close`."""
-        return bool(self._acts)
+        return bool(self._acts) or self._missed()
 
     @property
     def kicked(self) -> bool:
@@ -379,7 +384,7 @@ class Revokable:
     @property
     def reason(self) -> str:
         """What the first revocation gave as its reason; it never changes."""
-        return self._acts[0].reason if self._acts else ""
+        return self._acts[0].reason if self.revoked else ""
 
     @property
     def path(self) -> str:
@@ -474,7 +479,7 @@ class Revokable:
     def _admit_child(self) -> None:
         if self._home is None or self._home.over:
             self._settle()
-        if self._acts:
+        if self.revoked:
             raise self._refusal()
 
     def _join(self, parents: tuple[Revokable, ...]) -> None:
@@ -489,9 +494,16 @@ class Revokable:
         tell("opened", self)
 
     def _link(self, child: Revokable) -> None:
+        if not self._lasting:
+            self._attach()
+        self._adopt(child)
+
+    def _adopt(self, child: Revokable) -> None:
         if self._children is None:
             self._children = {}
         self._children[child] = None
+        if self._observers:
+            have_observed(child, self._observers)
 
     def _discard(self, parents: tuple[Revokable, ...], reason: str) -> Revocation:
         """Release what was never opened: join it to its parents, of which some may be dead, and revoke it."""
@@ -575,13 +587,16 @@ class Revokable:
     def _admits_use(self) -> bool:
         """Whether an operation may start: on a live node, or nested in one of the same task until the kick (I1)."""
         home = self._home
-        return not self._acts or (not self.kicked and home is not None and self._inside(home, home.task()))
+        return not self.revoked or (not self.kicked and home is not None and self._inside(home, home.task()))
 
     def _inside(self, home: loop.Home, task: loop.Task) -> bool:
         """Whether the task is in an operation on this very node."""
         return any(inside.node is self and type(inside) is Use for inside in chain(home.inside.get(task)))
 
     def _first_use(self) -> dict[Any, None]:
+        if not self._lasting:
+            self._admit_child()
+            self._attach()
         self._uses = {}
         return self._uses
 
@@ -700,8 +715,25 @@ class Revokable:
         elif not self._children:
             self._unused()
 
+    def _end_unused(self, acts: tuple[Revocation, ...]) -> None:
+        """It is over with what was above it, and nobody was inside."""
+        self._acts, self._state = acts, RELEASED
+
+    # Hooks for nodes that are not lasting.
+
+    def _missed(self) -> bool:
+        """Whether it was revoked where no revocation could reach it; then it is from now on."""
+        return False
+
+    def _attach(self) -> None:
+        """It is about to be used."""
+
+    def _heard_by(self) -> Iterable[Told]:
+        """Who is told what happens to it, also while it is nobody's child."""
+        return self._observers
+
     def _unused(self) -> None:
-        """The last user of a live node has left; nothing to do but for nodes that are kept by their users alone."""
+        """The last user of a live node has left."""
 
     def _gone(self) -> None:
         """It is released; nothing to do but for nodes that hold something of their own."""
@@ -782,9 +814,16 @@ def _check(roots: Iterable[Revokable], grace: float) -> None:
             if here is not None:
                 raise RuntimeError(f"{root.path!r} belongs to another event loop: use revoke_threadsafe()")
         if here is None:
-            for node in _below(root):
+            for node in below(root):
                 if inspect.iscoroutinefunction(node._release):
                     raise RuntimeError(f"the release of {node.path!r} needs a running event loop")
+
+
+def have_observed(node: Revokable, observers: tuple[Told, ...]) -> None:
+    """Have a node, and all below it, observed by these, too."""
+    for each in below(node):
+        new = tuple(observer for observer in observers if observer not in each._observers)
+        each._observers = each._observers + new if each._observers else observers
 
 
 def _root(node: Revokable) -> Revokable:
@@ -793,7 +832,8 @@ def _root(node: Revokable) -> Revokable:
     return node
 
 
-def _below(root: Revokable) -> Generator[Revokable, None, None]:
+def below(root: Revokable) -> Generator[Revokable, None, None]:
+    """A node and all below it, each once."""
     seen = {root}
     unvisited = [root]
     while unvisited:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Iterable
 
-from asyncrevoke._core.revokable import RELEASED, Revokable, tell
+from asyncrevoke._core.revokable import Revokable, Told, tell
 
 
 class Key(Revokable):
     """A node of a registry's tree of keys: a child of its parent only while somebody uses it."""
 
     __slots__ = ("__weakref__", "_number")
+
+    _lasting = False
 
     def __init__(self, name: str, parent: Revokable, number: int) -> None:
         super().__init__(name)
@@ -19,54 +22,35 @@ class Key(Revokable):
         self._answers = parent._answers
         self._number = number
 
-    @property
-    def revoked(self) -> bool:
-        self._catch_up()
-        return bool(self._acts)
-
-    @property
-    def reason(self) -> str:
-        self._catch_up()
-        return super().reason
-
-    def _catch_up(self) -> None:
+    def _missed(self) -> bool:
         """A revocation does not reach down to a key that nobody uses: such a key takes it over when it is asked."""
         late: list[Revokable] = []
         node: Revokable | None = self
         while node is not None and not node._acts:
             late.append(node)
             node = node.parent
-        if node is not None:
-            for each in late:
-                each._acts, each._state = node._acts, RELEASED
-
-    def _admit_child(self) -> None:
-        self._catch_up()
-        super()._admit_child()
-
-    def _admits_use(self) -> bool:
-        self._catch_up()
-        return super()._admits_use()
-
-    def _first_use(self) -> dict[Any, None]:
-        self._admit_child()
-        self._attach()
-        return super()._first_use()
-
-    def _link(self, child: Revokable) -> None:
-        self._attach()
-        super()._link(child)
+        for each in late if node is not None else ():
+            each._end_unused(node._acts)  # type: ignore[union-attr]  # it is not None here
+        return node is not None
 
     def _attach(self) -> None:
-        node: Revokable = self
-        attached: list[Revokable] = []
-        while (parent := node.parent) is not None and node not in (parent._children or ()):
-            Revokable._link(parent, node)
-            parent._home = node._home
-            attached.append(node)
-            node = parent
-        for node in reversed(attached):
+        path: list[Revokable] = [self]
+        while (parent := path[-1].parent) is not None and path[-1] not in (parent._children or ()):
+            parent._home = self._home
+            path.append(parent)
+        attached = [*itertools.pairwise(reversed(path))]
+        for parent, node in attached:
+            parent._adopt(node)
+        for _, node in attached:
             tell("opened", node)
+
+    def _heard_by(self) -> Iterable[Told]:
+        node: Revokable = self
+        heard = dict.fromkeys(node._observers)
+        while (parent := node.parent) is not None and node not in (parent._children or ()):
+            node = parent
+            heard |= dict.fromkeys(node._observers)
+        return heard
 
     def _unused(self) -> None:
         node: Revokable = self
@@ -77,4 +61,5 @@ class Key(Revokable):
             if (parent._children or {}).pop(node, node) is node:  # nobody has used it
                 break
             tell("released", node)
+            node._observers = tuple(told for told in node._observers if told not in parent._observers)
             node = parent
