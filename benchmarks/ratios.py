@@ -36,20 +36,20 @@ Opener = Callable[[], tuple[int, ...]]
 
 
 #: Linked to no handle. `park` is the stream's own, so that both sides keep their readers alike; it notes its future here.
-_NOBODY = _Waiter(Revokable("nobody"), None, idle=False)
+_NOBODY = _Waiter(Revokable("nobody"), idle=False)
 
 
 class Unguarded(FdStream):
     """The same stream with the guard taken out: no flag is tested, and no waiter made or linked to the handle."""
 
     async def _transfer(self, side: _Side, call: Callable[[], T], *, idle: bool = False) -> T:  # noqa: ARG002
-        result = self._attempt(call)
+        result = self._fd.attempt(call)
         if not isinstance(result, BlockingIOError):
             return result
         loop = side._loop or asyncio.get_running_loop()  # which is slow on 3.11; the guard does not need it
         while isinstance(result, BlockingIOError):
             await side.park(loop, _NOBODY)
-            result = self._attempt(call)
+            result = self._fd.attempt(call)
         return result
 
 

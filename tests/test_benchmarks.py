@@ -78,3 +78,13 @@ def test_remove_entries_prints_a_row_for_each_size() -> None:
         "read of a removable entry / its handle",
         "read of a permanent entry / its handle",
     ]
+
+
+def test_moves_counts_both_ways() -> None:
+    """`moves.py` counts the calls of a byte and of a revocation, and how often they go to another file: 8 times, and 145."""
+    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "moves.py"
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    byte, revocation = (line.split() for line in run.stdout.splitlines()[1:])
+    assert int(byte[-2]) <= 8
+    assert int(revocation[-2]) <= 145

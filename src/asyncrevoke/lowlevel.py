@@ -28,6 +28,7 @@ from ._streams.face import Face as Face
 from ._streams.face import Owner as Owner
 from ._streams.face import answer as answer
 from ._streams.face import handle_of as handle_of
+from ._streams.fd import Fd as Fd
 from ._streams.fd import FdStream as FdStream
 from ._streams.shared import Shared as Shared
 from ._streams.shared import SharedStream as SharedStream

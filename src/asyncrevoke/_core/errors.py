@@ -40,22 +40,30 @@ class RevokedError(anyio.BrokenResourceError, OSError):
 
     # What costs is worked out when it is asked for: an error is made for every kicked operation.
     @property
+    def _facts(self) -> tuple[str, str, int | None]:
+        """Its name, reason and generation."""
+        if self.node is not None:
+            return self.node.path, self.node.reason, self.node.generation
+        return self._told[1:] if self._told else ("", "", None)
+
+    @property
     def name(self) -> str:
-        return self.node.path if self.node is not None else self._told[1] if self._told else ""
+        return self._facts[0]
 
     @property
     def reason(self) -> str:
-        return self.node.reason if self.node is not None else self._told[2] if self._told else ""
+        return self._facts[1]
 
     @property
     def generation(self) -> int | None:
-        return self.node.generation if self.node is not None else self._told[3] if self._told else None
+        return self._facts[2]
 
     def __str__(self) -> str:
-        number = "" if self.generation is None else f" (generation {self.generation})"
-        why = f": {self.reason}" if self.reason else ""
+        name, reason, generation = self._facts
+        number = "" if generation is None else f" (generation {generation})"
+        why = f": {reason}" if reason else ""
         sent = f"; {self.sent} bytes were accepted before" if self.in_flight and self.sent is not None else ""
-        return f"{self.name or 'the file'!r}{number} was revoked{why}{sent}"
+        return f"{name or 'the file'!r}{number} was revoked{why}{sent}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -65,7 +73,7 @@ class RevokedError(anyio.BrokenResourceError, OSError):
         return str(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        told = (self.errno, self.name, self.reason, self.generation)
+        told = (self.errno, *self._facts)
         return _unpickled, (type(self), self.in_flight, self.sent, told)
 
 

@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 import anyio
 import anyio.abc
 
-from .loop import task_name
 from .revocation import Revocation, users_of
 from .revokable import Revokable, below, have_observed
 
@@ -93,9 +92,9 @@ class _Observation:
         self._unfinished: deque[tuple[float, Revocation]] = deque()  # when to look for stragglers, and whose
         self._more = anyio.Event()
 
-    def happened(self, what: str, node: Revokable, act: Revocation | None, task: object) -> None:
+    def happened(self, what: str, node: Revokable, act: Revocation | None, who: str) -> None:
         """Is called in the midst of a revocation, perhaps without a task: it raises nothing, and asks nothing of AnyIO."""
-        self._tell(Event(cast(Happening, what), node, "" if task is None else task_name(task), act))
+        self._tell(Event(cast(Happening, what), node, who, act))
 
     def begun(self, act: Revocation) -> None:
         """Has its stragglers looked for, if it is of what is observed: of all, or of a part of it."""

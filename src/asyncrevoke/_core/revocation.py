@@ -128,6 +128,11 @@ class Revocation:
         """Whether everything is drained and released."""
         return not self._unreleased
 
+    @functools.cached_property
+    def name(self) -> str:
+        """The paths of what it was called on, of the first three if there are more."""
+        return ", ".join(node.path for node in self._roots[:3]) + (", ..." if len(self._roots) > 3 else "")
+
     @property
     def remaining(self) -> int:
         """The number of nodes that are not released yet."""
@@ -137,13 +142,13 @@ class Revocation:
     def report(self) -> Report:
         """What has been done so far, without waiting."""
         return Report(
-            name=", ".join(node.path for node in self._roots[:3]) + (", ..." if len(self._roots) > 3 else ""),
+            name=self.name,
             reason=self.reason,
             kicked=self._kicked,
             released=self._released,
             remaining=self._unreleased,
             seconds=(self._ended or time.monotonic()) - self._began,
-            unclosed=sum(node.unclosed for node in self._roots),
+            unclosed=sum(node._unclosed for node in self._roots),
             errors=tuple(self._errors),
         )
 
@@ -151,6 +156,11 @@ class Revocation:
         return self._complete().__await__()
 
     async def _complete(self) -> Report:
+        await self.finish()
+        return self.report
+
+    async def finish(self) -> None:
+        """Wait as by awaiting it, for whoever wants no report."""
         self._reporters += 1
         try:
             await self._until(self.done)
@@ -161,7 +171,6 @@ class Revocation:
         self._reporters -= 1
         if self._errors:
             raise self._failures()
-        return self.report
 
     async def wait_drained(self) -> None:
         """Wait until the last operation is out. Releases may still run, or not have begun.
@@ -192,17 +201,14 @@ class Revocation:
 
     # -- for floor 0: the counts come down --
 
-    def _spares(self, task: loop.Task | None) -> bool:
-        return task is not None and task is self._spare
-
     def _progress(self) -> None:
         """One of the counts has come down to 0: wake those who waited for it."""
         if not self._unreleased and self._ended is None:
             self._ended = time.monotonic()
             self._nodes = []
             self._spare = None
-            home = loop.current() if self._beginning else None
-            if home is not None and self._errors:
+            home = loop.current() if self._beginning and self._errors else None
+            if home is not None:
                 home.call_threadsafe(self._log_untold)  # the caller of revoke() may await it yet
             else:
                 self._log_untold()
@@ -228,15 +234,15 @@ class Revocation:
         return BaseExceptionGroup(f"revoking {', '.join(node.path for node in self._roots)!r} failed", self._errors)
 
     async def _until(self, ready: Callable[[], bool], *, of_release: bool = True) -> None:
-        if not ready():
+        home = None if ready() else loop.current()
+        task = None if home is None else home.task()
+        if home is not None and any(root._home is not home for root in self._roots):
             for root in self._roots:
                 root._settle()
         if ready():
             await anyio.lowlevel.checkpoint()
             return
-        home = loop.current()
         assert home is not None
-        task = home.task()
         self._refuse_deadlock(home, task, of_release)  # before any checkpoint, or the caller's own kick comes first
         event = anyio.Event()
         self._waiters[event] = _Waiter(ready, functools.partial(home.wake, event), task, of_release)
@@ -249,7 +255,7 @@ class Revocation:
         """Go from the caller to those who wait for it, and on, looking for one whom this revocation waits for."""
         awaits: dict[loop.Task, _Link | None] = {task: None}  # how it comes to wait for the caller
         for visited in (unvisited := [task]):
-            for inside in chain(home.inside.get(visited)):
+            for inside in chain(home.inside[visited]) if visited in home.inside else ():
                 operation = not isinstance(inside, Releasing)
                 if self in inside.node._acts and (operation or of_release):
                     raise RevokeDeadlock(_cycle(_Link(self, visited, inside.node), awaits))

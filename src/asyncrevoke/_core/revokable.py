@@ -60,7 +60,7 @@ from . import loop
 from .errors import RevokedError
 from .profile import Answers
 from .revocation import Report, Revocation, User, users_of
-from .use import Iterate, Opening, Releasing, Use, chain
+from .use import Iterate, Opening, Releasing, Use, is_inside
 
 LIVE, REVOKED, KICKED, RELEASING, RELEASED = range(5)
 
@@ -69,18 +69,15 @@ LIVE, REVOKED, KICKED, RELEASING, RELEASED = range(5)
 SLICE = 256
 
 
-def _begin(act: Revocation, grace: float) -> None:
+def _begin(act: Revocation, home: loop.Home | None, grace: float) -> None:
     """Refuse, kick, wait, release: a slice of it now, the rest by a task of its own."""
-    home = loop.current()
     for root in act._roots:
         if root._home is not home:
             root._settle()
     _refuse(act, home)
-    if first := [root for root in act._roots if root._acts and root._acts[0] is act]:
-        for root in first:
-            tell("closed" if act._closer else "revoked", root, act)
-        for begun in tuple(home.observers if home is not None else ()):
-            begun(act)
+    if not act._nodes:  # it was over before
+        return
+    _announce(act, home)
     work = _work(act, grace)
     if home is None:
         _exhaust(work)
@@ -102,6 +99,15 @@ def _begin(act: Revocation, grace: float) -> None:
 
     # A closing loop has no next turn: when the task is cancelled, the rest runs at once.
     home.spawn(drive, lambda _: _exhaust(work), repr(act))
+
+
+def _announce(act: Revocation, home: loop.Home | None) -> None:
+    """Tell observers, if it is the first act on any of its roots."""
+    if first := [root for root in act._roots if root._acts and root._acts[0] is act]:
+        for root in first:
+            tell("closed" if act._closer else "revoked", root, act)
+        for begun in tuple(home.observers if home is not None else ()):
+            begun(act)
 
 
 def _refuse(act: Revocation, home: loop.Home | None) -> None:
@@ -172,7 +178,12 @@ def _kick(act: Revocation, *, idle_only: bool) -> Generator[None, None, None]:
                 _enter_kicked(node)
             uses = node._uses or {}
             for use in tuple(uses):
-                if use in uses and use.act is None and (use.idle or not idle_only) and not act._spares(use.task):
+                if (
+                    use in uses
+                    and use.act is None
+                    and (use.idle or not idle_only)
+                    and (use.task is not act._spare or use.task is None)
+                ):
                     if use.kick(act):
                         for each in node._acts:
                             each._kicked += 1
@@ -255,15 +266,17 @@ def _released(node: Revokable) -> None:
 
 def tell(what: str, node: Revokable, act: Revocation | None = None, task: loop.Task | None = None) -> None:
     """Tell those who observe `node`, or what it is below, what has happened."""
-    for observer in node._observers if node._lasting else tuple(node._heard_by()):
-        observer(what, node, act, task)
+    observers = node._observers if node._lasting else tuple(node._heard_by())
+    who = "" if task is None or not observers else loop.task_name(task)
+    for observer in observers:
+        observer(what, node, act, who)
 
 
 T = TypeVar("T")
 Release = Callable[[], Awaitable[object] | object]
 Kick = Callable[["Revokable"], object] | EllipsisType | None
-#: Is called with what has happened, to which node, by which act and to which task, if to one.
-Told = Callable[[str, "Revokable", Revocation | None, loop.Task | None], None]
+#: Is called with what has happened, to which node, by which act, and to the task of which name.
+Told = Callable[[str, "Revokable", Revocation | None, str], None]
 
 
 class Options(TypedDict, total=False):
@@ -587,11 +600,7 @@ class Revokable:
     def _admits_use(self) -> bool:
         """Whether an operation may start: on a live node, or nested in one of the same task until the kick (I1)."""
         home = self._home
-        return not self.revoked or (not self.kicked and home is not None and self._inside(home, home.task()))
-
-    def _inside(self, home: loop.Home, task: loop.Task) -> bool:
-        """Whether the task is in an operation on this very node."""
-        return any(inside.node is self and type(inside) is Use for inside in chain(home.inside.get(task)))
+        return not self.revoked or (not self.kicked and home is not None and is_inside(self, home, home.task()))
 
     def _first_use(self) -> dict[Any, None]:
         if not self._lasting:
@@ -626,8 +635,8 @@ class Revokable:
 
         :raises RuntimeError: in another loop than that of the tree
         """
-        here = loop.current()
         root = _root(self)
+        here = loop.current()
         home = before = root._home
         if here is not None and here is not home:
             if home is not None and not home.over and home.loop is not here.loop:
@@ -663,15 +672,18 @@ class Revokable:
 
         :raises RuntimeError: as `revoke`
         """
-        _check([self], 0.0)
-        home = loop.current()
+        home = _check([self], 0.0)
         self._closed = True
-        act = Revocation((self,), "closed by its owner", closer=self, spare=None if home is None else home.task())
+        act = Revocation((self,), "closed by its owner", closer=self, spare=self._spared(home))
         if self._state == RELEASED and self._at_close is not None:
             self._acts += (act,)  # which is told what it raises
             self._run_at_close()
-        _begin(act, 0.0)
+        _begin(act, home, 0.0)
         return act
+
+    def _spared(self, home: loop.Home | None) -> loop.Task | None:
+        """The task that closes it, unless nobody is inside any more."""
+        return None if home is None or self._state == RELEASED else home.task()
 
     async def aclose(self) -> None:
         """Close it, and wait until it is released.
@@ -680,7 +692,7 @@ class Revokable:
         :raises BaseExceptionGroup: what hooks and releases raised
         Cancellation: ends the waiting; it is closed all the same.
         """
-        await self.close()
+        await self.close().finish()
 
     async def __aenter__(self) -> Self:
         return self
@@ -751,9 +763,9 @@ def revoke_all(nodes: Iterable[Revokable], reason: str = "", *, grace: float = 0
     :raises: as `Revokable.revoke`
     """
     roots = tuple(nodes)
-    _check(roots, grace)
+    home = _check(roots, grace)
     act = Revocation(roots, reason)
-    _begin(act, grace)
+    _begin(act, home, grace)
     return act
 
 
@@ -799,8 +811,8 @@ def _hand_over(node: Revokable, call: Callable[[], object]) -> None:
         home.hand_over(call)
 
 
-def _check(roots: Iterable[Revokable], grace: float) -> None:
-    """Raise what a revocation of these raises, before it changes anything."""
+def _check(roots: Iterable[Revokable], grace: float) -> loop.Home | None:
+    """Raise what a revocation of these raises, before it changes anything. It returns the home of the caller."""
     if not grace >= 0.0:
         raise ValueError(f"grace is {grace!r}: give seconds, 0 or more")
     here = loop.current()
@@ -808,7 +820,7 @@ def _check(roots: Iterable[Revokable], grace: float) -> None:
         raise RuntimeError("a grace needs a running event loop")
     for root in roots:
         home = _root(root)._home
-        if home is not None and not home.over and (here is None or home.loop is not here.loop):
+        if home is not None and home is not here and not home.over and (here is None or home.loop is not here.loop):
             if home.thread != threading.get_ident():
                 raise RuntimeError(f"{root.path!r} lives in another thread: use revoke_threadsafe()")
             if here is not None:
@@ -817,6 +829,7 @@ def _check(roots: Iterable[Revokable], grace: float) -> None:
             for node in below(root):
                 if inspect.iscoroutinefunction(node._release):
                     raise RuntimeError(f"the release of {node.path!r} needs a running event loop")
+    return here
 
 
 def have_observed(node: Revokable, observers: tuple[Told, ...]) -> None:

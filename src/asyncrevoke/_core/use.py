@@ -34,11 +34,9 @@ class Inside:
         self.outer: Inside | None = None
         self.task: loop.Task | None = None
 
-    def _go_in(self, home: loop.Home, task: loop.Task) -> None:
-        self.task = task
-        self.since = time.monotonic()
-        self.outer = home.inside.get(task)
-        home.inside[task] = self
+    def _go_in(self, home: loop.Home) -> None:
+        self.outer = home.inside.get(self.task)
+        home.inside[self.task] = self
 
     def _come_out(self, home: loop.Home) -> None:
         innermost = home.inside.get(self.task)
@@ -59,6 +57,12 @@ def chain(inside: Inside | None) -> Iterator[Inside]:
         inside = inside.outer
 
 
+def is_inside(node: Revokable, home: loop.Home, task: loop.Task) -> bool:
+    """Whether the task is in an operation on this very node."""
+    inside = home.inside.get(task)
+    return inside is not None and any(each.node is node and type(each) is Use for each in chain(inside))
+
+
 class Releasing(Inside):
     """A release that runs in a task of its own: whoever waits for it must not be waited for by it."""
 
@@ -67,7 +71,9 @@ class Releasing(Inside):
     def __enter__(self) -> None:
         home = self.node._settle()
         if home is not None:
-            self._go_in(home, home.task())
+            self.task = home.task()
+            self.since = time.monotonic()
+            self._go_in(home)
 
     def __exit__(self, *_: object) -> None:
         home = self.node._settle()
@@ -75,7 +81,55 @@ class Releasing(Inside):
             self._come_out(home)
 
 
-class Use(Inside):
+class Operation(Inside):
+    """A user of a node: the one way in and out, by whichever way it waits. Kinds of it have a `kick`."""
+
+    __slots__ = ("act", "idle")
+
+    def __init__(self, node: Revokable, idle: bool) -> None:
+        self.node = node
+        self.task = None
+        self.idle = idle
+        self.act: Revocation | None = None  # the one that kicked it
+
+    def enter(self) -> loop.Home | None:
+        """Get in, or be refused. After this and until `leave`, the node's release does not run.
+
+        :returns: the home of the tree, which is the caller's, or None where no loop runs
+        """
+        node = self.node
+        home = node._home
+        task = None if home is None else home.task()
+        if task is None:
+            home, task = node._here()
+        if node._acts or self.idle:
+            nested = home is not None and is_inside(node, home, task)
+            if node._acts and (not nested or node.kicked):
+                raise node._refusal()  # I1
+            self.idle = self.idle and not nested
+        uses = node._uses
+        if uses is None:
+            uses = node._first_use()
+        self.task = task
+        self.since = time.monotonic()
+        uses[self] = None
+        return home
+
+    def leave(self) -> None:
+        """Get out, once."""
+        node = self.node
+        uses = node._uses
+        assert uses is not None
+        del uses[self]
+        if not uses and not node._bare and (node._acts or not node._lasting):
+            node._operations_left()
+
+    def kick(self, act: Revocation) -> bool:
+        """End the wait. It reports whether there was anything to end it by."""
+        raise NotImplementedError
+
+
+class Use(Operation):
     """One operation on a node, as `Revokable.using` gives it: ``with handle.using() as use: await ...``
 
     After entering and until leaving, the node's release does not run. What it awaits is cancelled by a kick, through a
@@ -83,13 +137,10 @@ class Use(Inside):
     a result that is there already is kept (I6). Without a current task (in a callback) it only counts.
     """
 
-    __slots__ = ("_hooks", "_scope", "act", "idle")
+    __slots__ = ("_hooks", "_scope")
 
     def __init__(self, node: Revokable, idle: bool) -> None:
-        self.node = node
-        self.task = None
-        self.idle = idle
-        self.act: Revocation | None = None  # the one that kicked it
+        super().__init__(node, idle)
         self._scope: anyio.CancelScope | None = None
         self._hooks: list[Callable[[], object]] | None = None
 
@@ -112,7 +163,6 @@ class Use(Inside):
             self._hooks.append(hook)
 
     def kick(self, act: Revocation) -> bool:
-        """End the wait. It reports whether there was anything to end it by."""
         scope = None if self.node._kick is None else self._scope
         if self.node._kick is None and self._hooks is None:
             return False
@@ -124,55 +174,38 @@ class Use(Inside):
         return scope is not None or self._hooks is not None
 
     def __enter__(self) -> Self:
-        node = self.node
-        home = node._home
-        task = None if home is None else home.task()
-        if task is None:
-            home, task = node._here()
-        if node._acts or self.idle:
-            nested = home is not None and node._inside(home, task)
-            if node._acts and (not nested or node.kicked):
-                raise node._refusal()  # I1
-            self.idle = self.idle and not nested
-        uses = node._uses
-        if uses is None:
-            uses = node._first_use()
-        if home is None or task is None:
-            self.since = time.monotonic()
-        else:
+        home = self.enter()
+        if home is not None and self.task is not None:
             self._scope = anyio.CancelScope()
             self._scope.__enter__()
-            self._go_in(home, task)
-        uses[self] = None
+            self._go_in(home)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        error = exc
-        swallowed: object = False
-        try:
-            if self._scope is not None:
-                swallowed = self._scope.__exit__(kind, exc, tb)
-        except BaseException as rest:  # noqa: BLE001  # a group less our cancellation; raised below
-            error = rest
-        self._leave()
+        """What it ends in is one of these, told apart in this order.
+
+        - Passed: nothing was raised.
+        - Kicked: its scope has swallowed the cancellation, which was the kick's alone.
+        - Kicked inside: `error` is what the kick has become further in, perhaps in a group.
+        - Foreign: any other error, less our own cancellation if that was in a group with it (I5).
+        """
+        error, swallowed = exc, False
+        if self._scope is not None:
+            try:
+                swallowed = bool(self._scope.__exit__(kind, exc, tb))
+            except BaseException as rest:  # noqa: BLE001  # raised below
+                error = rest
+        if self.task is not None and self.node._home is not None:
+            self._come_out(self.node._home)
+        self.leave()
         if error is None:
             return
         if swallowed:
-            raise self._kicked_out() from None  # I5: the kick never leaks out as a cancellation
+            raise self._kicked_out() from None
         if self.node._acts and self._reports(error):
             raise self._kicked_out(getattr(error, "sent", None)) from error
         if error is not exc:
             raise error
-
-    def _leave(self) -> None:
-        node = self.node
-        if self.task is not None and node._home is not None:
-            self._come_out(node._home)
-        uses = node._uses
-        assert uses is not None
-        del uses[self]
-        if not uses and not node._bare:
-            node._operations_left()
 
     def _kicked_out(self, sent: int | None = None) -> Exception:
         return self.node._error(self.act or self.node._acts[0], sent)
@@ -187,6 +220,32 @@ class Use(Inside):
         if isinstance(error, RevokedError):
             return self.act is not None and error.in_flight and error.node is not self.node
         return isinstance(error, anyio.ClosedResourceError) and self.act is not None and self.act._closer is self.node
+
+
+class Turn:
+    """One at a time; and who closes waits until it is nobody's."""
+
+    __slots__ = ("_action", "_free", "_taken")
+
+    def __init__(self, action: str) -> None:
+        self._action = action
+        self._taken = False
+        self._free: anyio.Event | None = None
+
+    def __enter__(self) -> None:
+        if self._taken:
+            raise anyio.BusyResourceError(self._action)
+        self._taken = True
+
+    def __exit__(self, *_: object) -> None:
+        self._taken = False
+        if self._free is not None:
+            self._free.set()
+
+    async def free(self) -> None:
+        while self._taken:
+            self._free = anyio.Event()
+            await self._free.wait()
 
 
 class Iterate(AsyncIterator[T]):

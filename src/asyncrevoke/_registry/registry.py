@@ -132,6 +132,18 @@ class Registry:
             raise LookupError(f"{what!r} leads to no device of this registry")
         return found
 
+    def at(self, path: str) -> list[Revokable]:
+        """The open nodes of that `Revokable.path`, parents first: several, as a generation has the path of its name."""
+        found: list[Revokable] = []
+        unvisited = [(self.root, self.root.name)]
+        for node, there in unvisited:  # only what is on the way there
+            if there == path and node is not self.root:
+                found.append(node)
+            if not there or path == there or path.startswith(f"{there}/"):
+                own = [child for child in node._children or () if child.parent is node]
+                unvisited += [(child, "/".join(filter(None, (there, child.name)))) for child in own]
+        return found
+
     def _placed(self, place: Place) -> Name | None:
         known = self._places.get(place)
         return None if known is None or known.revoked else self._device(known)

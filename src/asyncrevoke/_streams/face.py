@@ -17,6 +17,7 @@ from asyncrevoke._core.errors import RevokedError
 from asyncrevoke._core.profile import Answer, Answers
 from asyncrevoke._core.revocation import Revocation
 from asyncrevoke._core.revokable import Kick, Release, Revokable
+from asyncrevoke._core.use import Turn
 
 _NOBODY = contextlib.nullcontext()  # has its turn on what is dead: those who are still leaving are no reason to refuse
 
@@ -29,32 +30,6 @@ class RevokableAttribute(anyio.TypedAttributeSet):
 
     #: the node the stream is open on
     handle: Revokable = anyio.typed_attribute()
-
-
-class _Turn:
-    """One at a time; and who closes waits until it is nobody's."""
-
-    __slots__ = ("_action", "_free", "_taken")
-
-    def __init__(self, action: str) -> None:
-        self._action = action
-        self._taken = False
-        self._free: anyio.Event | None = None
-
-    def __enter__(self) -> None:
-        if self._taken:
-            raise anyio.BusyResourceError(self._action)
-        self._taken = True
-
-    def __exit__(self, *_: object) -> None:
-        self._taken = False
-        if self._free is not None:
-            self._free.set()
-
-    async def free(self) -> None:
-        while self._taken:
-            self._free = anyio.Event()
-            await self._free.wait()
 
 
 class Face(anyio.abc.ByteStream):
@@ -72,8 +47,8 @@ class Face(anyio.abc.ByteStream):
         self.handle = handle
         self._tty = tty
         self._eof_sent = False
-        self._reading = _Turn("reading from")
-        self._writing = _Turn("writing to")
+        self._reading = Turn("reading from")
+        self._writing = Turn("writing to")
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive 1 to `max_bytes` bytes.
@@ -88,7 +63,7 @@ class Face(anyio.abc.ByteStream):
         """
         if max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes}: ask for at least one")
-        with self._reading if self.handle._admits_use() else _NOBODY:
+        with self._reading if not self.handle._acts or self.handle._admits_use() else _NOBODY:
             await anyio.lowlevel.checkpoint()
             try:
                 return await self._receive(max_bytes)
@@ -105,7 +80,7 @@ class Face(anyio.abc.ByteStream):
         :raises ~anyio.BusyResourceError: if another task is sending
         Cancellation: any part of `item` may have been sent.
         """
-        with self._writing if self.handle._admits_use() else _NOBODY:
+        with self._writing if not self.handle._acts or self.handle._admits_use() else _NOBODY:
             await anyio.lowlevel.checkpoint()
             try:
                 self._check_end()
@@ -173,8 +148,7 @@ def answer(
     :param tty: whether `handle` is a terminal's
     :raises ~anyio.EndOfStream: if the answer is the end of data
     """
-    profile = handle.answers
-    if profile is None or error.node is not handle:
+    if error.node is not handle or (profile := handle.answers) is None:
         return
     if kind == "ioctl":
         error.errno = profile.ioctl

@@ -15,7 +15,6 @@ import functools
 import os
 import socket
 import stat
-import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import EllipsisType
@@ -29,6 +28,7 @@ from asyncrevoke._core.errors import RevokedError
 from asyncrevoke._core.profile import Answers
 from asyncrevoke._core.revocation import Revocation
 from asyncrevoke._core.revokable import Revokable, revoke_threadsafe
+from asyncrevoke._core.use import Operation
 
 from .face import Face, Owner, handle_of
 
@@ -60,21 +60,18 @@ class FdStream(Face):
         also: Iterable[Revokable] = (),
         close: Callable[[int], object] = os.close,
     ) -> None:
-        self._fd = -1  # until it is ours
-        self._close = close
+        blocking = unblock(fd)
         try:
-            os.fstat(fd)
-        except (OSError, ValueError, OverflowError) as exc:
-            raise OSError(errno.EBADF, f"descriptor {fd} is not open") from exc
-        super().__init__(handle_of(owner, name or f"fd {fd}", also, self._release, answers), tty=os.isatty(fd))
-        os.set_blocking(fd, False)
-        self._fd = fd
-        self._readable = _Side(fd, "reader", anyio.wait_readable)
-        self._writable = _Side(fd, "writer", anyio.wait_writable)
+            handle = handle_of(owner, name or f"fd {fd}", also, self._release, answers)
+        except BaseException:
+            os.set_blocking(fd, blocking)
+            raise
+        super().__init__(handle, tty=os.isatty(fd))
+        self._fd = Fd(fd, handle, close)
 
     def fileno(self) -> int:
         """The descriptor, or -1 once it is released."""
-        return self._fd
+        return self._fd.number
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -90,13 +87,15 @@ class FdStream(Face):
             await anyio.lowlevel.checkpoint()
             try:
                 self._check_end()
-                return await self._transfer(self._writable, lambda: os.write(self._fd, item))
+                return await self._transfer(self._fd.writable, lambda: os.write(self._fd.number, item))
             except RevokedError as error:
                 self._answer(error, "write")
                 raise
 
     async def _receive(self, max_bytes: int) -> bytes:
-        data = await self._transfer(self._readable, functools.partial(os.read, self._fd, max_bytes), idle=True)
+        data = await self._transfer(
+            self._fd.readable, functools.partial(os.read, self._fd.number, max_bytes), idle=True
+        )
         if not data:
             raise anyio.EndOfStream
         return data
@@ -108,18 +107,18 @@ class FdStream(Face):
         def write() -> None:
             nonlocal sent
             while sent < len(view):
-                sent += os.write(self._fd, view[sent:])
+                sent += os.write(self._fd.number, view[sent:])
 
         try:
-            await self._transfer(self._writable, write)
+            await self._transfer(self._fd.writable, write)
         except RevokedError as error:
             error.sent = sent
             raise
 
     async def _send_eof(self) -> None:
-        if not stat.S_ISSOCK(os.fstat(self._fd).st_mode):
+        if not stat.S_ISSOCK(os.fstat(self._fd.number).st_mode):
             raise NotImplementedError(f"{self.handle.path!r} is not a socket: it has no end of data but aclose()")
-        with socket.socket(fileno=os.dup(self._fd)) as peer:
+        with socket.socket(fileno=os.dup(self._fd.number)) as peer:
             try:
                 peer.shutdown(socket.SHUT_WR)
             except OSError as exc:
@@ -130,70 +129,130 @@ class FdStream(Face):
         handle = self.handle
         if handle._acts and not handle._admits_use():
             raise handle._refusal()  # I1
-        result = self._attempt(call)
+        result = self._fd.attempt(call)
         if not isinstance(result, BlockingIOError):
             return result
-        home = handle._home
-        task = None if home is None else home.task()
-        if task is None:
-            home, task = handle._here()
+        waiter = _Waiter(handle, idle)
+        home = waiter.enter()
         assert home is not None
         if home.reactor is None:
+            waiter.leave()
             with handle.using(idle=idle):
                 while isinstance(result, BlockingIOError):
-                    await side.wait(self._fd)
-                    result = self._attempt(call)
+                    await side.wait(self._fd.number)
+                    result = self._fd.attempt(call)
                 return result
-        waiter = _Waiter(handle, task, idle and not (home.inside and handle._inside(home, task)))
-        uses = handle._uses
-        if uses is None:
-            uses = handle._first_use()
-        uses[waiter] = None
         try:
             while isinstance(result, BlockingIOError):
-                if waiter.act is None and await side.park(home.reactor, waiter):
-                    result = self._attempt(call)
-                else:
+                if waiter.act is not None or not await side.park(home.reactor, waiter):
                     assert waiter.act is not None
                     raise handle._error(waiter.act)
+                result = self._fd.attempt(call)
             return result
         finally:
-            del uses[waiter]
-            if not uses and not handle._bare:
-                handle._operations_left()
+            waiter.leave()
 
-    def _attempt(self, call: Callable[[], T]) -> T | BlockingIOError:
+    def _release(self) -> None:
+        self._fd.close()
+
+
+class Fd:
+    """A descriptor that does not block, and the waits on it, unguarded: whoever waits is inside an operation, which ends
+    before this is closed. One task at a time reads, and one writes.
+
+    :param fd: belongs to this from now on
+    :param node: whose it is, for errors; it is revoked if this is dropped without being closed
+    :param close: what closes the descriptor
+    :param end: the errno that means the end of data, besides reading nothing
+    """
+
+    def __init__(self, fd: int, node: Revokable, close: Callable[[int], object] = os.close, *, end: int = 0) -> None:
+        unblock(fd)
+        self.number = fd  # -1 once it is closed
+        self.readable = _Side(fd, "reader", anyio.wait_readable)
+        self.writable = _Side(fd, "writer", anyio.wait_writable)
+        self._node = node
+        self._close = close
+        self._end = end
+        self._reading = anyio.ResourceGuard("reading from")
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Read 1 to `max_bytes` bytes.
+
+        :raises ~anyio.EndOfStream: at the end of data
+        :raises ~anyio.BrokenResourceError: if the other side is broken
+        :raises ~anyio.BusyResourceError: if another task is reading
+        Cancellation: nothing was consumed.
+        """
+        with self._reading:
+            try:
+                while isinstance(data := self.attempt(lambda: os.read(self.number, max_bytes)), BlockingIOError):
+                    await self.readable.ready()
+            except anyio.BrokenResourceError as exc:
+                if getattr(exc.__cause__, "errno", None) != self._end:
+                    raise
+                raise anyio.EndOfStream from exc
+        if not data:
+            raise anyio.EndOfStream
+        return data
+
+    async def write_some(self, item: memoryview) -> int:
+        """Write what is accepted at once, waiting until that is at least one byte. It returns how many.
+
+        :raises ~anyio.BrokenResourceError: if the other side is broken
+        Cancellation: nothing was written.
+        """
+        await anyio.lowlevel.checkpoint()
+        while isinstance(written := self.attempt(lambda: os.write(self.number, item)), BlockingIOError):
+            await self.writable.ready()
+        return written
+
+    def attempt(self, call: Callable[[], T]) -> T | BlockingIOError:
+        """Make a system call, which returns or, if it would block, gives BlockingIOError."""
         try:
             return call()
         except BlockingIOError as exc:
             return exc
         except OSError as exc:
-            raise anyio.BrokenResourceError(f"{self.handle.path!r}: {exc}") from exc
+            raise anyio.BrokenResourceError(f"{self._node.path!r}: {exc}") from exc
 
-    def _release(self) -> None:
-        fd, self._fd = self._fd, -1
-        self._readable.disarm()
-        self._writable.disarm()
+    def close(self) -> None:
+        """Wait no more, and close it."""
+        fd, self.number = self.number, -1
+        self.readable.disarm()
+        self.writable.disarm()
         self._close(fd)
 
+    def __repr__(self) -> str:
+        return f"<descriptor {self.number} of {self._node!r}>"
+
     def __del__(self) -> None:
-        if self._fd >= 0:
+        if getattr(self, "number", -1) >= 0:
             unclosed = f"{self!r} was never closed"
-            revoke_threadsafe(self.handle, "it was never closed")
+            revoke_threadsafe(self._node, "it was never closed")
             warnings.warn(unclosed, ResourceWarning, source=self, stacklevel=1)
 
 
-class _Waiter:
-    """An operation that waits for its descriptor: a user of the handle, as `Use` is."""
+def unblock(fd: int) -> bool:
+    """Make a descriptor non-blocking. It reports whether it was not.
 
-    __slots__ = ("act", "future", "idle", "node", "since", "task")
+    :raises OSError: EBADF, if it is not open, or can neither be read nor written
+    """
+    try:
+        blocking = os.get_blocking(fd)
+        os.set_blocking(fd, False)
+    except (OSError, ValueError, OverflowError) as exc:
+        raise OSError(errno.EBADF, f"descriptor {fd} is not open") from exc
+    return blocking
 
-    def __init__(self, node: Revokable, task: loop.Task, idle: bool) -> None:
-        self.node = node
-        self.task = task
-        self.idle = idle
-        self.since = time.monotonic()
-        self.act: Revocation | None = None
+
+class _Waiter(Operation):
+    """An operation that waits for its descriptor."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, node: Revokable, idle: bool) -> None:
+        super().__init__(node, idle)
         self.future: asyncio.Future[bool] | None = None
 
     def kick(self, act: Revocation) -> bool:
@@ -219,15 +278,27 @@ class _Side:
         self._idle = False  # called with nobody waiting
         self.wait = wait
 
-    async def park(self, loop: asyncio.AbstractEventLoop, waiter: _Waiter) -> bool:
+    async def ready(self) -> None:
+        """Wait until the descriptor may be ready."""
+        home = loop.current()
+        assert home is not None
+        if home.reactor is None:
+            await self.wait(self._fd)
+        else:
+            await self.park(home.reactor)
+
+    async def park(self, reactor: asyncio.AbstractEventLoop, waiter: _Waiter | None = None) -> bool:
         """Wait until the descriptor may be ready. It reports False if the waiter was kicked before (I6)."""
-        if self._loop is not loop:
-            getattr(loop, f"add_{self._kind}")(self._fd, self._ready)
-            self._loop = loop
+        if self._loop is not reactor:
+            getattr(reactor, f"add_{self._kind}")(self._fd, self._ready)
+            self._loop = reactor
         self._idle = False
-        waiter.future = self._future = loop.create_future()
+        future: asyncio.Future[bool] = reactor.create_future()
+        self._future = future
+        if waiter is not None:
+            waiter.future = future
         try:
-            return await waiter.future
+            return await future
         finally:
             self._future = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Iterable
 from types import EllipsisType
 
@@ -112,9 +113,8 @@ class SharedStream(Face):
         tty: bool = False,
         replay: bool = False,
     ) -> None:
-        super().__init__(
-            owner.open(name, also=also, release=lambda: shared.streams.pop(self, None), answers=answers), tty=tty
-        )
+        release = functools.partial(shared.streams.pop, self, None)
+        super().__init__(owner.open(name, also=also, release=release, answers=answers), tty=tty)
         self.shared = shared
         self.unread = bytearray(shared.history if replay else b"")
         shared.streams[self] = None

@@ -26,7 +26,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from asyncrevoke.answers import Answers
-from asyncrevoke.lowlevel import FdStream, Revocation, Revokable, Shared, SharedStream, in_loop
+from asyncrevoke.lowlevel import Fd, Revocation, Revokable, Shared, SharedStream, in_loop
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _TERMINALS = (
@@ -110,13 +110,19 @@ class PtySession(anyio.abc.AsyncResource):
     ) -> None:
         name = name or pathlib.PurePath(argv[0]).name
         self._kill_after = kill_after
-        self._shared = Shared(self._receive, self._send_some, backlog=backlog, history=history)
+        self._shared = Shared(
+            lambda most: self._master.read(most),  # noqa: PLW0108  # which is made later
+            lambda item: self._master.write_some(item),  # noqa: PLW0108
+            backlog=backlog,
+            history=history,
+        )
         self.node = (owner or Revokable()).open(name, answers=answers)
         started = None
         try:
             started = self._process, master = _spawn(argv, env, cwd, size)
             self.pid = self._process.pid
-            self._master = FdStream(master, name=f"{name}'s master")  # nobody's child: the release closes it
+            # A master answers EIO when the last slave is closed and all has been read.
+            self._master = Fd(master, self.node, end=errno.EIO)
             self.node.release = self._hang_up
         except BaseException:
             if started is not None:
@@ -181,7 +187,7 @@ class PtySession(anyio.abc.AsyncResource):
         :raises RevokedError, ~anyio.ClosedResourceError: if the session is gone
         """
         with self.node.using():
-            _set_size(self._master.fileno(), (rows, columns))
+            _set_size(self._master.number, (rows, columns))
 
     def kill(self, signum: int) -> None:
         """Send a signal to the program's process group.
@@ -194,26 +200,14 @@ class PtySession(anyio.abc.AsyncResource):
     def __repr__(self) -> str:
         return f"<PtySession pid={self.pid} returncode={self.returncode} of {self.node!r}>"
 
-    async def _receive(self, max_bytes: int) -> bytes:
-        try:
-            return await self._master.receive(max_bytes)
-        except anyio.BrokenResourceError as exc:
-            # A master answers EIO when the last slave is closed and all has been read.
-            if getattr(exc.__cause__, "errno", None) != errno.EIO:
-                raise
-            raise anyio.EndOfStream from exc
-
-    async def _send_some(self, item: memoryview) -> int:
-        return await self._master.send_some(item)
-
     async def _send_eof(self) -> None:
-        eof: bytes = termios.tcgetattr(self._master.fileno())[6][termios.VEOF]
+        eof: bytes = termios.tcgetattr(self._master.number)[6][termios.VEOF]
         async with self._shared.turn_to_write:
-            await self._master.send_some(eof)
+            await self._master.write_some(memoryview(eof))
 
     def _hang_up(self) -> Awaitable[None] | None:
         """The release. Closing the master is the hang-up; what follows sees that all are gone, and reaps."""
-        self._master.handle.close()
+        self._master.close()
         if in_loop():
             return self._reap()
         _kill([self.pid, *_session(self.pid).values()], signal.SIGKILL)  # as nobody could wait

@@ -82,8 +82,8 @@ class _Hosting:
             with anyio.CancelScope(shield=True):
                 async with anyio.create_task_group() as serving:
                     try:
+                        await serving.start(observe, self.registry.root, log_events)
                         await serving.start(self._serve)
-                        serving.start_soon(observe, self.registry.root, log_events)
                         for share in self._shares:
                             self._consoles[share.name] = _Console(share, self.registry)
                     except (OSError, ValueError) as exc:
@@ -244,7 +244,7 @@ class _Console:
 
             def lost() -> None:
                 if client.keyboard is new:  # it was closed or taken away, alone or with all that the client has
-                    client.writes, client.why = False, new.reason
+                    client.keyboard, client.writes, client.why = None, False, new.reason
                     self._hand_on()
 
             client.keyboard = new = client.handle.open("keyboard", release=lost)

@@ -8,8 +8,7 @@ from typing import Any
 
 from asyncrevoke.lowlevel import Place
 
-from .connection import Connection
-from .lines import ControlError
+from .lines import Connection, ControlError
 from .peer import Peer
 
 

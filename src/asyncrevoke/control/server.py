@@ -26,6 +26,7 @@ from asyncrevoke.lowlevel import (
     Event,
     FdStream,
     Name,
+    Place,
     Registry,
     Revocation,
     Revokable,
@@ -35,8 +36,7 @@ from asyncrevoke.lowlevel import (
     revoke_all,
 )
 
-from .connection import Connection, refusal
-from .lines import LINE_ERRORS, VERSION, ControlError, encode, short
+from .lines import LINE_ERRORS, VERSION, Connection, ControlError, encode, refusal, short
 from .listener import listening
 from .peer import Peer, group_number, peer_of
 from .request import Command, Request
@@ -312,13 +312,18 @@ class _Server:
                     yield encode({"user": _user(user)})
 
     async def _revoke(self, request: Request) -> Mapping[str, Any]:
-        reason = request.text("reason", "")
+        reason, path, below, places = (
+            request.text("reason", ""),
+            request.path(),
+            request.flag("below"),
+            request.places(),
+        )
         grace, timeout = request.number("grace", 0.0, 86400.0), request.number("timeout", 30.0, 86400.0)
-        act = self._begin(request, reason, grace)
-        logger.info("user %r revokes %r", request.peer.name, short(act.report.name))
+        act = self._begin(request.peer, path, below, places, reason=reason, grace=grace)
+        logger.info("user %r revokes %.1000r", request.peer.name, act.name)
         with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
-            await act
-        report = act.report
+            await act.finish()
+        report, stragglers = act.report, act.stragglers()
         return {
             "done": act.done(),
             "report": {
@@ -331,11 +336,12 @@ class _Server:
                 "seconds": round(report.seconds, 6),
                 "errors": [short(repr(error), 2_000) for error in report.errors[:5]],
             },
-            "stragglers": [_user(user, 1_000) for user in act.stragglers()[:5]],
+            "stragglers": [_user(user, 1_000) for user in stragglers[:5]],
         }
 
-    def _begin(self, request: Request, reason: str, grace: float) -> Revocation:
-        path, below, places, peer = request.path(), request.flag("below"), request.places(), request.peer
+    def _begin(
+        self, peer: Peer, path: str, below: bool, places: list[Place], *, reason: str, grace: float
+    ) -> Revocation:
         found = self._find(path, below) if peer.owner else []
         # What is revoked already can be hurried, and waited for.
         found = [node for node in found if not node.revoked] or [node for node in found if not node.released]
@@ -358,7 +364,7 @@ class _Server:
         """The nodes of that path, or all that is below them."""
         if not path:
             return list(self._registry.root.children) if below else []
-        nodes = [node for node in self._nodes() if path.endswith(node.name) and node.path == path]
+        nodes = self._registry.at(path)
         if below:  # what has the very path of what it is in, as a generation has its name's, stays
             return [child for node in nodes for child in node.children if child.path != path]
         return [node for node in nodes if node.parent not in nodes]

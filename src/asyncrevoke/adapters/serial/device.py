@@ -190,7 +190,7 @@ class SerialDevice(anyio.abc.AsyncResource):
         self._used = True
         try:
             async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
-                self._port = await BACKENDS[self._backend](self.url, self._name, self._settings)
+                self._port = await BACKENDS[self._backend](self.url, node, self._settings)
                 node.release = self._release
                 # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
                 epoll = select.epoll()

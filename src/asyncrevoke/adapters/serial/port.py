@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from asyncrevoke.lowlevel import FdStream, OffLoop, off_loop
+from asyncrevoke.lowlevel import Fd, OffLoop, Revokable, off_loop
 
 if TYPE_CHECKING:
     from serial import SerialException
@@ -73,12 +73,12 @@ class Port(Protocol):
         """Begin to close it, when nobody is inside any more. Awaiting what it returns is awaiting that it is closed."""
 
 
-Backend = Callable[[str, str, dict[str, Any]], Awaitable[Port]]
+Backend = Callable[[str, Revokable, dict[str, Any]], Awaitable[Port]]
 
 
-async def open_descriptor(url: str, name: str, settings: dict[str, Any]) -> Port:
+async def open_descriptor(url: str, node: Revokable, settings: dict[str, Any]) -> Port:
     """Our own waits, on the descriptor of pyserial's `Serial`, which knows the settings."""
-    return _DescriptorPort(await open_pyserial(url, settings), name)
+    return _DescriptorPort(await open_pyserial(url, settings), node)
 
 
 async def open_pyserial(url: str, settings: dict[str, Any]) -> Any:
@@ -165,18 +165,18 @@ def imported(module: str, extra: str) -> Any:
 class _DescriptorPort:
     exact = True
 
-    def __init__(self, serial: Any, name: str) -> None:
+    def __init__(self, serial: Any, node: Revokable) -> None:
         self.serial = serial
-        self._stream = FdStream(serial.fileno(), name=name, close=lambda _: None)  # `close` does that
+        self._fd = Fd(serial.fileno(), node, lambda _: None)  # `close` does that
 
     def fileno(self) -> int:
-        return self._stream.fileno()
+        return self._fd.number
 
     async def receive(self, max_bytes: int) -> bytes:
-        return await self._stream.receive(max_bytes)
+        return await self._fd.read(max_bytes)
 
     async def send_some(self, item: memoryview) -> int:
-        return await self._stream.send_some(item)
+        return await self._fd.write_some(item)
 
     def discard(self) -> None:
         """Nothing is: it is read when it is asked for."""
@@ -185,5 +185,5 @@ class _DescriptorPort:
         self.serial.baudrate = baudrate
 
     def close(self) -> OffLoop[object] | None:
-        self._stream.handle.close()
+        self._fd.close()
         return close_off_loop(self.serial.close)

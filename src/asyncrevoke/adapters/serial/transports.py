@@ -10,14 +10,14 @@ from typing import Any
 
 import anyio
 
-from asyncrevoke.lowlevel import OffLoop, off_loop
+from asyncrevoke.lowlevel import OffLoop, Revokable, off_loop
 
 from .port import Port, close_off_loop, explaining, imported, open_pyserial
 
 _BACKLOG = 65536  # bytes of a transport's that nobody has read, before it is stopped
 
 
-async def open_pyserial_asyncio(url: str, _: str, settings: dict[str, Any]) -> Port:
+async def open_pyserial_asyncio(url: str, _: Revokable, settings: dict[str, Any]) -> Port:
     """A transport of pyserial-asyncio."""
     serial_asyncio = imported("serial_asyncio", "serial")
     loop = _asyncio_loop("pyserial-asyncio")
@@ -33,7 +33,7 @@ async def open_pyserial_asyncio(url: str, _: str, settings: dict[str, Any]) -> P
     return port.opened(serial.fileno(), functools.partial(setattr, serial, "baudrate"), close)
 
 
-async def open_serialx(url: str, _: str, settings: dict[str, Any]) -> Port:
+async def open_serialx(url: str, _: Revokable, settings: dict[str, Any]) -> Port:
     """A transport of serialx, which opens in a thread itself."""
     serialx = imported("serialx", "serialx")
     loop = _asyncio_loop("serialx")
