@@ -4,47 +4,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import answers as answers
-from ._core.errors import RevokeDeadlock as RevokeDeadlock
-from ._core.errors import RevokedError as RevokedError
-from ._core.observe import Event as Event
-from ._core.observe import log_events as log_events
-from ._core.observe import observe as observe
-from ._core.offloop import OffLoop as OffLoop
-from ._core.offloop import in_loop as in_loop
-from ._core.offloop import off_loop as off_loop
-from ._core.revocation import Report as Report
-from ._core.revocation import Revocation as Revocation
-from ._core.revocation import User as User
-from ._core.revokable import Revokable as Revokable
-from ._core.revokable import revoke_all as revoke_all
-from ._core.revokable import revoke_threadsafe as revoke_threadsafe
-from ._core.revokable import stop_using_threadsafe as stop_using_threadsafe
+from ._core.errors import RevokeDeadlock as RevokeDeadlock, RevokedError as RevokedError
+from ._core.observe import Event as Event, log_events as log_events, observe as observe
+from ._core.offloop import OffLoop as OffLoop, in_loop as in_loop, off_loop as off_loop
+from ._core.revocation import Report as Report, Revocation as Revocation, User as User
+from ._core.revokable import (
+    Revokable as Revokable,
+    revoke_all as revoke_all,
+    revoke_threadsafe as revoke_threadsafe,
+    stop_using_threadsafe as stop_using_threadsafe,
+)
 from ._core.use import Use as Use
 from ._core.watch import Watch as Watch
 from ._registry.key import Key as Key
 from ._registry.name import Name as Name
-from ._registry.place import Place as Place
-from ._registry.place import places as places
+from ._registry.place import Place as Place, places as places
 from ._registry.registry import Registry as Registry
-from ._streams.face import Face as Face
-from ._streams.face import Owner as Owner
-from ._streams.face import RevokableAttribute as RevokableAttribute
-from ._streams.face import answer as answer
-from ._streams.face import handle_of as handle_of
+from ._streams.face import (
+    Face as Face,
+    Owner as Owner,
+    RevokableAttribute as RevokableAttribute,
+    answer as answer,
+    handle_of as handle_of,
+)
 from ._streams.fd import FdStream as FdStream
-from ._streams.shared import Shared as Shared
-from ._streams.shared import SharedStream as SharedStream
+from ._streams.shared import Shared as Shared, SharedStream as SharedStream
 from ._streams.wrapped import RevokableStream as RevokableStream
 
 if TYPE_CHECKING:
-    from .adapters.hotplug import serial_device as serial_device
-    from .adapters.hotplug import watch_devices as watch_devices
-    from .adapters.pty import PtySession as PtySession
-    from .adapters.pty import PtyStream as PtyStream
-    from .adapters.pty import open_pty as open_pty
-    from .adapters.serial import SerialDevice as SerialDevice
-    from .adapters.serial import SerialStream as SerialStream
-    from .adapters.serial import open_serial as open_serial
+    from .adapters.hotplug import serial_device as serial_device, watch_devices as watch_devices
+    from .adapters.pty import PtySession as PtySession, PtyStream as PtyStream, open_pty as open_pty
+    from .adapters.serial import SerialDevice as SerialDevice, SerialStream as SerialStream, open_serial as open_serial
     from .adapters.tty import Tty as Tty
 else:
     _ADAPTERS = {

@@ -31,8 +31,8 @@ from asyncrevoke.adapters.asyncio_streams import (
     create_serial_connection,
     open_serial_connection,
     wrap_streams,
+    wrapped as asyncio_streams,
 )
-from asyncrevoke.adapters.asyncio_streams import wrapped as asyncio_streams
 from asyncrevoke.adapters.serial import SerialRevokedError
 from asyncrevoke.testing import Subject, check_revokable
 from conftest import settle

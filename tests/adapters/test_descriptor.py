@@ -29,8 +29,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Revocation, Revokable, RevokedError
-from asyncrevoke.adapters.descriptor import Descriptor, sleepers
-from asyncrevoke.adapters.descriptor import descriptor as adapter
+from asyncrevoke.adapters.descriptor import Descriptor, descriptor as adapter, sleepers
 from asyncrevoke.testing import Subject, check_revokable
 from calls import parked, start
 from operations import asyncio_only

@@ -88,7 +88,7 @@ class Source:
 def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
     """What everybody who wants events is given."""
     source = Source()
-    monkeypatch.setattr(replugged, "source_of", lambda _: source)
+    monkeypatch.setattr(uevents, "source_of", lambda _: source)
     yield source
     source.close()
 
@@ -226,7 +226,7 @@ async def test_watching_devices_keeps_the_contract(monkeypatch: pytest.MonkeyPat
     @contextlib.asynccontextmanager
     async def maker() -> AsyncIterator[Subject]:
         source = Source()
-        monkeypatch.setattr(replugged, "source_of", lambda _: source)
+        monkeypatch.setattr(uevents, "source_of", lambda _: source)
         owner = Revokable("owner")
         events = watch_devices(owner=owner)
         yield Subject(
@@ -278,7 +278,7 @@ async def test_udev_is_asked_only_where_it_is(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(ImportError, match=r"pip install 'asyncrevoke\[udev\]'"):
         watch_devices(source="udev")
     for control in tmp_path, tmp_path / "missing":
-        monkeypatch.setattr(replugged, "_UDEV_RUNS", control)
+        monkeypatch.setattr(uevents, "_UDEV_RUNS", control)
         async with watch_devices() as events:
             assert type(events._source) is uevents._Netlink
     with pytest.raises(ValueError, match="'kernel' or 'udev'"):
@@ -302,7 +302,7 @@ async def test_it_is_the_next_generation_when_it_is_back(
 ) -> None:
     """Under whatever node; and where the kernel gives no events, too."""
     if not events:
-        monkeypatch.setattr(replugged, "source_of", lambda _: os.close(-1))
+        monkeypatch.setattr(uevents, "source_of", lambda _: os.close(-1))
     generations, paths = [], []
     with anyio.fail_after(20):
         async with plug.device() as devices, anyio.create_task_group() as tasks:

@@ -25,8 +25,7 @@ import pytest
 
 from asyncrevoke import Registry, Revokable, RevokedError, answers
 from asyncrevoke.adapters.entries import Directory
-from asyncrevoke.adapters.mapping import Mapping
-from asyncrevoke.adapters.mapping import mapping as adapter
+from asyncrevoke.adapters.mapping import Mapping, mapping as adapter
 from asyncrevoke.answers import Answers
 from asyncrevoke.testing import Subject, check_revokable
 from calls import Stalled, parked, start

@@ -377,7 +377,11 @@ async def test_without_the_privilege_it_goes_as_far_as_it_goes(monkeypatch: pyte
 def test_a_process_without_cap_sys_admin_goes_as_far_as_it_goes() -> None:
     """The same where the kernel does refuse: the capability is dropped from the bounding set before the exec."""
     drop = functools.partial(ctypes.CDLL(None).prctl, 24, 21, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_SYS_ADMIN
-    command = [sys.executable, "-Bc", "import anyio, test_tty; anyio.run(test_tty.as_far_as_it_goes)"]
+    command = [
+        sys.executable,
+        "-Bc",
+        "import sys; sys.path.append('..'); import anyio, test_tty; anyio.run(test_tty.as_far_as_it_goes)",
+    ]
     here = pathlib.Path(__file__).parent
     done = subprocess.run(command, cwd=here, preexec_fn=drop, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")

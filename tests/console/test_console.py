@@ -22,10 +22,8 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from asyncrevoke.adapters.pty import PtySession
-from asyncrevoke.console import Share, host, read_config
-from asyncrevoke.console import server as console
-from asyncrevoke.control import Control, ControlError, connect
-from asyncrevoke.control import server as control_server
+from asyncrevoke.console import Share, host, read_config, server as console
+from asyncrevoke.control import Control, ControlError, connect, server as control_server
 from conftest import BACKENDS, settle
 from ports import Plug
 

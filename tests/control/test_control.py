@@ -27,8 +27,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Registry, Revokable, RevokedError
-from asyncrevoke.control import Control, ControlError, Peer, Request, connect, serve
-from asyncrevoke.control import server as control_server
+from asyncrevoke.control import Control, ControlError, Peer, Request, connect, serve, server as control_server
 from asyncrevoke.control.lines import LIMIT, Lines
 from asyncrevoke.control.peer import user_name
 from calls import awake, parked

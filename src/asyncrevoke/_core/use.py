@@ -222,32 +222,6 @@ class Use(Operation):
         return isinstance(error, anyio.ClosedResourceError) and self.act is not None and self.act._closer is self.node
 
 
-class Turn:
-    """One at a time; and who closes waits until it is nobody's."""
-
-    __slots__ = ("_action", "_free", "_taken")
-
-    def __init__(self, action: str) -> None:
-        self._action = action
-        self._taken = False
-        self._free: anyio.Event | None = None
-
-    def __enter__(self) -> None:
-        if self._taken:
-            raise anyio.BusyResourceError(self._action)
-        self._taken = True
-
-    def __exit__(self, *_: object) -> None:
-        self._taken = False
-        if self._free is not None:
-            self._free.set()
-
-    async def free(self) -> None:
-        while self._taken:
-            self._free = anyio.Event()
-            await self._free.wait()
-
-
 class Iterate(AsyncIterator[T]):
     """`Revokable.iterate`: each item is fetched in a use of its own, so that none is held while the consumer works."""
 

@@ -14,10 +14,14 @@ from . import loop
 logger = logging.getLogger("asyncrevoke")
 
 
-class Descriptor(Protocol):
-    """A socket, an epoll object: what has a descriptor and is closed."""
+class HasDescriptor(Protocol):
+    """A file, a socket, an epoll object."""
 
     def fileno(self) -> int: ...
+
+
+class Closable(HasDescriptor, Protocol):
+    """One of these that can be closed."""
 
     def close(self) -> None: ...
 
@@ -30,7 +34,7 @@ class Watch:
     :raises RuntimeError: without a running event loop; `file` is still yours then
     """
 
-    def __init__(self, file: Descriptor, call: Callable[[], object]) -> None:
+    def __init__(self, file: Closable, call: Callable[[], object]) -> None:
         home = loop.current()
         if home is None:
             raise RuntimeError("a watch needs a running event loop")

@@ -17,7 +17,6 @@ from asyncrevoke._core.errors import RevokedError
 from asyncrevoke._core.profile import Answer, Answers
 from asyncrevoke._core.revocation import Revocation
 from asyncrevoke._core.revokable import Kick, Release, Revokable
-from asyncrevoke._core.use import Turn
 
 _NOBODY = contextlib.nullcontext()  # has its turn on what is dead: those who are still leaving are no reason to refuse
 
@@ -47,8 +46,8 @@ class Face(anyio.abc.ByteStream):
         self.handle = handle
         self._tty = tty
         self._eof_sent = False
-        self._reading = Turn("reading from")
-        self._writing = Turn("writing to")
+        self._reading = anyio.ResourceGuard("reading from")
+        self._writing = anyio.ResourceGuard("writing to")
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive 1 to `max_bytes` bytes.

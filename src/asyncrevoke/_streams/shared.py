@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable, Iterable
 from types import EllipsisType
+from typing import TypedDict, Unpack
 
 import anyio
 
@@ -99,24 +100,34 @@ class Shared:
             raise
 
 
+class SharedOptions(TypedDict, total=False):
+    """What every way of opening a stream on a shared line takes.
+
+    :ivar also: further parents, such as a token; whichever goes first takes the stream
+    :ivar answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
+    :ivar replay: it gets the history first: what somebody has read of what came last
+    """
+
+    also: Iterable[Revokable]
+    answers: Answers | EllipsisType
+    replay: bool
+
+
 class SharedStream(Face):
     """A stream of its own handle on a shared line."""
 
     def __init__(
-        self,
-        shared: Shared,
-        owner: Revokable,
-        *,
-        name: str = "",
-        also: Iterable[Revokable] = (),
-        answers: Answers | EllipsisType = ...,
-        tty: bool = False,
-        replay: bool = False,
+        self, shared: Shared, owner: Revokable, name: str = "", *, tty: bool = False, **options: Unpack[SharedOptions]
     ) -> None:
-        release = functools.partial(shared.streams.pop, self, None)
-        super().__init__(owner.open(name, also=also, release=release, answers=answers), tty=tty)
+        handle = owner.open(
+            name,
+            also=options.get("also", ()),
+            release=functools.partial(shared.streams.pop, self, None),
+            answers=options.get("answers", ...),
+        )
+        super().__init__(handle, tty=tty)
         self.shared = shared
-        self.unread = bytearray(shared.history if replay else b"")
+        self.unread = bytearray(shared.history if options.get("replay") else b"")
         shared.streams[self] = None
 
     async def _receive(self, max_bytes: int) -> bytes:

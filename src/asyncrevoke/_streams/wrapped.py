@@ -42,6 +42,10 @@ class RevokableStream(Face):
         if self.handle.parent is None:
             self.handle._settle()  # the stream is of this loop, and so is its release
         self._inner = inner
+        self._receiving = anyio.Lock(
+            fast_acquire=True
+        )  # for whoever closes, which waits until nobody is inside `inner`
+        self._sending = anyio.Lock(fast_acquire=True)
         self._inner_closed = False
         self._closing: Revocation | None = None
 
@@ -52,14 +56,17 @@ class RevokableStream(Face):
 
     async def _receive(self, max_bytes: int) -> bytes:
         with self.handle.using(idle=True):
-            return await self._inner.receive(max_bytes)
+            async with self._receiving:
+                return await self._inner.receive(max_bytes)
 
     async def _send(self, item: bytes) -> None:
         with self.handle.using():
-            await self._inner.send(item)
+            async with self._sending:
+                await self._inner.send(item)
 
     async def _send_eof(self) -> None:
-        await self._inner.send_eof()
+        async with self._sending:
+            await self._inner.send_eof()
 
     async def aclose(self) -> None:
         """Close the stream: others are refused and kicked, then the inner stream is closed, which may wait for its peer.
@@ -69,9 +76,8 @@ class RevokableStream(Face):
         try:
             with self.handle.using():
                 self._closing = self.handle.close()  # refuses and kicks all others; this operation is the last
-                await self._reading.free()
-                await self._writing.free()
-                await self._inner.aclose()
+                async with self._receiving, self._sending:
+                    await self._inner.aclose()
                 self._inner_closed = True
         except (RevokedError, anyio.ClosedResourceError):
             pass  # it is being closed by another, or by force

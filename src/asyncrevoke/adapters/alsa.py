@@ -33,7 +33,7 @@ from typing import Any
 import anyio.abc
 
 from asyncrevoke.answers import ALSA, Answers, Pair
-from asyncrevoke.lowlevel import Face, FdStream, Report, Revocation, Revokable, RevokableStream, RevokedError
+from asyncrevoke.lowlevel import Face, FdStream, Report, Resource, Revocation, Revokable, RevokableStream, RevokedError
 
 #: A control device differs: its read in flight answers ENODEV at once (sound/core/control.c, snd_ctl_read).
 CONTROL = dataclasses.replace(ALSA, read=Pair(errno.ENODEV, errno.ENODEV), write=Pair(errno.ENODEV, errno.ENODEV))
@@ -92,7 +92,7 @@ class Cards:
             del self._cards[card.number]
 
 
-class Card(anyio.abc.AsyncResource):
+class Card(Resource):
     """A card, as `Cards.add` gives it. Closing it is `free`.
 
     It is not disconnected because something that was opened on it has come to its end: whoever learns of that does so.

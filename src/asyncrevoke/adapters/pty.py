@@ -19,14 +19,16 @@ import struct
 import subprocess
 import termios
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import EllipsisType
+from typing import Unpack
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
 from asyncrevoke.answers import Answers
-from asyncrevoke.lowlevel import Fd, Revocation, Revokable, Shared, SharedStream, in_loop
+from asyncrevoke.lowlevel import Fd, Resource, Revokable, Shared, SharedOptions, SharedStream, in_loop
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _TERMINALS = (
@@ -67,48 +69,43 @@ def open_pty(
     :raises OSError: if no pty is free
     :raises RevokedError: if the owner was revoked; nothing was started
     """
-    if isinstance(argv, str | bytes) or not argv:
-        raise TypeError(f"argv is {argv!r}: give the program and its arguments as a list")
-    if len(size) != 2 or not all(0 <= each <= 0xFFFF for each in size):
-        raise ValueError(f"size is {size!r}: give rows and columns")
+    program = _Program(argv, env, cwd, size)
     if not kill_after >= 0:
         raise ValueError(f"kill_after is {kill_after!r}: give seconds, 0 or more")
-    return PtySession(
-        [os.fspath(argument) for argument in argv],
-        owner=owner,
-        name=name,
-        env=env,
-        cwd=cwd,
-        size=size,
-        backlog=backlog,
-        history=history,
-        kill_after=kill_after,
-        answers=answers,
-    )
+    session = PtySession(kill_after, backlog=backlog, history=history)
+    session._start(program, (owner or Revokable()).open(name or program.name, answers=answers))
+    return session
 
 
-class PtySession(anyio.abc.AsyncResource):
-    """A program on a pty, as `open_pty` starts it. Closing it hangs it up.
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """What runs on a pty, and how, as for `open_pty`."""
 
-    :ivar node: the node that is taken away
+    argv: Sequence[str | os.PathLike[str]]
+    env: Mapping[str, str] | None
+    cwd: str | os.PathLike[str] | None
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.argv, str | bytes) or not self.argv:
+            raise TypeError(f"argv is {self.argv!r}: give the program and its arguments as a list")
+        if len(self.size) != 2 or not all(0 <= each <= 0xFFFF for each in self.size):
+            raise ValueError(f"size is {self.size!r}: give rows and columns")
+
+    @property
+    def name(self) -> str:
+        return pathlib.PurePath(self.argv[0]).name
+
+
+class PtySession(Resource):
+    """A program on a pty, as `open_pty` starts it. Closing it hangs it up, and waits until the program is reaped.
+
+    To revoke it takes the terminal away from all, and ends the program: HUP, CONT, and KILL for what stays.
+
     :ivar pid: of the program, which is also its process group and its session
     """
 
-    def __init__(
-        self,
-        argv: list[str],
-        *,
-        owner: Revokable | None,
-        name: str,
-        env: Mapping[str, str] | None,
-        cwd: str | os.PathLike[str] | None,
-        size: tuple[int, int],
-        backlog: int,
-        history: int,
-        kill_after: float,
-        answers: Answers | EllipsisType,
-    ) -> None:
-        name = name or pathlib.PurePath(argv[0]).name
+    def __init__(self, kill_after: float, *, backlog: int, history: int) -> None:
         self._kill_after = kill_after
         self._shared = Shared(
             lambda most: self._master.read(most),  # noqa: PLW0108  # which is made later
@@ -116,50 +113,38 @@ class PtySession(anyio.abc.AsyncResource):
             backlog=backlog,
             history=history,
         )
-        self.node = (owner or Revokable()).open(name, answers=answers)
+
+    def _start(self, program: _Program, node: Revokable) -> None:
+        self.node = node
         started = None
         try:
-            started = self._process, master = _spawn(argv, env, cwd, size)
+            started = self._process, master = _spawn(program)
             self.pid = self._process.pid
             # A master answers EIO when the last slave is closed and all has been read.
-            self._master = Fd(master, self.node, end=errno.EIO)
-            self.node.release = self._hang_up
+            self._master = Fd(master, node, end=errno.EIO)
+            node.release = self._hang_up
         except BaseException:
             if started is not None:
                 started[0].kill()
                 started[0].wait()
                 os.close(started[1])
-            self.node.close()
+            node.close()
             raise
 
-    def open(
-        self,
-        name: str = "",
-        *,
-        also: Iterable[Revokable] = (),
-        answers: Answers | EllipsisType = ...,
-        replay: bool = False,
-    ) -> PtyStream:
+    def open(self, name: str = "", **options: Unpack[SharedOptions]) -> PtyStream:
         """Open one more stream on the terminal. It gets all output from now on, as every other does.
 
         :param also: further parents, such as a token; whichever goes first takes the stream
+        :param answers: a profile of `asyncrevoke.answers`. Left out: as the session's
         :param replay: it gets the history first: what somebody has read of the last output
         :raises RevokedError, ~anyio.ClosedResourceError: if the session is gone
         """
-        return PtyStream(self, name, also, answers, replay)
+        return PtyStream(self, name, **options)
 
     @property
     def clients(self) -> list[Revokable]:
         """The handles of the open streams, for `revoke_all`."""
         return [client.handle for client in self._shared.streams]
-
-    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
-        """Take the terminal away from all, and end the program: HUP, CONT, and KILL for what stays."""
-        return self.node.revoke(reason, grace=grace)
-
-    async def aclose(self) -> None:
-        """The same as its owner, and wait until the program is reaped."""
-        await self.node.aclose()
 
     @property
     def returncode(self) -> int | None:
@@ -238,24 +223,16 @@ class PtySession(anyio.abc.AsyncResource):
 class PtyStream(SharedStream):
     """One stream on a `PtySession`, as `PtySession.open` gives it."""
 
-    def __init__(
-        self,
-        session: PtySession,
-        name: str,
-        also: Iterable[Revokable],
-        answers: Answers | EllipsisType,
-        replay: bool,
-    ) -> None:
-        super().__init__(session._shared, session.node, name=name, also=also, answers=answers, tty=True, replay=replay)
+    def __init__(self, session: PtySession, name: str, **options: Unpack[SharedOptions]) -> None:
+        super().__init__(session._shared, session.node, name, tty=True, **options)
         self._session = session
 
     async def _send_eof(self) -> None:
         await self._session._send_eof()
 
 
-def _spawn(
-    argv: list[str], env: Mapping[str, str] | None, cwd: str | os.PathLike[str] | None, size: tuple[int, int]
-) -> tuple[subprocess.Popen[bytes], int]:
+def _spawn(program: _Program) -> tuple[subprocess.Popen[bytes], int]:
+    argv = [os.fspath(argument) for argument in program.argv]
     try:
         master, slave = os.openpty()
     except OSError as exc:
@@ -272,14 +249,14 @@ def _spawn(
             os._exit(1)
 
     try:
-        _set_size(slave, size)
+        _set_size(slave, program.size)
         process = subprocess.Popen(  # noqa: S603  # to run the caller's program is what we are for
             argv,
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env=env,
-            cwd=cwd,
+            env=program.env,
+            cwd=program.cwd,
             start_new_session=True,
             preexec_fn=take_terminal,  # noqa: PLW1509  # nothing else sets a controlling terminal; it takes no locks
         )

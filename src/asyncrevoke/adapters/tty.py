@@ -32,10 +32,8 @@ from collections.abc import Iterable
 from types import EllipsisType
 from typing import Any, Protocol
 
-import anyio.abc
-
 from asyncrevoke.answers import Answers
-from asyncrevoke.lowlevel import FdStream, Name, Registry, Revocation, Revokable
+from asyncrevoke.lowlevel import FdStream, Name, Registry, Resource, Revocation, Revokable
 
 TIOCVHANGUP = 0x5437  # include/uapi/asm-generic/ioctls.h
 
@@ -127,8 +125,10 @@ class Terminal(Name):
         return super().ending()
 
 
-class Tty(anyio.abc.AsyncResource):
+class Tty(Resource):
     """A terminal device: ``tty = Tty("/dev/ttyS0"); stream = await tty.open("alice"); await tty.hangup()``
+
+    To revoke or close it is to hang it up for good: the terminal is gone, consoles too, and its name is free.
 
     :param path: of the device
     :param name: for errors and reports; left out: the path's last part
@@ -139,6 +139,8 @@ class Tty(anyio.abc.AsyncResource):
     :raises ValueError: if the registry has that name or device already
     :ivar node: the name, which stays through hang-ups
     """
+
+    node: Name
 
     def __init__(
         self,
@@ -211,14 +213,6 @@ class Tty(anyio.abc.AsyncResource):
         The name can be opened again at once. As `Revokable.revoke` otherwise.
         """
         return self.node.hangup(reason, grace=grace)
-
-    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
-        """Hang it up for good: the terminal is gone, consoles too, and its name is free."""
-        return self.node.revoke(reason, grace=grace)
-
-    async def aclose(self) -> None:
-        """The same as its owner, and wait until all is released."""
-        await self.node.aclose()
 
     def __repr__(self) -> str:
         return f"<Tty {self.path!r} of {self.node!r}>"

@@ -1,5 +1,4 @@
 """A console server, and the command line: `asyncrevoke share`, `attach`, `ls`, `revoke`, `demo`."""
 
 from .server import host as host
-from .share import Share as Share
-from .share import read_config as read_config
+from .share import Share as Share, read_config as read_config

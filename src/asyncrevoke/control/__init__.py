@@ -1,9 +1,7 @@
 """Take away from outside: a server on a Unix socket that a service embeds, and its client."""
 
-from .client import Control as Control
-from .client import connect as connect
+from .client import Control as Control, connect as connect
 from .lines import ControlError as ControlError
 from .peer import Peer as Peer
-from .request import Command as Command
-from .request import Request as Request
+from .request import Command as Command, Request as Request
 from .server import serve as serve

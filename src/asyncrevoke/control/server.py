@@ -77,16 +77,7 @@ async def serve(
     gid = None if group is None else group_number(group)
     async with listening(os.fspath(path), gid) as listener:
         with select.epoll() as hangups:
-            server = _Server(
-                registry,
-                commands or {},
-                hangups,
-                group=group,
-                gid=gid,
-                most=clients,
-                backlog=backlog,
-                patience=patience,
-            )
+            server = _Server(registry, commands or {}, hangups, group, gid, clients, backlog, patience)
             async with anyio.create_task_group() as tasks:
                 try:
                     await tasks.start(observe, registry.root, server.note)
@@ -116,36 +107,30 @@ class _Watcher:
     more: anyio.Event = field(default_factory=anyio.Event)
 
 
+@dataclass(eq=False)
 class _Server:
-    def __init__(
-        self,
-        registry: Registry,
-        commands: Mapping[str, Command],
-        hangups: select.epoll,
-        *,
-        group: str | None,
-        gid: int | None,
-        most: int,
-        backlog: int,
-        patience: float,
-    ) -> None:
+    """What `serve` is given, and who is connected."""
+
+    registry: Registry
+    commands: Mapping[str, Command]
+    hangups: select.epoll
+    group: str | None
+    gid: int | None
+    most: int
+    backlog: int
+    patience: float
+
+    def __post_init__(self) -> None:
         self.connections = Revokable("control connections")
         self.awaited = Revokable("control server", kick=None)  # in use by what clients wait for: revocations, answers
-        self._registry = registry
-        self._group = group
-        self._gid = gid
-        self._most = most
-        self._backlog = backlog
-        self._patience = patience
-        self._hangups = hangups
         self._clients: dict[int, Connection] = {}  # by descriptor
         self._watchers: dict[_Watcher, None] = {}
         self._opened: dict[Revokable, float] = {}
         self._listing = anyio.Semaphore(8)  # parts of lists that are made in one turn of the loop, however many ask
         own: dict[str, Command] = {"list": self._list, "revoke": self._revoke, "watch": self._watch}
-        if taken := own.keys() & commands:
+        if taken := own.keys() & self.commands:
             raise ValueError(f"the request {min(taken)!r} is the server's own: choose another name for your command")
-        self._commands = own | dict(commands)
+        self.commands = own | dict(self.commands)
 
     def note(self, event: Event) -> None:
         """Keep since when it is open, and queue it for those who watch."""
@@ -164,9 +149,9 @@ class _Server:
                 watcher.unsent.append(line)
                 watcher.behind += len(line)
                 watcher.more.set()
-                if watcher.behind > self._backlog:
+                if watcher.behind > self.backlog:
                     del self._watchers[watcher]
-                    watcher.connection.revoke(f"it was {watcher.behind} bytes behind, and may be {self._backlog}")
+                    watcher.connection.revoke(f"it was {watcher.behind} bytes behind, and may be {self.backlog}")
 
     # -- one connection --
 
@@ -177,11 +162,11 @@ class _Server:
         except BlockingIOError:
             return
         peer = peer_of(connection)
-        if not peer.owner and self._gid not in peer.groups:
-            who = "the owner and root may" + (f", and the group {self._group}" if self._group else "")
+        if not peer.owner and self.gid not in peer.groups:
+            who = "the owner and root may" + (f", and the group {self.group}" if self.group else "")
             _turn_away(connection, "forbidden", f"user {peer.name!r} may not connect here: {who}")
-        elif sum(client.peer.owner == peer.owner for client in self._clients.values()) >= self._most:
-            _turn_away(connection, "too-many", f"{self._most} are connected already: try again later")
+        elif sum(client.peer.owner == peer.owner for client in self._clients.values()) >= self.most:
+            _turn_away(connection, "too-many", f"{self.most} are connected already: try again later")
         else:
             tasks.start_soon(self.talk, self._admit(connection, peer))
 
@@ -190,7 +175,7 @@ class _Server:
 
         def close(fd: int) -> None:
             del self._clients[fd]
-            self._hangups.unregister(fd)
+            self.hangups.unregister(fd)
             with socket.socket(fileno=fd) as last, contextlib.suppress(OSError):
                 if not client.handle.closed:
                     last.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -199,16 +184,16 @@ class _Server:
 
         fd = connection.detach()
         stream = FdStream(fd, self.connections, name=f"{peer.name} ({peer.pid})", close=close)
-        client = Connection(stream, peer, self._patience)
+        client = Connection(stream, peer, self.patience)
         self._clients[fd] = client
-        self._hangups.register(fd, select.EPOLLET)  # for hang-ups alone, and each once
+        self.hangups.register(fd, select.EPOLLET)  # for hang-ups alone, and each once
         return client
 
     async def notice_who_goes(self) -> None:
         """End the requests of clients that have closed the connection: a half of it they may close and still receive."""
         while True:
-            await anyio.wait_readable(self._hangups.fileno())
-            for fd, _ in self._hangups.poll(0):
+            await anyio.wait_readable(self.hangups.fileno())
+            for fd, _ in self.hangups.poll(0):
                 self._clients[fd].request.cancel()
 
     async def talk(self, client: Connection) -> None:
@@ -271,9 +256,9 @@ class _Server:
 
     def _command(self, fields: Mapping[str, Any]) -> Command:
         do = fields.get("do")
-        if not isinstance(do, str) or do not in self._commands:
-            raise ControlError("unknown-request", f"'do' must be one of {', '.join(sorted(self._commands))}")
-        return self._commands[do]
+        if not isinstance(do, str) or do not in self.commands:
+            raise ControlError("unknown-request", f"'do' must be one of {', '.join(sorted(self.commands))}")
+        return self.commands[do]
 
     # -- the requests --
 
@@ -348,7 +333,7 @@ class _Server:
         if found:
             return revoke_all(found, reason, grace=grace)
         with contextlib.suppress(LookupError, PermissionError):
-            return self._registry.hangup(places, reason, grace=grace, uid=None if peer.owner else peer.uid)
+            return self.registry.hangup(places, reason, grace=grace, uid=None if peer.owner else peer.uid)
         if not peer.owner:
             raise ControlError(
                 "forbidden",
@@ -363,8 +348,8 @@ class _Server:
     def _find(self, path: str, below: bool) -> list[Revokable]:
         """The nodes of that path, or all that is below them."""
         if not path:
-            return list(self._registry.root.children) if below else []
-        nodes = self._registry.at(path)
+            return list(self.registry.root.children) if below else []
+        nodes = self.registry.at(path)
         if below:  # what has the very path of what it is in, as a generation has its name's, stays
             return [child for node in nodes for child in node.children if child.path != path]
         return [node for node in nodes if node.parent not in nodes]
@@ -387,8 +372,8 @@ class _Server:
 
     def _nodes(self) -> Iterator[Revokable]:
         """All that is open below the registry's root, each once, parents first; it may change meanwhile."""
-        seen = {self._registry.root}
-        unvisited = list(reversed(self._registry.root.children))
+        seen = {self.registry.root}
+        unvisited = list(reversed(self.registry.root.children))
         seen.update(unvisited)
         while unvisited:
             node = unvisited.pop()

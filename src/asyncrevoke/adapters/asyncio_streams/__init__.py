@@ -4,7 +4,9 @@
 `wrap_streams` is for any pair of reader and writer that there is already.
 """
 
-from .connection import SerialTransport as SerialTransport
-from .connection import create_serial_connection as create_serial_connection
-from .connection import open_serial_connection as open_serial_connection
+from .connection import (
+    SerialTransport as SerialTransport,
+    create_serial_connection as create_serial_connection,
+    open_serial_connection as open_serial_connection,
+)
 from .wrapped import wrap_streams as wrap_streams

@@ -26,7 +26,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from types import EllipsisType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import anyio
 import anyio.abc
@@ -35,9 +35,10 @@ import anyio.lowlevel
 from asyncrevoke.adapters.tty import TIOCVHANGUP
 from asyncrevoke.answers import Answers
 from asyncrevoke.lowlevel import (
+    Handled,
+    HasDescriptor,
     OffLoop,
     Owner,
-    Revocation,
     Revokable,
     handle_of,
     in_loop,
@@ -56,13 +57,7 @@ _KCMP = 312 if platform.machine() == "x86_64" else 272
 _STUBBORN = 0.064  # seconds between two looks at threads that seem to block signals
 
 
-class HasDescriptor(Protocol):
-    """A file, a socket."""
-
-    def fileno(self) -> int: ...
-
-
-class Descriptor(anyio.abc.AsyncResource):
+class Descriptor(Handled):
     """A descriptor that others use by its number: ``Descriptor(fd).revoke("unplugged")``
 
     When the revocation is complete, those that slept on the file in read, write, poll, select, epoll and so on have met the
@@ -175,14 +170,6 @@ class Descriptor(anyio.abc.AsyncResource):
                 self.handle.stop_using()
                 raise
             return await called
-
-    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
-        """Take it away: `Revokable.revoke` of its handle."""
-        return self.handle.revoke(reason, grace=grace)
-
-    async def aclose(self) -> None:
-        """Take it away, as its owner, and wait until nobody sleeps on it. The number stays its holder's to close."""
-        await self.handle.aclose()
 
     def __repr__(self) -> str:
         return f"<Descriptor {self.fd}, {self.handle!r}>"

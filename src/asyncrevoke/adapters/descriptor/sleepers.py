@@ -18,94 +18,28 @@ import threading
 from collections.abc import Iterator
 
 #: The system calls that may sleep on a descriptor, by machine (asm/unistd_64.h, asm-generic/unistd.h).
+_CALLS = {
+    "x86_64": """
+        read=0 write=1 poll=7 ioctl=16 pread64=17 pwrite64=18 readv=19 writev=20 select=23 sendfile=40 connect=42
+        accept=43 sendto=44 recvfrom=45 sendmsg=46 recvmsg=47 fcntl=72 flock=73 fsync=74 fdatasync=75
+        restart_syscall=219 epoll_ctl=233 mq_timedsend=242 mq_timedreceive=243 waitid=247 pselect6=270 ppoll=271
+        splice=275 tee=276 vmsplice=278 accept4=288 preadv=295 pwritev=296 recvmmsg=299 sendmmsg=307 copy_file_range=326
+        preadv2=327 pwritev2=328
+    """,
+    "aarch64": """
+        epoll_ctl=21 fcntl=25 ioctl=29 flock=32 read=63 write=64 readv=65 writev=66 pread64=67 pwrite64=68 preadv=69
+        pwritev=70 sendfile=71 pselect6=72 ppoll=73 vmsplice=75 splice=76 tee=77 fsync=82 fdatasync=83 waitid=95
+        restart_syscall=128 mq_timedsend=182 mq_timedreceive=183 accept=202 connect=203 sendto=206 recvfrom=207
+        sendmsg=211 recvmsg=212 accept4=242 recvmmsg=243 sendmmsg=269 copy_file_range=285 preadv2=286 pwritev2=287
+    """,
+}
 NUMBERS = {
-    "x86_64": {
-        "read": 0,
-        "write": 1,
-        "poll": 7,
-        "ioctl": 16,
-        "pread64": 17,
-        "pwrite64": 18,
-        "readv": 19,
-        "writev": 20,
-        "select": 23,
-        "sendfile": 40,
-        "connect": 42,
-        "accept": 43,
-        "sendto": 44,
-        "recvfrom": 45,
-        "sendmsg": 46,
-        "recvmsg": 47,
-        "fcntl": 72,
-        "flock": 73,
-        "fsync": 74,
-        "fdatasync": 75,
-        "restart_syscall": 219,
-        "epoll_ctl": 233,
-        "mq_timedsend": 242,
-        "mq_timedreceive": 243,
-        "waitid": 247,
-        "pselect6": 270,
-        "ppoll": 271,
-        "splice": 275,
-        "tee": 276,
-        "vmsplice": 278,
-        "accept4": 288,
-        "preadv": 295,
-        "pwritev": 296,
-        "recvmmsg": 299,
-        "sendmmsg": 307,
-        "copy_file_range": 326,
-        "preadv2": 327,
-        "pwritev2": 328,
-    },
-    "aarch64": {
-        "epoll_ctl": 21,
-        "fcntl": 25,
-        "ioctl": 29,
-        "flock": 32,
-        "read": 63,
-        "write": 64,
-        "readv": 65,
-        "writev": 66,
-        "pread64": 67,
-        "pwrite64": 68,
-        "preadv": 69,
-        "pwritev": 70,
-        "sendfile": 71,
-        "pselect6": 72,
-        "ppoll": 73,
-        "vmsplice": 75,
-        "splice": 76,
-        "tee": 77,
-        "fsync": 82,
-        "fdatasync": 83,
-        "waitid": 95,
-        "restart_syscall": 128,
-        "mq_timedsend": 182,
-        "mq_timedreceive": 183,
-        "accept": 202,
-        "connect": 203,
-        "sendto": 206,
-        "recvfrom": 207,
-        "sendmsg": 211,
-        "recvmsg": 212,
-        "accept4": 242,
-        "recvmmsg": 243,
-        "sendmmsg": 269,
-        "copy_file_range": 285,
-        "preadv2": 286,
-        "pwritev2": 287,
-    },
+    machine: {name: int(number) for name, _, number in (call.partition("=") for call in calls.split())}
+    for machine, calls in _CALLS.items()
 }
 _NAMES = {number: name for name, number in NUMBERS.get(platform.machine(), {}).items()}
-_SECOND = {
-    "sendfile": 1,
-    "splice": 2,
-    "tee": 1,
-    "copy_file_range": 2,
-    "epoll_ctl": 2,
-}  # where the other descriptor stands
+#: Where the other descriptor stands, of those that have two.
+_SECOND = {"sendfile": 1, "splice": 2, "tee": 1, "copy_file_range": 2, "epoll_ctl": 2}
 _P_PIDFD = 3
 
 _SIGURG = 1 << signal.SIGURG - 1

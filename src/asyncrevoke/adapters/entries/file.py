@@ -15,7 +15,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from asyncrevoke.lowlevel import Revokable, RevokedError, Use, answer
+from asyncrevoke.lowlevel import Handled, Revokable, RevokedError, Use, answer
 
 if TYPE_CHECKING:
     from .directory import Entry
@@ -58,7 +58,7 @@ class Handlers(TypedDict, total=False):
     release: Callable[[OpenFile], Maybe[object]]
 
 
-class OpenFile(anyio.abc.AsyncResource):
+class OpenFile(Handled):
     """An open file, as `Entry.open` gives it. Iterating over it reads on until the end.
 
     Each operation is a checkpoint. When the entry is removed, or the file taken away, those who wait for news are ended, and
@@ -181,10 +181,6 @@ class OpenFile(anyio.abc.AsyncResource):
 
         return await self._operate("ioctl", control)
 
-    async def aclose(self) -> None:
-        """Close it, and wait until it is released. Operations of other tasks end with ClosedResourceError."""
-        await self.handle.aclose()
-
     def __aiter__(self) -> Self:
         return self
 
@@ -192,9 +188,6 @@ class OpenFile(anyio.abc.AsyncResource):
         if data := await self.read():
             return data
         raise StopAsyncIteration
-
-    def __repr__(self) -> str:
-        return f"<OpenFile of {self.handle!r}>"
 
     # -- what is done in an operation --
 

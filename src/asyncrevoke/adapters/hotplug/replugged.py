@@ -15,9 +15,10 @@ import anyio.lowlevel
 
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
 from asyncrevoke.adapters.serial.port import explained
-from asyncrevoke.lowlevel import Name, Registry, Watch, off_loop, revoke_threadsafe
+from asyncrevoke.lowlevel import Name, Registry, Resource, Watch, off_loop, revoke_threadsafe
 
-from .uevents import Kind, Source, check_kind, next_event, source_of
+from . import uevents
+from .uevents import Kind, Source, check_kind, next_event
 
 logger = logging.getLogger("asyncrevoke")
 
@@ -80,7 +81,7 @@ def serial_device(
     )
 
 
-class SerialDevices(anyio.abc.AsyncResource):
+class SerialDevices(Resource):
     """The generations of one serial device, one after another, as `serial_device` gives them. One task at a time waits
     for the next, and takes the device from those who have it.
 
@@ -88,6 +89,8 @@ class SerialDevices(anyio.abc.AsyncResource):
 
     :ivar node: the name, which stays. Revoke it to take the device away for good, also while it is waited for
     """
+
+    node: Name
 
     def __init__(
         self,
@@ -148,10 +151,6 @@ class SerialDevices(anyio.abc.AsyncResource):
                         )
                 await self._wait(self._events)
 
-    async def aclose(self) -> None:
-        """Close it for good."""
-        await self.node.aclose()
-
     def __del__(self) -> None:
         if not self.node.revoked:
             revoke_threadsafe(self.node, "nobody loops over it any more")
@@ -201,7 +200,7 @@ class _Events:
         self._number: int | None = None
         self._source: Source | None = None
         try:
-            self._source = source_of(kind)
+            self._source = uevents.source_of(kind)
         except OSError as exc:
             logger.info("%s: no events, so it is looked for at intervals: %s", node.name, exc)
         else:

@@ -15,7 +15,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from asyncrevoke.lowlevel import Revokable, handle_of
+from asyncrevoke.lowlevel import Resource, Revokable, handle_of
 
 Kind = Literal["kernel", "udev"] | None
 _UDEV_RUNS = pathlib.Path("/run/udev/control")
@@ -162,7 +162,7 @@ def watch_devices(*, source: Kind = None, owner: Revokable | None = None, name: 
     return DeviceEvents(source_of(source), owner, name)
 
 
-class DeviceEvents(anyio.abc.AsyncResource):
+class DeviceEvents(Resource):
     """Events of devices, one after another, as `watch_devices` gives them. One task at a time waits for the next.
 
     :ivar node: what can be taken away
@@ -190,7 +190,3 @@ class DeviceEvents(anyio.abc.AsyncResource):
             while (event := next_event(self._source)) is None:
                 await anyio.wait_readable(self._source.fileno())
             return event
-
-    async def aclose(self) -> None:
-        """Follow no more."""
-        await self.node.aclose()

@@ -18,13 +18,22 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import EllipsisType
-from typing import Any, Literal, Protocol, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 import anyio.abc
 import anyio.lowlevel
 
 from asyncrevoke.answers import Answers
-from asyncrevoke.lowlevel import Owner, Revocation, Revokable, RevokedError, handle_of, off_loop, stop_using_threadsafe
+from asyncrevoke.lowlevel import (
+    Handled,
+    HasDescriptor,
+    Owner,
+    Revokable,
+    RevokedError,
+    handle_of,
+    off_loop,
+    stop_using_threadsafe,
+)
 
 from .holders import Holder, holders_of
 
@@ -37,13 +46,7 @@ for _copy in _libc.process_vm_readv, _libc.process_vm_writev:
     _copy.restype = ctypes.c_ssize_t
 
 
-class HasDescriptor(Protocol):
-    """A file, a socket."""
-
-    def fileno(self) -> int: ...
-
-
-class Mapping(anyio.abc.AsyncResource):
+class Mapping(Handled):
     """A file in memory: ``async with Mapping(file, write=True) as data: data[:4] = b"text"; data[-1]``
 
     Indices and slices copy, at once; a file that was truncated meanwhile is an error, where a plain mmap dies of SIGBUS.
@@ -189,14 +192,6 @@ class Mapping(anyio.abc.AsyncResource):
         await anyio.lowlevel.checkpoint()
         with _answering(self.handle), self.handle.using():
             await off_loop(self._map.flush, patience=math.inf)
-
-    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
-        """Take it away: `Revokable.revoke` of its handle."""
-        return self.handle.revoke(reason, grace=grace)
-
-    async def aclose(self) -> None:
-        """Close it, and wait until it is released. What becomes of views was said by `views`."""
-        await self.handle.aclose()
 
     def __repr__(self) -> str:
         return f"<Mapping of {self._length} bytes, {self.handle!r}>"

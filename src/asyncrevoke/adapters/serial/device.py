@@ -14,10 +14,10 @@ import os
 import select
 import struct
 import termios
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import anyio
 import anyio.abc
@@ -25,7 +25,17 @@ import anyio.lowlevel
 from anyio.streams.file import FileStreamAttribute
 
 from asyncrevoke.answers import Answers
-from asyncrevoke.lowlevel import OffLoop, Revocation, Revokable, RevokedError, Shared, SharedStream, Watch, off_loop
+from asyncrevoke.lowlevel import (
+    OffLoop,
+    Resource,
+    Revokable,
+    RevokedError,
+    Shared,
+    SharedOptions,
+    SharedStream,
+    Watch,
+    off_loop,
+)
 
 from .port import GONE, Backend, Port, SerialException, explained, open_descriptor
 from .transports import open_pyserial_asyncio, open_serialx
@@ -36,6 +46,7 @@ _KNOWN: dict[str, tuple[object, ...]] = {
     "parity": ("N", "E", "O", "M", "S"),
     "stopbits": (1, 1.5, 2),
 }
+_SWITCHES = ("xonxoff", "rtscts", "dsrdtr", "exclusive")
 BackendName = Literal["descriptor", "pyserial-asyncio", "serialx"]
 BACKENDS: dict[str, Backend] = {
     "descriptor": open_descriptor,
@@ -111,66 +122,59 @@ def open_serial(
     :raises RevokedError: if the owner was revoked, also meanwhile; the port is closed then
     Cancellation: what is opened too late is closed by the thread that opens it.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}: give one of {', '.join(map(repr, BACKENDS))}")
-    url = os.fspath(url)
-    _check_baudrate(url, baudrate)
-    if not close_timeout > 0:
-        raise ValueError(f"close_timeout is {close_timeout!r}: give seconds, more than 0")
-    settings = {
-        "baudrate": baudrate,
-        "bytesize": bytesize,
-        "parity": parity,
-        "stopbits": stopbits,
-        "xonxoff": xonxoff,
-        "rtscts": rtscts,
-        "dsrdtr": dsrdtr,
-        "exclusive": exclusive,
-    }
-    for option, known in _KNOWN.items():
-        if settings[option] not in known:
-            raise ValueError(f"{url!r}: {option} is {settings[option]!r}: give one of {', '.join(map(repr, known))}")
-    return SerialDevice(
-        url,
-        settings,
-        backend=backend,
-        backlog=backlog if fan_out else None,
-        history=history,
-        close_timeout=close_timeout,
-        owner=owner,
-        name=name,
-        answers=answers,
-    )
+    line = (baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr, exclusive)
+    options = _Options(os.fspath(url), *line, backend, backlog if fan_out else None, history, close_timeout)
+    return SerialDevice(options, owner, name or options.url, answers)
 
 
-class SerialDevice(anyio.abc.AsyncResource):
-    """An open serial port, as `open_serial` gives it. Closing it closes the port.
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What `open_serial` takes, and explains."""
+
+    url: str
+    baudrate: int
+    bytesize: int
+    parity: str
+    stopbits: float
+    xonxoff: bool
+    rtscts: bool
+    dsrdtr: bool
+    exclusive: bool
+    backend: BackendName
+    backlog: int | None
+    history: int
+    close_timeout: float
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend is {self.backend!r}: give one of {', '.join(map(repr, BACKENDS))}")
+        _check_baudrate(self.url, self.baudrate)
+        if not self.close_timeout > 0:
+            raise ValueError(f"close_timeout is {self.close_timeout!r}: give seconds, more than 0")
+        for option, known in _KNOWN.items():
+            if (given := getattr(self, option)) not in known:
+                raise ValueError(f"{self.url!r}: {option} is {given!r}: give one of {', '.join(map(repr, known))}")
+
+    def settings(self) -> dict[str, Any]:
+        """Those of pyserial's."""
+        return {option: getattr(self, option) for option in (*_KNOWN, "baudrate", *_SWITCHES)}
+
+
+class SerialDevice(Resource):
+    """An open serial port, as `open_serial` gives it. Closing it closes the port, and waits for that.
 
     :ivar url: what was opened
     """
 
-    def __init__(
-        self,
-        url: str,
-        settings: dict[str, Any],
-        *,
-        backend: BackendName,
-        backlog: int | None,
-        history: int,
-        close_timeout: float,
-        owner: Revokable | None,
-        name: str,
-        answers: Answers | EllipsisType,
-    ) -> None:
-        self.url = url
-        self._settings = settings
-        self._backend = backend
-        self._close_timeout = close_timeout
+    def __init__(self, options: _Options, owner: Revokable | None, name: str, answers: Answers | EllipsisType) -> None:
+        self.url = options.url
+        self._options = options
         self._owner = owner
-        self._name = name or url
+        self._name = name
         self._answers = answers
+        exact = options.backend == "descriptor"
         self._shared = Shared(
-            self._receive, self._send_some, backlog=backlog, exact=backend == "descriptor", history=history
+            self._receive, self._send_some, backlog=options.backlog, exact=exact, history=options.history
         )
         self._used = False
         self._node: Revokable | None = None
@@ -190,7 +194,7 @@ class SerialDevice(anyio.abc.AsyncResource):
         self._used = True
         try:
             async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
-                self._port = await BACKENDS[self._backend](self.url, node, self._settings)
+                self._port = await BACKENDS[self._options.backend](self.url, node, self._options.settings())
                 node.release = self._release
                 # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
                 epoll = select.epoll()
@@ -202,26 +206,20 @@ class SerialDevice(anyio.abc.AsyncResource):
         return self
 
     @property
-    def node(self) -> Revokable:
+    def node(self) -> Revokable:  # type: ignore[override]  # it has none before
         """The node that is taken away, once it is open."""
         return self._opened[0]
 
-    def open(
-        self,
-        name: str = "",
-        *,
-        also: Iterable[Revokable] = (),
-        answers: Answers | EllipsisType = ...,
-        replay: bool = False,
-    ) -> SerialStream:
+    def open(self, name: str = "", **options: Unpack[SharedOptions]) -> SerialStream:
         """Open a stream on the port.
 
         :param also: further parents, such as a token; whichever goes first takes the stream
+        :param answers: a profile of `asyncrevoke.answers`. Left out: as the device's
         :param replay: it gets the history first: what somebody has read of what came last
         :raises RevokedError, ~anyio.ClosedResourceError: if the device is gone
         """
         try:
-            return SerialStream(self, self._shared, name=name, also=also, answers=answers, replay=replay)
+            return SerialStream(self, self._shared, name, **options)
         except RevokedError as error:
             raise SerialRevokedError.of(error) from None
 
@@ -233,14 +231,6 @@ class SerialDevice(anyio.abc.AsyncResource):
     def serial(self) -> Any:
         """The library's own object for the port. What is done with it is not guarded, and may block."""
         return self._opened[1].serial
-
-    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
-        """Take the port away from all who use it, and close it. As `Revokable.revoke`."""
-        return self.node.revoke(reason, grace=grace)
-
-    async def aclose(self) -> None:
-        """The same as its owner, and wait until the port is closed."""
-        await self.node.aclose()
 
     @property
     def _opened(self) -> tuple[Revokable, Port]:
@@ -303,14 +293,14 @@ class SerialDevice(anyio.abc.AsyncResource):
 
     async def _closed(self, closing: OffLoop[object]) -> None:
         try:
-            with anyio.fail_after(self._close_timeout):
+            with anyio.fail_after(self._options.close_timeout):
                 await closing
         except anyio.get_cancelled_exc_class():  # by a loop that ends
             if not closing.done():
                 raise
         except TimeoutError as exc:
             raise TimeoutError(
-                f"{self.url!r}: the kernel has not closed it in {self._close_timeout:g} s, as its line is stalled; it goes on"
+                f"{self.url!r}: the kernel has not closed it in {self._options.close_timeout:g} s, as its line is stalled; it goes on"
             ) from exc
 
 
@@ -325,17 +315,8 @@ class SerialStream(SharedStream):
     :raises SerialException: from each, an OSError, if the driver refuses it
     """
 
-    def __init__(
-        self,
-        device: SerialDevice,
-        shared: Shared,
-        *,
-        name: str,
-        also: Iterable[Revokable],
-        answers: Answers | EllipsisType,
-        replay: bool,
-    ) -> None:
-        super().__init__(shared, device.node, name=name, also=also, answers=answers, tty=True, replay=replay)
+    def __init__(self, device: SerialDevice, shared: Shared, name: str, **options: Unpack[SharedOptions]) -> None:
+        super().__init__(shared, device.node, name, tty=True, **options)
         self._device = device
 
     @property

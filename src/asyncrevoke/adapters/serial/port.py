@@ -19,7 +19,7 @@ import anyio
 from asyncrevoke.lowlevel import Fd, OffLoop, Revokable, off_loop
 
 if TYPE_CHECKING:
-    from serial import SerialException
+    from serial import SerialException as SerialException  # noqa: PLC0414  # which is handed on
 else:
     try:
         from serial import SerialException
@@ -28,19 +28,6 @@ else:
 
 #: What the kernel answers when the device behind a port is gone; EPERM while its driver lets go of it.
 GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EPERM))
-
-__all__ = [
-    "GONE",
-    "Backend",
-    "Port",
-    "SerialException",
-    "close_off_loop",
-    "explained",
-    "explaining",
-    "imported",
-    "open_descriptor",
-    "open_pyserial",
-]
 
 
 class Port(Protocol):
