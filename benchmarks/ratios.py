@@ -28,15 +28,11 @@ import anyio
 import uvloop
 
 from asyncrevoke import FdStream, Revokable, RevokedError
-from asyncrevoke._streams.fd import _Side, _Waiter
+from asyncrevoke._streams.fd import _Side
 
 T = TypeVar("T")
 Sample = Callable[[], Awaitable[float]]
 Opener = Callable[[], tuple[int, ...]]
-
-
-#: Linked to no handle. `park` is the stream's own, so that both sides keep their readers alike; it notes its future here.
-_NOBODY = _Waiter(Revokable("nobody"), idle=False)
 
 
 class Unguarded(FdStream):
@@ -48,7 +44,7 @@ class Unguarded(FdStream):
             return result
         loop = side._loop or asyncio.get_running_loop()  # which is slow on 3.11; the guard does not need it
         while isinstance(result, BlockingIOError):
-            await side.park(loop, _NOBODY)
+            await side.armed(loop)
             result = self._fd.attempt(call)
         return result
 
@@ -142,7 +138,7 @@ async def streams_cancelled(opener: Opener, count: int) -> float:
         task.cancel()
     await asyncio.wait(tasks)
     for stream in streams:
-        stream._release()
+        stream._fd.close()
     seconds = perf_counter() - begin
     ended(tasks, opened)
     return seconds

@@ -101,6 +101,7 @@ def test_from_the_adapters_up_public_names_are_enough() -> None:
         nodes = list(ast.walk(ast.parse(file.read_text())))
         own = {each.attr for each in nodes if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)}
         own |= {each.name for each in nodes if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+        own |= {ast.unparse(each.target) for each in nodes if isinstance(each, ast.AnnAssign)}
         for node in nodes:
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
                 assert node.attr in own | {"_exit", "_current_frames"}, f"{file}: {node.attr} is not its own"

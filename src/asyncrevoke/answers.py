@@ -7,8 +7,6 @@ handles opened below; only a stream reads them, the protocol itself always raise
 Each profile is one row of a table that was measured on a real kernel or read in its source.
 """
 
-from __future__ import annotations
-
 import errno
 import select
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Metrics of what is open and what is taken away, for OpenTelemetry. Needs ``asyncrevoke[otel]``."""
 
-from __future__ import annotations
-
 from opentelemetry.metrics import Meter, get_meter
 
 from asyncrevoke.lowlevel import Event

@@ -1,7 +1,5 @@
 """The contract of whatever can be taken away, to be run on anybody's resource: `check_revokable`."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools
@@ -192,13 +190,7 @@ class _Check:
         for call in calls:
             await self.ended(call, "await inside `with handle.using()`; what no cancel reaches: use.on_kick(wake)", act)
             self.answered(call, in_flight=True)
-        await self.succeeds(self.awaiting(act), "a release waits for no peer and raises nothing", act)
-
-    def awaiting(self, act: Revocation) -> _Call:
-        async def await_revocation() -> None:
-            await act
-
-        return self.start(await_revocation)
+        await self.succeeds(self.start(act.finish), "a release waits for no peer and raises nothing", act)
 
     async def refused(self, *, closed: bool = False) -> list[_Call]:
         """Each operation, started now, ends with the answer."""
@@ -322,7 +314,7 @@ class _Contract(_Check):
         _expect(self.handle.start_using(), "start_using() reports False while live", "do not override it")
         try:
             act = self.handle.revoke("checked")
-            impatient, *others = [self.awaiting(act) for _ in range(3)]
+            impatient, *others = [self.start(act.finish) for _ in range(3)]
             await self.ended(call, "the kick ends each wait, whoever else is inside", act)
             await self.refused()
             await _turns(10)

@@ -98,10 +98,7 @@ async def test_a_serial_port_opened_on_a_device_goes_with_the_card() -> None:
     """What else takes an owner can be a device's data path: a serial port on it answers EBADFD and ENODEV."""
     card = Cards().add()
     with serial_line() as line, anyio.fail_after(20):
-        async with (
-            open_serial(line.path, owner=card.device("pcm0").node) as port,
-            anyio.create_task_group() as tasks,
-        ):
+        async with open_serial(line.path, owner=card.device("pcm0").node) as port, anyio.create_task_group() as tasks:
             stream = port.open()
             reading = start(tasks, stream.receive)
             await parked(stream.handle)

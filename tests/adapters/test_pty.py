@@ -743,11 +743,7 @@ async def test_session_is_taken_from_all_who_are_inside() -> None:
             assert (await read.revoked(stream.handle)).reason == "over"
         with pytest.raises(RevokedError, match="over"):
             await streams[-1].receive()
-        for late in (
-            lambda: session.open("late"),
-            lambda: session.resize(1, 1),
-            lambda: session.kill(signal.SIGTERM),
-        ):
+        for late in (lambda: session.open("late"), lambda: session.resize(1, 1), lambda: session.kill(signal.SIGTERM)):
             with pytest.raises(RevokedError, match="over"):
                 late()
         assert clients(session) == []

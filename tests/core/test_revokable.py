@@ -149,10 +149,7 @@ def test_hooks_run_once_parents_first_in_order_of_opening() -> None:
     assert leaves[0].start_using()
     root.revoke()
     root.revoke()
-    assert log == [
-        *(f"kick {name}" for name in ("root", "child", "a", "b", "last")),
-        "release b",
-    ]
+    assert log == [*(f"kick {name}" for name in ("root", "child", "a", "b", "last")), "release b"]
     leaves[0].stop_using()
     assert log[6:] == ["release a", "release child", "release root"]
 

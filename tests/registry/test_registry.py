@@ -1862,12 +1862,7 @@ async def test_revoke_hangs_up_for_all_who_have_it_open(
 
 
 #: Places in a folder: which device, in order of registration, is there, if it is none of another name.
-TREE = {
-    "run/lab/a": "a",
-    "run/lab/deep/b": "b",
-    "run/labyrinth/c": "c",
-    "dev/ttyUSB0": "d",
-}
+TREE = {"run/lab/a": "a", "run/lab/deep/b": "b", "run/labyrinth/c": "c", "dev/ttyUSB0": "d"}
 LINKS = {
     "serial/by-id/usb-a": "../../run/lab/a",
     "serial/by-id/again": "usb-a",

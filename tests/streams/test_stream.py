@@ -298,10 +298,7 @@ async def test_it_goes_with_what_it_was_opened_on(wrap: Wrap, which: str) -> Non
     """A revocation of the owner, of what is above it, or of a further parent takes the stream away from its reader."""
     nodes = {"above": Revokable("card"), "also": Revokable("token")}
     nodes["owner"] = nodes["above"].open("device")
-    async with (
-        pair(wrap, nodes["owner"], also=[nodes["also"]]) as (stream, peer),
-        anyio.create_task_group() as group,
-    ):
+    async with pair(wrap, nodes["owner"], also=[nodes["also"]]) as (stream, peer), anyio.create_task_group() as group:
         receiving = start(group, stream.receive)
         await parked(stream.handle)
         await nodes[which].revoke("taken")

@@ -3,8 +3,6 @@
 Everything else asks a `Home` for the current task, for a background task, or to be called from another thread.
 """
 
-from __future__ import annotations
-
 import abc
 import asyncio
 import contextlib
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from .use import Inside
 
 Task = Any  # asyncio.Task or trio.lowlevel.Task: both are only compared, named and looked into
-Done = Callable[[BaseException | None], None]
+Done = Callable[[BaseException | None], object]
 
 logger = logging.getLogger("asyncrevoke")
 

@@ -1,7 +1,5 @@
 """What happens to a tree, told to observers: for logs, metrics and lists."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import deque

@@ -1,7 +1,5 @@
 """The shape of a profile: one row of the table of what dead files answer. The rows are in `asyncrevoke.answers`."""
 
-from __future__ import annotations
-
 import enum
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A thing with a node: what is taken away as a whole."""
 
-from __future__ import annotations
-
 import anyio.abc
 
 from .revocation import Revocation

@@ -101,11 +101,7 @@ class Revocation:
     """
 
     def __init__(
-        self,
-        roots: tuple[Revokable, ...],
-        reason: str,
-        closer: Revokable | None = None,
-        spare: loop.Task | None = None,
+        self, roots: tuple[Revokable, ...], reason: str, closer: Revokable | None = None, spare: loop.Task | None = None
     ) -> None:
         self._roots = roots
         self.reason = reason

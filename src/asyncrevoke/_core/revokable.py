@@ -48,6 +48,7 @@ from __future__ import annotations
 import concurrent.futures
 import inspect
 import threading
+from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import EllipsisType, TracebackType
@@ -80,7 +81,7 @@ def _begin(act: Revocation, home: loop.Home | None, grace: float) -> None:
     _announce(act, home)
     work = _work(act, grace)
     if home is None:
-        _exhaust(work)
+        deque(work, 0)
         return
     step = _slice(work)
     act._beginning = False
@@ -98,7 +99,7 @@ def _begin(act: Revocation, home: loop.Home | None, grace: float) -> None:
             step = _slice(work)
 
     # A closing loop has no next turn: when the task is cancelled, the rest runs at once.
-    home.spawn(drive, lambda _: _exhaust(work), repr(act))
+    home.spawn(drive, lambda _: deque(work, 0), repr(act))
 
 
 def _announce(act: Revocation, home: loop.Home | None) -> None:
@@ -162,12 +163,6 @@ def _slice(work: Generator[object, None, None]) -> object:
         if step is not None:
             return step
     return None
-
-
-def _exhaust(work: Iterable[object]) -> None:
-    """Take all the steps at once."""
-    for _ in work:
-        pass
 
 
 def _kick(act: Revocation, *, idle_only: bool) -> Generator[None, None, None]:
@@ -266,7 +261,7 @@ def _released(node: Revokable) -> None:
 
 def tell(what: str, node: Revokable, act: Revocation | None = None, task: loop.Task | None = None) -> None:
     """Tell those who observe `node`, or what it is below, what has happened."""
-    observers = node._observers if node._lasting else tuple(node._heard_by())
+    observers = node._heard_by()
     who = "" if task is None or not observers else loop.task_name(task)
     for observer in observers:
         observer(what, node, act, who)
@@ -674,16 +669,13 @@ class Revokable:
         """
         home = _check([self], 0.0)
         self._closed = True
-        act = Revocation((self,), "closed by its owner", closer=self, spare=self._spared(home))
+        spare = None if home is None or self._state == RELEASED else home.task()
+        act = Revocation((self,), "closed by its owner", closer=self, spare=spare)
         if self._state == RELEASED and self._at_close is not None:
             self._acts += (act,)  # which is told what it raises
             self._run_at_close()
         _begin(act, home, 0.0)
         return act
-
-    def _spared(self, home: loop.Home | None) -> loop.Task | None:
-        """The task that closes it, unless nobody is inside any more."""
-        return None if home is None or self._state == RELEASED else home.task()
 
     async def aclose(self) -> None:
         """Close it, and wait until it is released.
@@ -740,7 +732,7 @@ class Revokable:
     def _attach(self) -> None:
         """It is about to be used."""
 
-    def _heard_by(self) -> Iterable[Told]:
+    def _heard_by(self) -> tuple[Told, ...]:
         """Who is told what happens to it, also while it is nobody's child."""
         return self._observers
 

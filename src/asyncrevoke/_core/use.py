@@ -124,10 +124,6 @@ class Operation(Inside):
         if not uses and not node._bare and (node._acts or not node._lasting):
             node._operations_left()
 
-    def kick(self, act: Revocation) -> bool:
-        """End the wait. It reports whether there was anything to end it by."""
-        raise NotImplementedError
-
 
 class Use(Operation):
     """One operation on a node, as `Revokable.using` gives it: ``with handle.using() as use: await ...``
@@ -163,6 +159,7 @@ class Use(Operation):
             self._hooks.append(hook)
 
     def kick(self, act: Revocation) -> bool:
+        """End the wait. It reports whether there was anything to end it by."""
         scope = None if self.node._kick is None else self._scope
         if self.node._kick is None and self._hooks is None:
             return False
@@ -182,13 +179,6 @@ class Use(Operation):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        """What it ends in is one of these, told apart in this order.
-
-        - Passed: nothing was raised.
-        - Kicked: its scope has swallowed the cancellation, which was the kick's alone.
-        - Kicked inside: `error` is what the kick has become further in, perhaps in a group.
-        - Foreign: any other error, less our own cancellation if that was in a group with it (I5).
-        """
         error, swallowed = exc, False
         if self._scope is not None:
             try:
@@ -198,13 +188,13 @@ class Use(Operation):
         if self.task is not None and self.node._home is not None:
             self._come_out(self.node._home)
         self.leave()
-        if error is None:
+        if error is None:  # passed
             return
-        if swallowed:
+        if swallowed:  # kicked: the cancellation was the kick's alone (I5)
             raise self._kicked_out() from None
-        if self.node._acts and self._reports(error):
+        if self.node._acts and self._reports(error):  # kicked further in, perhaps with a group
             raise self._kicked_out(getattr(error, "sent", None)) from error
-        if error is not exc:
+        if error is not exc:  # foreign, less our cancellation that was in a group with it
             raise error
 
     def _kicked_out(self, sent: int | None = None) -> Exception:

@@ -1,7 +1,5 @@
 """What happens to a thing while nobody uses it: a descriptor watched in the background."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable

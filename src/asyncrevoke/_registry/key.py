@@ -1,9 +1,6 @@
 """A name that exists only as long as somebody uses it."""
 
-from __future__ import annotations
-
 import itertools
-from collections.abc import Iterable
 
 from asyncrevoke._core.revokable import Revokable, Told, tell
 
@@ -44,13 +41,13 @@ class Key(Revokable):
         for _, node in attached:
             tell("opened", node)
 
-    def _heard_by(self) -> Iterable[Told]:
+    def _heard_by(self) -> tuple[Told, ...]:
         node: Revokable = self
         heard = dict.fromkeys(node._observers)
         while (parent := node.parent) is not None and node not in (parent._children or ()):
             node = parent
             heard |= dict.fromkeys(node._observers)
-        return heard
+        return tuple(heard)
 
     def _unused(self) -> None:
         node: Revokable = self

@@ -1,7 +1,5 @@
 """Names with generations: what is opened under a name belongs to its current generation, which is revoked once."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Literal, Unpack

@@ -1,7 +1,5 @@
 """What a path leads to: a device by its number, anything else by its inode."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

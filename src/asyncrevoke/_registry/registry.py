@@ -5,8 +5,6 @@ generation, and the next open begins another; revoking the name itself means tha
 that exists only as long as somebody uses it. A `Registry` finds both. It keeps nothing alive, and is no global.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import itertools

@@ -1,7 +1,5 @@
 """A revocable stream over any AnyIO byte stream, kicked by cancel scope; and the face that all our streams share."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 from abc import abstractmethod
@@ -15,7 +13,7 @@ import anyio.lowlevel
 
 from asyncrevoke._core.errors import RevokedError
 from asyncrevoke._core.profile import Answer, Answers
-from asyncrevoke._core.revocation import Revocation
+from asyncrevoke._core.resource import Handled
 from asyncrevoke._core.revokable import Kick, Release, Revokable
 
 _NOBODY = contextlib.nullcontext()  # has its turn on what is dead: those who are still leaving are no reason to refuse
@@ -31,7 +29,7 @@ class RevokableAttribute(anyio.TypedAttributeSet):
     handle: Revokable = anyio.typed_attribute()
 
 
-class Face(anyio.abc.ByteStream):
+class Face(Handled, anyio.abc.ByteStream):
     """What every stream of ours promises. A kind of stream is made by `_receive`, `_send` and `_send_eof`, which do the
     work as operations of `handle`; being a checkpoint, one at a time and the profile's answer is done here.
 
@@ -39,8 +37,6 @@ class Face(anyio.abc.ByteStream):
     reader and one writer at a time. Once taken away, operations answer by the profile of the handle, by default with
     `RevokedError`; after the stream's own `aclose`, with ClosedResourceError.
     """
-
-    handle: Revokable
 
     def __init__(self, handle: Revokable, *, tty: bool = False) -> None:
         self.handle = handle
@@ -104,23 +100,9 @@ class Face(anyio.abc.ByteStream):
                 self._answer(error, "write")
                 raise
 
-    async def aclose(self) -> None:
-        """Close the stream, and wait until it is released. Operations of other tasks end with ClosedResourceError.
-
-        Cancellation: ends the waiting; it is closed all the same, by force where need be.
-        """
-        await self.handle.aclose()
-
-    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
-        """Take this stream away from those who use it: `Revokable.revoke` of its handle."""
-        return self.handle.revoke(reason, grace=grace)
-
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return {RevokableAttribute.handle: lambda: self.handle}
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.handle!r}>"
 
     @abstractmethod
     async def _receive(self, max_bytes: int) -> bytes: ...

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import functools
 import os
 import socket
 import stat
@@ -62,12 +61,13 @@ class FdStream(Face):
     ) -> None:
         blocking = unblock(fd)
         try:
-            handle = handle_of(owner, name or f"fd {fd}", also, self._release, answers)
+            handle = handle_of(owner, name or f"fd {fd}", also, answers=answers)
         except BaseException:
             os.set_blocking(fd, blocking)
             raise
         super().__init__(handle, tty=os.isatty(fd))
         self._fd = Fd(fd, handle, close)
+        handle.release = self._fd.close
 
     def fileno(self) -> int:
         """The descriptor, or -1 once it is released."""
@@ -93,9 +93,7 @@ class FdStream(Face):
                 raise
 
     async def _receive(self, max_bytes: int) -> bytes:
-        data = await self._transfer(
-            self._fd.readable, functools.partial(os.read, self._fd.number, max_bytes), idle=True
-        )
+        data = await self._transfer(self._fd.readable, lambda: os.read(self._fd.number, max_bytes), idle=True)
         if not data:
             raise anyio.EndOfStream
         return data
@@ -144,16 +142,14 @@ class FdStream(Face):
                 return result
         try:
             while isinstance(result, BlockingIOError):
-                if waiter.act is not None or not await side.park(home.reactor, waiter):
+                waiter.future = side.armed(home.reactor)
+                if waiter.act is not None or not await waiter.future:
                     assert waiter.act is not None
                     raise handle._error(waiter.act)
                 result = self._fd.attempt(call)
             return result
         finally:
             waiter.leave()
-
-    def _release(self) -> None:
-        self._fd.close()
 
 
 class Fd:
@@ -234,10 +230,7 @@ class Fd:
 
 
 def unblock(fd: int) -> bool:
-    """Make a descriptor non-blocking. It reports whether it was not.
-
-    :raises OSError: EBADF, if it is not open, or can neither be read nor written
-    """
+    """Make a descriptor non-blocking. It reports whether it was not, and raises OSError if there is none to wait for."""
     try:
         blocking = os.get_blocking(fd)
         os.set_blocking(fd, False)
@@ -282,33 +275,24 @@ class _Side:
         """Wait until the descriptor may be ready."""
         home = loop.current()
         assert home is not None
-        if home.reactor is None:
-            await self.wait(self._fd)
-        else:
-            await self.park(home.reactor)
+        await (self.wait(self._fd) if home.reactor is None else self.armed(home.reactor))
 
-    async def park(self, reactor: asyncio.AbstractEventLoop, waiter: _Waiter | None = None) -> bool:
-        """Wait until the descriptor may be ready. It reports False if the waiter was kicked before (I6)."""
+    def armed(self, reactor: asyncio.AbstractEventLoop) -> asyncio.Future[bool]:
+        """A future that is True when the descriptor may be ready, unless a kick has been first (I6)."""
         if self._loop is not reactor:
             getattr(reactor, f"add_{self._kind}")(self._fd, self._ready)
             self._loop = reactor
         self._idle = False
-        future: asyncio.Future[bool] = reactor.create_future()
-        self._future = future
-        if waiter is not None:
-            waiter.future = future
-        try:
-            return await future
-        finally:
-            self._future = None
+        self._future = reactor.create_future()
+        return self._future
 
     def _ready(self) -> None:
-        if self._future is None:
-            if self._idle:
-                self.disarm()  # left armed, a level-triggered loop would spin
-            self._idle = True  # once is no reason: asyncio polls again before the reader that it woke has run
-        elif not self._future.done():
+        if self._future is not None and not self._future.done():
             self._future.set_result(True)
+        elif self._idle:
+            self.disarm()  # left armed, a level-triggered loop would spin
+        else:
+            self._idle = True  # once is no reason: asyncio polls again before the reader that it woke has run
 
     def disarm(self) -> None:
         loop, self._loop = self._loop, None

@@ -1,7 +1,5 @@
 """A revocable stream over any AnyIO byte stream, kicked by cancel scope."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import EllipsisType
 from typing import Any

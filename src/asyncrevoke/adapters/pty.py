@@ -134,9 +134,7 @@ class PtySession(Resource):
     def open(self, name: str = "", **options: Unpack[SharedOptions]) -> PtyStream:
         """Open one more stream on the terminal. It gets all output from now on, as every other does.
 
-        :param also: further parents, such as a token; whichever goes first takes the stream
-        :param answers: a profile of `asyncrevoke.answers`. Left out: as the session's
-        :param replay: it gets the history first: what somebody has read of the last output
+        :param options: as `SharedOptions` says
         :raises RevokedError, ~anyio.ClosedResourceError: if the session is gone
         """
         return PtyStream(self, name, **options)

@@ -18,8 +18,6 @@
 == ====================================================== =============================================================
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
@@ -61,11 +59,12 @@ class KernelDriver:
     flushed, the settings are those of before the first open, and the session leader gets SIGHUP and SIGCONT if we may
     send them; what other programs have open stays usable.
 
+    :ivar path: of the terminal
     :ivar vhangup: whether the last hang-up was the kernel's own; None if there was none
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         self._fd = -1  # as long as it is open here: by the path, a hang-up could hit what has come in its place
         self._opens = 0
         self._settings: list[Any] | None = None
@@ -86,7 +85,7 @@ class KernelDriver:
         self._opens = 0
         try:
             if self._fd < 0:
-                self._fd = _open(self._path)
+                self._fd = open_terminal(self.path)
             try:
                 fcntl.ioctl(self._fd, TIOCVHANGUP)
                 self.vhangup = True
@@ -153,7 +152,7 @@ class Tty(Resource):
     ) -> None:
         self.path = os.fspath(path)
         self.driver = driver or KernelDriver(self.path)
-        os.close(_open(self.path))
+        os.close(open_terminal(self.path))
         name = name or pathlib.PurePath(self.path).name
         options |= {"while_draining": "queue", "hangup": self._hung_up}  # the kernel's next open waits for the lock
         self.node = (
@@ -181,7 +180,7 @@ class Tty(Resource):
         Cancellation: nothing was opened.
         """
         await self.node.drained()
-        fd = _open(self.path)
+        fd = open_terminal(self.path)
         generation: Revokable | None = None
 
         def close(fd: int) -> None:
@@ -229,7 +228,11 @@ class Tty(Resource):
             self.driver.reset()
 
 
-def _open(path: str) -> int:
+def open_terminal(path: str) -> int:
+    """Open a terminal, as nobody's controlling one.
+
+    :raises OSError: ENOTTY, if it is none
+    """
     fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not os.isatty(fd):
         os.close(fd)

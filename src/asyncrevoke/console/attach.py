@@ -1,7 +1,5 @@
 """The client's own terminal, attached to a share: raw, with an escape key, and as it was before when that ends."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import errno

@@ -1,7 +1,5 @@
 """The command line: it parses and prints."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib

@@ -1,7 +1,5 @@
 """A live session, shared by several clients and taken away from them: what `asyncrevoke demo` shows."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -1,7 +1,5 @@
 """What is shared by a console server, and how a file tells it."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The lines of the control protocol: one JSON object each. What they say is in docs/control-protocol.md."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any, NoReturn

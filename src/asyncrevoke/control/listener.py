@@ -1,7 +1,5 @@
 """A Unix socket to listen on, where perhaps a dead server has left one."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

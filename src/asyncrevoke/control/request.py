@@ -1,7 +1,5 @@
 """A request of the control protocol, and its fields, checked."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ kernel for every connection (SO_PEERCRED, SO_PEERGROUPS): the owner of this proc
 may look, but take away, as by revoke(2), only devices whose files they own.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import logging
@@ -26,7 +24,6 @@ from asyncrevoke.lowlevel import (
     Event,
     FdStream,
     Name,
-    Place,
     Registry,
     Revocation,
     Revokable,
@@ -297,14 +294,9 @@ class _Server:
                     yield encode({"user": _user(user)})
 
     async def _revoke(self, request: Request) -> Mapping[str, Any]:
-        reason, path, below, places = (
-            request.text("reason", ""),
-            request.path(),
-            request.flag("below"),
-            request.places(),
-        )
+        reason = request.text("reason", "")
         grace, timeout = request.number("grace", 0.0, 86400.0), request.number("timeout", 30.0, 86400.0)
-        act = self._begin(request.peer, path, below, places, reason=reason, grace=grace)
+        act = self._begin(request, reason, grace)
         logger.info("user %r revokes %.1000r", request.peer.name, act.name)
         with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
             await act.finish()
@@ -324,9 +316,8 @@ class _Server:
             "stragglers": [_user(user, 1_000) for user in stragglers[:5]],
         }
 
-    def _begin(
-        self, peer: Peer, path: str, below: bool, places: list[Place], *, reason: str, grace: float
-    ) -> Revocation:
+    def _begin(self, request: Request, reason: str, grace: float) -> Revocation:
+        path, below, places, peer = request.path(), request.flag("below"), request.places(), request.peer
         found = self._find(path, below) if peer.owner else []
         # What is revoked already can be hurried, and waited for.
         found = [node for node in found if not node.revoked] or [node for node in found if not node.released]

@@ -89,10 +89,7 @@ class _Reader(asyncio.StreamReader):
     convert: Convert
 
     async def read(self, n: int = -1) -> bytes:
-        try:
-            return await _guarded(self, "read", functools.partial(super().read, n))
-        except anyio.EndOfStream:
-            return b""
+        return await self._read_or_end(functools.partial(super().read, n))
 
     def at_eof(self) -> bool:
         if self.handle.revoked:
@@ -103,8 +100,11 @@ class _Reader(asyncio.StreamReader):
         return super().at_eof()
 
     async def readline(self) -> bytes:
+        return await self._read_or_end(super().readline)
+
+    async def _read_or_end(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
         try:
-            return await _guarded(self, "read", super().readline)
+            return await _guarded(self, "read", read)
         except anyio.EndOfStream:
             return b""
 

@@ -8,8 +8,6 @@ dup2 alone wakes nobody: a call that sleeps holds on to the file that it began w
 found and interrupted; sets of epoll, which hold the file and not the number (fs/eventpoll.c), get the tombstone in its place.
 """
 
-from __future__ import annotations
-
 import asyncio
 import ctypes
 import errno
@@ -140,9 +138,8 @@ class Descriptor(Handled):
             )
             self._ours = ours.pop_all()
         self._process = os.getpid()
-        self._others: list[
-            tuple[int, bytes]
-        ] = []  # registrations of files with the same inode, as all of eventfd have one
+        # Registrations of files with the same inode, as all of eventfd have one.
+        self._others: list[tuple[int, bytes]] = []
         self._woken: OffLoop[None] | None = None
 
     async def lend(self, function: Callable[[int], T]) -> T:

@@ -5,8 +5,6 @@ the interrupted call again, with the same number, which may mean another file by
 timeout end with EINTR instead, which every caller must expect, and Python hides.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

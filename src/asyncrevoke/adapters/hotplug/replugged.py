@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import pathlib
+from dataclasses import dataclass
 from typing import Any, Self
 
 import anyio
@@ -69,18 +70,11 @@ def serial_device(
     open_serial(by_id, baudrate, owner=None, name="", **options)  # says what is wrong with them, and opens nothing
     name = name or pathlib.PurePath(by_id).name
     node = Name(name, while_draining="queue") if registry is None else registry.name(name, while_draining="queue")
-    return SerialDevices(
-        node,
-        by_id,
-        {"baudrate": baudrate, **options},
-        reconnect=reconnect,
-        debounce=debounce,
-        max_delay=max_delay,
-        source=source,
-        registry=registry,
-    )
+    options["baudrate"] = baudrate
+    return SerialDevices(node, by_id, options, reconnect, debounce, max_delay, source, registry)
 
 
+@dataclass(eq=False, repr=False)
 class SerialDevices(Resource):
     """The generations of one serial device, one after another, as `serial_device` gives them. One task at a time waits
     for the next, and takes the device from those who have it.
@@ -91,30 +85,18 @@ class SerialDevices(Resource):
     """
 
     node: Name
+    _by_id: str
+    _options: dict[str, Any]
+    _reconnect: bool
+    _debounce: float
+    _max_delay: float
+    _kind: Kind
+    _registry: Registry | None
 
-    def __init__(
-        self,
-        node: Name,
-        by_id: str,
-        options: dict[str, Any],
-        *,
-        reconnect: bool,
-        debounce: float,
-        max_delay: float,
-        source: Kind,
-        registry: Registry | None,
-    ) -> None:
-        self.node = node
-        self._registry = registry
-        self._by_id = by_id
-        self._options = options
-        self._reconnect = reconnect
-        self._debounce = debounce
-        self._max_delay = max_delay
-        self._kind = source
+    def __post_init__(self) -> None:
         self._events: _Events | None = None
         self._guard = anyio.ResourceGuard("waiting for")
-        self._delay = debounce
+        self._delay = self._debounce
         self._latest: SerialDevice | None = None  # of this turn
         self._lasts_at = 0.0  # when this turn has lasted so long that the device is no flapping one
         self._told = ""

@@ -1,7 +1,5 @@
 """Who still holds a buffer: views of it, slices, arrays, and what these are kept in. For reports: it looks at all objects."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import inspect

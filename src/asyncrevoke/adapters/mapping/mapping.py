@@ -5,8 +5,6 @@ replaced in place, by mmap(2) with MAP_FIXED: a view that was kept, a slice or a
 extension has kept, read zeros then, and what is written there does not reach the file, as long as the view is alive.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import math

@@ -15,7 +15,7 @@ import select
 import struct
 import termios
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import EllipsisType
 from typing import Any, Literal, Self, TypeVar, Unpack
 
@@ -213,9 +213,7 @@ class SerialDevice(Resource):
     def open(self, name: str = "", **options: Unpack[SharedOptions]) -> SerialStream:
         """Open a stream on the port.
 
-        :param also: further parents, such as a token; whichever goes first takes the stream
-        :param answers: a profile of `asyncrevoke.answers`. Left out: as the device's
-        :param replay: it gets the history first: what somebody has read of what came last
+        :param options: as `SharedOptions` says
         :raises RevokedError, ~anyio.ClosedResourceError: if the device is gone
         """
         try:
@@ -420,12 +418,7 @@ def _queued(fd: int) -> int:
 def _modem_lines(fd: int) -> ModemLines:
     bits = _integer(fd, termios.TIOCMGET)
     return ModemLines(
-        cts=bool(bits & termios.TIOCM_CTS),
-        dsr=bool(bits & termios.TIOCM_DSR),
-        ri=bool(bits & termios.TIOCM_RI),
-        cd=bool(bits & termios.TIOCM_CD),
-        rts=bool(bits & termios.TIOCM_RTS),
-        dtr=bool(bits & termios.TIOCM_DTR),
+        **{line.name: bool(bits & getattr(termios, f"TIOCM_{line.name.upper()}")) for line in fields(ModemLines)}
     )
 
 

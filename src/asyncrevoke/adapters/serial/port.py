@@ -4,8 +4,6 @@ None of them blocks the loop: on a stalled line the kernel takes half a minute t
 so both are done in threads. What is known of the libraries' faults is fenced off here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib
@@ -32,10 +30,6 @@ GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EPERM))
 
 class Port(Protocol):
     """An open port. One task reads at a time, and one writes."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether `send_some`, cancelled, has sent nothing."""
 
     @property
     def serial(self) -> Any:
@@ -150,8 +144,6 @@ def imported(module: str, extra: str) -> Any:
 
 
 class _DescriptorPort:
-    exact = True
-
     def __init__(self, serial: Any, node: Revokable) -> None:
         self.serial = serial
         self._fd = Fd(serial.fileno(), node, lambda _: None)  # `close` does that

@@ -89,8 +89,6 @@ def _asyncio_loop(backend: str) -> asyncio.AbstractEventLoop:
 class _TransportPort(asyncio.Protocol):
     """The port behind an asyncio transport. It stores no exception and shares no future, which could be poisoned."""
 
-    exact = False  # what is left in a transport's buffer is thrown away
-
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._transport: Any = None
