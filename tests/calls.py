@@ -1,7 +1,5 @@
 """Calls in tasks and threads of their own, for tests to look at: what came of them, and whether they wait."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import threading

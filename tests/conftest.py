@@ -1,7 +1,5 @@
 """What every test runs on, and what every test must leave as it found it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc

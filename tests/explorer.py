@@ -1,7 +1,5 @@
 """Runs one scenario in every order of its steps, up to so many deviations from asyncio's own."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import Callable, Coroutine

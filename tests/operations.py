@@ -1,7 +1,5 @@
 """Operations that the tests of the protocol look at: they wait until something ends them, and log what that was."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 
 import anyio

@@ -1,7 +1,5 @@
 """Terminals and serial ports to test with: ptys, whose masters are the far ends of the lines; and who may do what."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """One of our streams over a socket, and its peer."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import socket

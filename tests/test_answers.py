@@ -1,7 +1,5 @@
 """The errors, and the tables of what dead files answer, compared with the design cell by cell."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import errno

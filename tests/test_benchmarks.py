@@ -1,7 +1,5 @@
 """The benchmarks run; what they find is not tested, as it is the machine's as much as ours."""
 
-from __future__ import annotations
-
 import pathlib
 import subprocess
 import sys
@@ -22,55 +20,53 @@ ROWS = [
 ]
 
 
+def printed(script: str, *args: str) -> list[str]:
+    """The lines that a benchmark prints: it ends well, without a word on stderr."""
+    path = pathlib.Path(__file__).parents[1] / "benchmarks" / script
+    run = subprocess.run([sys.executable, path, *args], capture_output=True, text=True, timeout=100, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout.splitlines()
+
+
 def test_ratios_prints_a_row_for_each_aim() -> None:
     """`ratios.py --quick` runs without a word on stderr, and each row has its aim, its median and its spread."""
-    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "ratios.py"
-    run = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, timeout=100, check=False)
-    assert (run.returncode, run.stderr) == (0, "")
-    _versions, _head, *lines = run.stdout.splitlines()
+    shown = printed("ratios.py", "--quick")
+    _versions, _head, *lines = shown
     assert [line[:60].rstrip() for line in lines] == ROWS
-    assert all(".." in line[60:] for line in lines), run.stdout
+    assert all(".." in line[60:] for line in lines)
 
 
 def test_lag_prints_a_row_for_each_way_of_closing() -> None:
     """`lag.py` runs without a word on stderr, and says how long each took and how late the loop was."""
-    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "lag.py"
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
-    assert (run.returncode, run.stderr) == (0, "")
-    _head, *lines = run.stdout.splitlines()
+    shown = printed("lag.py")
+    _head, *lines = shown
     assert [line[:30].rstrip() for line in lines] == [
         "asyncrevoke, descriptor",
         "asyncrevoke, pyserial-asyncio",
         "pyserial-asyncio, abort()",
     ]
-    assert all(line.endswith(" ms") for line in lines), run.stdout
+    assert all(line.endswith(" ms") for line in lines)
 
 
 def test_fuzz_finds_nothing() -> None:
     """`fuzz_control.py` feeds a control server with some thousand inputs, checks all answers, and prints what it did."""
-    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "fuzz_control.py"
-    run = subprocess.run([sys.executable, script, "3000"], capture_output=True, text=True, timeout=100, check=False)
-    assert (run.returncode, run.stderr) == (0, "")
-    words = [line.split()[0] for line in run.stdout.splitlines()]
+    shown = printed("fuzz_control.py", "3000")
+    words = [line.split()[0] for line in shown]
     assert words == ["inputs", "connections", "seconds", "memory", "descriptors"]
 
 
 def test_control_load_prints_a_row_for_each_request() -> None:
     """`control_load.py --quick` runs without a word on stderr, and says how long requests and events took."""
-    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "control_load.py"
-    run = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, timeout=100, check=False)
-    assert (run.returncode, run.stderr) == (0, "")
-    _head, _columns, *lines, _lag, memory = run.stdout.splitlines()
+    shown = printed("control_load.py", "--quick")
+    _head, _columns, *lines, _lag, memory = shown
     assert [line.split()[0] for line in lines] == ["list", "revoke", "event", "lag"]
     assert memory.startswith("memory ")
 
 
 def test_remove_entries_prints_a_row_for_each_size() -> None:
     """`remove_entries.py --quick` runs without a word on stderr, and says what removal and operations cost."""
-    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "remove_entries.py"
-    run = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, timeout=100, check=False)
-    assert (run.returncode, run.stderr) == (0, "")
-    _head, *lines = run.stdout.splitlines()
+    shown = printed("remove_entries.py", "--quick")
+    _head, *lines = shown
     assert [line[:38].strip() for line in lines] == [
         "100 entries, each open once",
         "1000 entries, each open once",
@@ -82,9 +78,7 @@ def test_remove_entries_prints_a_row_for_each_size() -> None:
 
 def test_moves_counts_both_ways() -> None:
     """`moves.py` counts the calls of a byte and of a revocation, and how often they go to another file: 8 times, and 145."""
-    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "moves.py"
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
-    assert (run.returncode, run.stderr) == (0, "")
-    byte, revocation = (line.split() for line in run.stdout.splitlines()[1:])
+    shown = printed("moves.py")
+    byte, revocation = (line.split() for line in shown[1:])
     assert int(byte[-2]) <= 8
     assert int(revocation[-2]) <= 145

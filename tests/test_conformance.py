@@ -1,7 +1,5 @@
 """The script that compares libraries, on our rows: what the table in docs/conformance.md says of us holds."""
 
-from __future__ import annotations
-
 import functools
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """What the documentation shows runs, and prints what it says."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The house is built as ARCHITECTURE.md says: rooms on floors, and imports that go down."""
 
-from __future__ import annotations
-
 import ast
 import pathlib
 import subprocess

@@ -1,7 +1,5 @@
 """The rows TTY and PTY_MASTER_CLOSED of `answers`, cell by cell: the bare kernel's answer, and ours, are the table's."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

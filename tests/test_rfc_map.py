@@ -1,7 +1,5 @@
 """The map of the RFC: each row of it names a test, and each test that it names is there."""
 
-from __future__ import annotations
-
 import ast
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """What is measured of a tree."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import anyio

@@ -1,7 +1,5 @@
 """The contract checker: what is sound passes, and what is broken fails in the clause that says so."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect

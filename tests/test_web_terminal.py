@@ -1,7 +1,5 @@
 """The web terminal: its server over real sockets, and the whole of it in a browser."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import contextlib

@@ -1,7 +1,5 @@
 """A sound card: card > device > substream, disconnected and freed as ALSA does it (the steps are in adapters/alsa.py)."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import itertools

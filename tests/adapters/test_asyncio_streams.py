@@ -1,7 +1,5 @@
 """The faces of asyncio: transports, protocols, readers and writers, over real ptys and sockets."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """Descriptors: threads in every kind of call, sets of epoll, loops, and numbers that come again."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ctypes

@@ -1,7 +1,5 @@
 """Trees of entries: what handlers are given and give, and what becomes of files when entries are removed."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """Entries in every order of open, read, poll, remove, remove a parent, remove itself: as test_interleavings.py searches."""
 
-from __future__ import annotations
-
 import asyncio
 import select
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """A mounted tree of entries, used by other programs, and taken away from them."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

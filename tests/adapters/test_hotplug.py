@@ -1,7 +1,5 @@
 """Devices that come and go: the kernel's own events, and ptys that play a serial device under ever other nodes."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import errno

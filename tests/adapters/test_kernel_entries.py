@@ -4,8 +4,6 @@ A network interface has files in sysfs and procfs, a loop device one in debugfs,
 file has, such as an ioctl, is not compared; nor what is in flight, as no such file waits.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

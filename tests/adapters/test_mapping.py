@@ -1,7 +1,5 @@
 """Mappings: bytes in and out, views that outlive their mapping, and files that get shorter."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

@@ -1,7 +1,5 @@
 """A serial device that several use, and that is unplugged: the same on all three backends, over ptys."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno

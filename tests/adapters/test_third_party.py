@@ -1,7 +1,5 @@
 """Libraries of others, unchanged but for one name: their `create_serial_connection` is ours."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable

@@ -1,7 +1,5 @@
 """A terminal by path, hung up as `__tty_hangup` does it (the steps are numbered in adapters/tty.py): real ptys."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

@@ -1,7 +1,5 @@
 """The command line and its demo."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import fcntl

@@ -1,7 +1,5 @@
 """Consoles: programs and devices that are shared over a control socket, and taken away from those who are attached."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import fcntl

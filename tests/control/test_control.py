@@ -1,7 +1,5 @@
 """The control server: what it answers, whom it lets in, and what hostile, slow and dead clients do to it: nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

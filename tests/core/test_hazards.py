@@ -4,8 +4,6 @@ The body of `async with guarded(...)` is the operation. The acts named there hap
 a task of their own. What it reported is `outcome`; what holds after every hazard is asserted at the end of `watched`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import contextvars

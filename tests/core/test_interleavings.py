@@ -4,8 +4,6 @@
 searches 3, in some minutes. A scenario is a small tree and its actors; what must hold is told once, in `Ledger`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

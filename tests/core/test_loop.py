@@ -1,7 +1,5 @@
 """The loop a tree lives in: its end, its successor, tasks of nobody's, other threads, and the line a task waits at."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import gc

@@ -1,7 +1,5 @@
 """Observers: what they are told, and in which order."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import threading

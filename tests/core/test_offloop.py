@@ -1,7 +1,5 @@
 """Blocking calls in threads of their own: what comes of them, and what is left of one that nobody waits for."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import subprocess

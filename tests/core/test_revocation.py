@@ -1,7 +1,5 @@
 """The view of one revocation: awaiting it, the report, who is still inside, and the deadlocks it refuses."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Awaitable, Callable

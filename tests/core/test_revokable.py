@@ -1,7 +1,5 @@
 """The protocol: refuse, kick, wait, release; each test holds one sentence of it."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import gc

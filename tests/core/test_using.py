@@ -1,7 +1,5 @@
 """One operation: nesting, idle waits, what comes out of it, items, and opening."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc

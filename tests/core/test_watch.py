@@ -1,7 +1,5 @@
 """A descriptor watched in the background: called as often as it is readable, closed once, whatever happens."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import socket

@@ -1,7 +1,5 @@
 """Names, generations, keys and paths: the design's section 5, sentence by sentence, and attempts to break it."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import gc

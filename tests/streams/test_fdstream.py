@@ -1,7 +1,5 @@
 """`FdStream`: waits that are ours, over sockets, pipes and terminals. What it shares with others is in test_stream.py."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno

@@ -1,7 +1,5 @@
 """One line for several streams, over a line in memory."""
 
-from __future__ import annotations
-
 import array
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """What both kinds of stream promise, over socket pairs; and `RevokableStream` over the streams of others."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno
