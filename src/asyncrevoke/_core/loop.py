@@ -103,6 +103,11 @@ class Home(abc.ABC):
 
 
 class _AsyncioHome(Home):
+    """A loop that closes cancels and awaits the tasks that it finds, then closes the generators that were begun in it
+    (asyncio/runners.py, Runner.close). A task may so be cancelled before its first step, which `spawn` makes good by one
+    more, and tasks come when nobody looks for them any more: `_end`, a generator, ends these.
+    """
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.reactor = loop
@@ -141,7 +146,6 @@ class _AsyncioHome(Home):
             self._tasks[task] = done
             return task
 
-        # A closing loop may cancel a task before its first step: only a callback is sure to run, which begins another.
         begin()
         if self._ending is None:
             self._ending = self._end()
@@ -149,7 +153,6 @@ class _AsyncioHome(Home):
                 self._ending.asend(None).send(None)
 
     async def _end(self) -> AsyncGenerator[None, None]:
-        """A closing loop cancels the tasks that it has, then closes its generators: here those made in between end."""
         try:
             yield
         finally:

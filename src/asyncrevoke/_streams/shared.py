@@ -119,12 +119,8 @@ class SharedStream(Face):
     def __init__(
         self, shared: Shared, owner: Revokable, name: str = "", *, tty: bool = False, **options: Unpack[SharedOptions]
     ) -> None:
-        handle = owner.open(
-            name,
-            also=options.get("also", ()),
-            release=functools.partial(shared.streams.pop, self, None),
-            answers=options.get("answers", ...),
-        )
+        release = functools.partial(shared.streams.pop, self, None)
+        handle = owner.open(name, also=options.get("also", ()), release=release, answers=options.get("answers", ...))
         super().__init__(handle, tty=tty)
         self.shared = shared
         self.unread = bytearray(shared.history if options.get("replay") else b"")
