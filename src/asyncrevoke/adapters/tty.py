@@ -85,7 +85,7 @@ class KernelDriver:
         self._opens = 0
         try:
             if self._fd < 0:
-                self._fd = open_terminal(self.path)
+                self._fd = _open(self.path)
             try:
                 fcntl.ioctl(self._fd, TIOCVHANGUP)
                 self.vhangup = True
@@ -152,7 +152,7 @@ class Tty(Resource):
     ) -> None:
         self.path = os.fspath(path)
         self.driver = driver or KernelDriver(self.path)
-        os.close(open_terminal(self.path))
+        os.close(_open(self.path))
         name = name or pathlib.PurePath(self.path).name
         options |= {"while_draining": "queue", "hangup": self._hung_up}  # the kernel's next open waits for the lock
         self.node = (
@@ -180,7 +180,7 @@ class Tty(Resource):
         Cancellation: nothing was opened.
         """
         await self.node.drained()
-        fd = open_terminal(self.path)
+        fd = _open(self.path)
         generation: Revokable | None = None
 
         def close(fd: int) -> None:
@@ -228,11 +228,7 @@ class Tty(Resource):
             self.driver.reset()
 
 
-def open_terminal(path: str) -> int:
-    """Open a terminal, as nobody's controlling one.
-
-    :raises OSError: ENOTTY, if it is none
-    """
+def _open(path: str) -> int:
     fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not os.isatty(fd):
         os.close(fd)

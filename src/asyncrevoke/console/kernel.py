@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from asyncrevoke.adapters.tty import KernelDriver, open_terminal
+from asyncrevoke.adapters.tty import KernelDriver
 from asyncrevoke.control.peer import user_name
 
 _PTYS = range(136, 144)  # include/uapi/linux/major.h, UNIX98_PTY_SLAVE_MAJOR and those after it
@@ -39,8 +39,10 @@ class HeldTerminal(KernelDriver):
     def __enter__(self) -> Self:
         if not stat.S_ISCHR(os.stat(self.path).st_mode):  # noqa: PTH116
             raise OSError(errno.ENOTTY, "not a terminal", self.path)
-        fd = open_terminal(self.path)
+        fd = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
+            if not os.isatty(fd):
+                raise OSError(errno.ENOTTY, "not a terminal", self.path)
             fcntl.ioctl(fd, _TIOCGDEV, number := array.array("I", [0]))
             self.open(fd)
             there = os.fstat(fd)
