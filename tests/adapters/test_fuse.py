@@ -15,12 +15,12 @@ from typing import Any
 import anyio
 import anyio.abc
 import pytest
-from test_entries import FLAVOURS, TABLE, stream, tree, until
 
 from asyncrevoke import RevokedError, answers
 from asyncrevoke.adapters.entries import Directory, Entry
 from asyncrevoke.answers import Answers
 from conftest import BACKENDS, settle
+from test_entries import FLAVOURS, TABLE, stream, tree, until
 
 pytest.importorskip("pyfuse3", reason="asyncrevoke[fuse] is not installed")
 if not os.access("/dev/fuse", os.R_OK | os.W_OK) or os.geteuid():

@@ -17,9 +17,9 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
-from test_entries import FLAVOURS, number
 
 from asyncrevoke.adapters.entries import Directory, Entry, OpenFile
+from test_entries import FLAVOURS, number
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,6 @@ import anyio.lowlevel
 import pytest
 import trio.testing
 from anyio.streams.file import FileStreamAttribute
-from test_stream import Counted, TrioFace, answered, clog, on_trio
 
 from asyncrevoke import FdStream, Revokable, RevokedError, answers
 from asyncrevoke.answers import Answer, Answers
@@ -26,6 +25,7 @@ from calls import awake, parked, start
 from conftest import BACKENDS, settle
 from ports import terminal
 from sockets import BIG, read_on, socket_stream
+from test_stream import Counted, TrioFace, answered, clog, on_trio
 
 pytestmark = pytest.mark.anyio
 
@@ -1002,3 +1002,38 @@ def test_a_terminal_passes_the_suite_of_trio() -> None:
         return TrioFace(FdStream(slave), slave), FromTerminal(FdStream(master), master)
 
     trio.run(trio.testing.check_one_way_stream, make, None)  # AnyIO's runner has trio wait in a thread that lingers
+
+
+@pytest.mark.parametrize("seen_by", ["a wait", "an attempt", "nobody"])
+async def test_an_error_ends_no_later_wait(seen_by: str) -> None:
+    """A UDP socket reports once that nobody listens. Whoever has seen that, the next who receives gets what comes."""
+    with socket.socket(type=socket.SOCK_DGRAM) as server, socket.socket(type=socket.SOCK_DGRAM) as again:
+        server.bind(("127.0.0.1", 0))
+        address = server.getsockname()
+        client = socket.socket(type=socket.SOCK_DGRAM)
+        client.connect(address)
+        ours, other = client.getsockname(), client.dup()
+        with other:
+            async with FdStream(client.detach()) as stream, anyio.create_task_group() as group, awake():
+                waiting = start(group, stream.receive)
+                await parked(stream.handle)  # it is registered with the loop, and stays so
+                if seen_by != "a wait":
+                    waiting.scope.cancel()
+                    await waiting.done.wait()
+                server.close()
+                await stream.send(b"x")
+                if seen_by == "nobody":
+                    await settle()
+                    assert other.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+                else:
+                    error = waiting if seen_by == "a wait" else start(group, stream.receive)
+                    await error.done.wait()
+                    assert isinstance(error.outcome, anyio.BrokenResourceError)
+                again.bind(address)
+                waiting = start(group, stream.receive)
+                await parked(stream.handle)
+                again.sendto(b"back", ours)
+                with anyio.fail_after(5):
+                    await waiting.done.wait()
+                assert waiting.outcome == b"back"
+                group.cancel_scope.cancel()

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 import warnings
@@ -261,7 +262,7 @@ class _Waiter(Operation):
 class _Side:
     """The waits for one direction of a descriptor; there is one at a time."""
 
-    __slots__ = ("_fd", "_future", "_idle", "_kind", "_loop", "wait")
+    __slots__ = ("_fd", "_future", "_idle", "_kind", "_loop", "_lost_by_errors", "wait")
 
     def __init__(self, fd: int, kind: str, wait: Callable[[int], Awaitable[None]]) -> None:
         self._fd = fd
@@ -282,11 +283,14 @@ class _Side:
         if self._loop is not reactor:
             getattr(reactor, f"add_{self._kind}")(self._fd, self._ready)
             self._loop = reactor
+            self._lost_by_errors = not isinstance(reactor, asyncio.SelectorEventLoop)
         self._idle = False
         self._future = reactor.create_future()
         return self._future
 
     def _ready(self) -> None:
+        if self._lost_by_errors and _has_error(self._fd):
+            self.disarm()  # libuv has ended it, and uvloop tells nobody: the next wait begins anew
         if self._future is not None and not self._future.done():
             self._future.set_result(True)
         elif self._idle:
@@ -298,3 +302,10 @@ class _Side:
         loop, self._loop = self._loop, None
         if loop is not None and not loop.is_closed():
             getattr(loop, f"remove_{self._kind}")(self._fd)
+
+
+def _has_error(fd: int) -> bool:
+    """Whether poll(2) would tell of an error now."""
+    poller = select.poll()
+    poller.register(fd, 0)
+    return any(events & select.POLLERR for _, events in poller.poll(0))
