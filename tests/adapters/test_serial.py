@@ -1014,3 +1014,33 @@ def test_serialx_needs_no_pyserial() -> None:
         "serial is not installed: pip install 'asyncrevoke[serial]'",
         "SerialRevokedError enough",
     ], child.stderr
+
+
+@pytest.mark.parametrize("canonical", [False, True])
+async def test_reading_nothing_is_no_unplug(canonical: bool) -> None:
+    """Another program sets VMIN to 0, as pyserial's default does, or an end of data is typed: only a hang-up ends the port."""
+    with serial_line() as end:
+        async with open_serial(end.path) as device, anyio.create_task_group() as group:
+            stream = device.open("reader")
+            fd = os.open(end.path, os.O_RDWR | os.O_NOCTTY)
+            settings = termios.tcgetattr(fd)
+            settings[3] |= termios.ICANON if canonical else 0
+            settings[6][termios.VMIN] = 0
+            termios.tcsetattr(fd, termios.TCSANOW, settings)
+            os.close(fd)
+            for data in b"one\n", b"two\n":
+                receiving = start(group, stream.receive)
+                await parked(stream.handle)
+                if canonical:
+                    end.send(b"\4")
+                    await settle()
+                end.send(data)
+                with anyio.fail_after(5):
+                    await receiving.done.wait()
+                assert receiving.outcome == data
+            receiving = start(group, stream.receive)
+            await parked(stream.handle)
+            end.close()
+            await receiving.done.wait()
+            assert isinstance(receiving.outcome, SerialRevokedError)
+            assert "unplugged" in receiving.outcome.reason

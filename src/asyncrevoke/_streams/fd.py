@@ -161,9 +161,13 @@ class Fd:
     :param node: whose it is, for errors; it is revoked if this is dropped without being closed
     :param close: what closes the descriptor
     :param end: the errno that means the end of data, besides reading nothing
+    :param shared: it is a terminal whose settings others may change: with VMIN at 0, reading nothing means no data, so it
+        is the end only where poll(2) tells of a hang-up
     """
 
-    def __init__(self, fd: int, node: Revokable, close: Callable[[int], object] = os.close, *, end: int = 0) -> None:
+    def __init__(
+        self, fd: int, node: Revokable, close: Callable[[int], object] = os.close, *, end: int = 0, shared: bool = False
+    ) -> None:
         unblock(fd)
         self.number = fd  # -1 once it is closed
         self.readable = _Side(fd, "reader", anyio.wait_readable)
@@ -171,6 +175,7 @@ class Fd:
         self._node = node
         self._close = close
         self._end = end
+        self._shared = shared
         self._reading = anyio.ResourceGuard("reading from")
 
     async def read(self, max_bytes: int) -> bytes:
@@ -183,7 +188,11 @@ class Fd:
         """
         with self._reading:
             try:
-                while isinstance(data := self.attempt(lambda: os.read(self.number, max_bytes)), BlockingIOError):
+                while True:
+                    data = self.attempt(lambda: os.read(self.number, max_bytes))
+                    nothing = not data and self._shared and not _polls(self.number, select.POLLHUP)
+                    if not (nothing or isinstance(data, BlockingIOError)):
+                        break
                     await self.readable.ready()
             except anyio.BrokenResourceError as exc:
                 if getattr(exc.__cause__, "errno", None) != self._end:
@@ -289,7 +298,7 @@ class _Side:
         return self._future
 
     def _ready(self) -> None:
-        if self._lost_by_errors and _has_error(self._fd):
+        if self._lost_by_errors and _polls(self._fd, select.POLLERR):
             self.disarm()  # libuv has ended it, and uvloop tells nobody: the next wait begins anew
         if self._future is not None and not self._future.done():
             self._future.set_result(True)
@@ -304,8 +313,8 @@ class _Side:
             getattr(loop, f"remove_{self._kind}")(self._fd)
 
 
-def _has_error(fd: int) -> bool:
-    """Whether poll(2) would tell of an error now."""
+def _polls(fd: int, event: int) -> bool:
+    """Whether poll(2) tells of that now: POLLERR or POLLHUP, which it tells unasked."""
     poller = select.poll()
     poller.register(fd, 0)
-    return any(events & select.POLLERR for _, events in poller.poll(0))
+    return any(events & event for _, events in poller.poll(0))
