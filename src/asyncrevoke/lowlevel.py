@@ -20,6 +20,6 @@ from ._registry.name import Name as Name
 from ._registry.place import Place as Place, places as places
 from ._registry.registry import Registry as Registry
 from ._streams.face import Face as Face, Owner as Owner, answer as answer, handle_of as handle_of
-from ._streams.fd import Fd as Fd, FdStream as FdStream
+from ._streams.fd import Fd as Fd, FdStream as FdStream, os_errors as os_errors
 from ._streams.shared import Shared as Shared, SharedOptions as SharedOptions, SharedStream as SharedStream
 from ._streams.wrapped import RevokableStream as RevokableStream

@@ -15,8 +15,9 @@ import os
 import select
 import socket
 import stat
+import termios
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from types import EllipsisType
 from typing import Any, TypeVar
 
@@ -311,6 +312,15 @@ class _Side:
         loop, self._loop = self._loop, None
         if loop is not None and not loop.is_closed():
             getattr(loop, f"remove_{self._kind}")(self._fd)
+
+
+@contextlib.contextmanager
+def os_errors(what: str) -> Iterator[None]:
+    """Raise the error of a terminal's settings, which is none of these, as an OSError that names the terminal."""
+    try:
+        yield
+    except termios.error as exc:
+        raise OSError(*exc.args, what) from exc
 
 
 def _polls(fd: int, event: int) -> bool:

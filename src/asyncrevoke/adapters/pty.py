@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import itertools
 import os
 import pathlib
@@ -18,7 +19,7 @@ import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Unpack
@@ -28,7 +29,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from asyncrevoke.answers import Answers
-from asyncrevoke.lowlevel import Fd, Resource, Revokable, Shared, SharedOptions, SharedStream, in_loop
+from asyncrevoke.lowlevel import Fd, Resource, Revokable, Shared, SharedOptions, SharedStream, in_loop, os_errors
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _TERMINALS = (
@@ -72,9 +73,8 @@ def open_pty(
     program = _Program(argv, env, cwd, size)
     if not kill_after >= 0:
         raise ValueError(f"kill_after is {kill_after!r}: give seconds, 0 or more")
-    session = PtySession(kill_after, backlog=backlog, history=history)
-    session._start(program, (owner or Revokable()).open(name or program.name, answers=answers))
-    return session
+    make = functools.partial((owner or Revokable()).open, name or program.name, answers=answers)
+    return PtySession(program, make, kill_after, backlog, history)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,9 @@ class PtySession(Resource):
     :ivar pid: of the program, which is also its process group and its session
     """
 
-    def __init__(self, kill_after: float, *, backlog: int, history: int) -> None:
+    def __init__(
+        self, program: _Program, make: Callable[[], Revokable], kill_after: float, backlog: int, history: int
+    ) -> None:
         self._kill_after = kill_after
         self._shared = Shared(
             lambda most: self._master.read(most),  # noqa: PLW0108  # which is made later
@@ -113,22 +115,20 @@ class PtySession(Resource):
             backlog=backlog,
             history=history,
         )
-
-    def _start(self, program: _Program, node: Revokable) -> None:
-        self.node = node
+        self.node = make()
         started = None
         try:
             started = self._process, master = _spawn(program)
             self.pid = self._process.pid
             # A master answers EIO when the last slave is closed and all has been read.
-            self._master = Fd(master, node, end=errno.EIO)
-            node.release = self._hang_up
+            self._master = Fd(master, self.node, end=errno.EIO)
+            self.node.release = self._hang_up
         except BaseException:
             if started is not None:
                 started[0].kill()
                 started[0].wait()
                 os.close(started[1])
-            node.close()
+            self.node.close()
             raise
 
     def open(self, name: str = "", **options: Unpack[SharedOptions]) -> PtyStream:
@@ -184,7 +184,8 @@ class PtySession(Resource):
         return f"<PtySession pid={self.pid} returncode={self.returncode} of {self.node!r}>"
 
     async def _send_eof(self) -> None:
-        eof: bytes = termios.tcgetattr(self._master.number)[6][termios.VEOF]
+        with os_errors(self.node.path):
+            eof: bytes = termios.tcgetattr(self._master.number)[6][termios.VEOF]
         async with self._shared.turn_to_write:
             await self._master.write_some(memoryview(eof))
 

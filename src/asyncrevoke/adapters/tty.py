@@ -31,7 +31,7 @@ from types import EllipsisType
 from typing import Any, Protocol
 
 from asyncrevoke.answers import Answers
-from asyncrevoke.lowlevel import FdStream, Name, Registry, Resource, Revocation, Revokable
+from asyncrevoke.lowlevel import FdStream, Name, Registry, Resource, Revocation, Revokable, os_errors
 
 TIOCVHANGUP = 0x5437  # include/uapi/asm-generic/ioctls.h
 
@@ -72,7 +72,8 @@ class KernelDriver:
 
     def open(self, fd: int) -> None:
         if not self._opens:
-            self._settings = self._settings or termios.tcgetattr(fd)
+            with os_errors(self.path):
+                self._settings = self._settings or termios.tcgetattr(fd)
             self._fd = os.dup(fd)
         self._opens += 1
 
@@ -100,9 +101,10 @@ class KernelDriver:
     def reset(self) -> None:
         self.vhangup = False
         leaders = _session_leaders(os.fstat(self._fd).st_rdev)
-        termios.tcflush(self._fd, termios.TCIOFLUSH)
-        if self._settings is not None:
-            termios.tcsetattr(self._fd, termios.TCSANOW, self._settings)
+        with os_errors(self.path):
+            termios.tcflush(self._fd, termios.TCIOFLUSH)
+            if self._settings is not None:
+                termios.tcsetattr(self._fd, termios.TCSANOW, self._settings)
         for leader, signum in itertools.product(leaders, (signal.SIGHUP, signal.SIGCONT)):
             with contextlib.suppress(PermissionError, ProcessLookupError):
                 os.kill(leader, signum)

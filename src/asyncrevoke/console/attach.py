@@ -18,6 +18,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from asyncrevoke.control.client import Control, Record
 from asyncrevoke.control.lines import VERSION, ControlError
+from asyncrevoke.lowlevel import os_errors
 
 ESCAPE = 0x1D  # ctrl-], as telnet has it
 HELP = "ctrl-] then q, or a dot, detaches; ctrl-] twice sends one; ctrl-] then ? shows this"
@@ -68,7 +69,8 @@ class _Terminal:
     def __enter__(self) -> Self:
         self._out, self._err = _unblocked(1), _unblocked(2)
         if self.raw:
-            self._settings = termios.tcgetattr(0)
+            with os_errors("standard input"):
+                self._settings = termios.tcgetattr(0)
             tty.setraw(0, termios.TCSANOW)
         return self
 
