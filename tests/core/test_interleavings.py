@@ -17,7 +17,7 @@ import detangle
 import pytest
 
 from asyncrevoke import Revocation, Revokable, RevokedError, Use, revoke_all
-from asyncrevoke._core import revokable as _revokable
+from asyncrevoke._core import revocation as _revokable
 from explorer import DEVIATIONS, Task, explore, turns
 
 pytestmark = pytest.mark.timeout(60 * 10 ** (DEVIATIONS - 1))

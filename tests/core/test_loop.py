@@ -24,7 +24,7 @@ from asyncrevoke import (
     stop_using_threadsafe,
 )
 from asyncrevoke._core import loop as _loop
-from asyncrevoke._core.revokable import SLICE
+from asyncrevoke._core.revocation import SLICE
 from asyncrevoke.adapters.entries import Directory
 from conftest import settle
 from operations import Log, asyncio_only, operate, says, slowly

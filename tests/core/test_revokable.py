@@ -14,7 +14,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Revokable, RevokeDeadlock, RevokedError, answers, revoke_all, revoke_threadsafe
-from asyncrevoke._core import revokable as _revokable
+from asyncrevoke._core import revocation as _revokable
 from conftest import settle
 from operations import Log, operate, says, slowly, stubborn
 

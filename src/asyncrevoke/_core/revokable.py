@@ -1,4 +1,4 @@
-"""THE protocol: what can be taken away, and how. All of its states and sweeps are in this file.
+"""THE protocol: what can be taken away, and how. The steps of a revocation are in `revocation`.
 
 A `Revokable` is a node of a tree: card > device > open file, user > token > terminal. An open child is a user of its
 parent, just as a running operation is a user of the file it runs in, so one rule serves both: *a node that refuses is
@@ -48,7 +48,6 @@ from __future__ import annotations
 import concurrent.futures
 import inspect
 import threading
-from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import EllipsisType, TracebackType
@@ -60,212 +59,8 @@ import anyio.lowlevel
 from . import loop
 from .errors import RevokedError
 from .profile import Answers
-from .revocation import Report, Revocation, User, users_of
-from .use import Iterate, Opening, Releasing, Use, is_inside
-
-LIVE, REVOKED, KICKED, RELEASING, RELEASED = range(5)
-
-#: How much of a revocation is done inside `revoke()` and then in each turn of the loop. A count and not a time, so that
-#: a search over schedules is repeatable.
-SLICE = 256
-
-
-def _begin(act: Revocation, home: loop.Home | None, grace: float) -> None:
-    """Refuse, kick, wait, release: a slice of it now, the rest by a task of its own."""
-    for root in act._roots:
-        if root._home is not home:
-            root._settle()
-    _refuse(act, home)
-    if not act._nodes:  # it was over before
-        return
-    _announce(act, home)
-    work = _work(act, grace)
-    if home is None:
-        deque(work, 0)
-        return
-    step = _slice(work)
-    act._beginning = False
-    if step is _END:
-        return
-
-    async def drive() -> None:
-        nonlocal step
-        while step is not _END:
-            if step is _PAUSE:
-                with anyio.move_on_after(grace):
-                    await act._until(act.done)
-            else:
-                await anyio.lowlevel.checkpoint()
-            step = _slice(work)
-
-    # A closing loop has no next turn: when the task is cancelled, the rest runs at once.
-    home.spawn(drive, lambda _: deque(work, 0), repr(act))
-
-
-def _announce(act: Revocation, home: loop.Home | None) -> None:
-    """Tell observers, if it is the first act on any of its roots."""
-    if first := [root for root in act._roots if root._acts and root._acts[0] is act]:
-        for root in first:
-            tell("closed" if act._closer else "revoked", root, act)
-        for begun in tuple(home.observers if home is not None else ()):
-            begun(act)
-
-
-def _refuse(act: Revocation, home: loop.Home | None) -> None:
-    """Mark all that is below, which is of this loop from now on. No user code runs in between."""
-    mine = (act,)
-    order: list[Revokable] = []  # children before parents, also where a child has several
-    unvisited: list[Revokable | tuple[Revokable]] = list(act._roots)
-    while unvisited:
-        node = unvisited.pop()
-        if isinstance(node, tuple):  # its children are all in order
-            order.append(node[0])
-        elif node._state == RELEASED:
-            if node._unclosed:
-                node._acts += mine  # is told when the last owner closes
-        elif not (node._acts and node._acts[-1] is act):
-            node._acts += mine
-            node._home = home or node._home
-            if node._state == LIVE:
-                node._state = REVOKED  # I1 from here
-            if node._uses or node._bare:
-                act._undrained += 1
-            if node._children:
-                unvisited.append((node,))
-                unvisited += node._children
-            else:
-                order.append(node)
-    order.reverse()  # parents before children, and in order of opening
-    act._nodes = order
-    act._unreleased = len(order)
-    if not order:
-        act._progress()
-
-
-_PAUSE, _END = object(), object()
-
-
-def _work(act: Revocation, grace: float) -> Generator[object, None, None]:
-    """All that follows the refusal, in steps: one kick, or one release."""
-    yield from _kick(act, idle_only=grace > 0)
-    for node in reversed(act._nodes):
-        _last_out(node)
-        yield None
-    if grace:
-        yield _PAUSE
-        yield from _kick(act, idle_only=False)
-
-
-def _slice(work: Generator[object, None, None]) -> object:
-    """Take up to SLICE steps. It reports _END, _PAUSE or None: there is more to do."""
-    for _ in range(SLICE):
-        step = next(work, _END)
-        if step is not None:
-            return step
-    return None
-
-
-def _kick(act: Revocation, *, idle_only: bool) -> Generator[None, None, None]:
-    """Tell those who wait to leave, parents before children."""
-    for node in act._nodes:
-        if node._state < RELEASING:
-            if node._state < KICKED and not idle_only:
-                _enter_kicked(node)
-            uses = node._uses or {}
-            for use in tuple(uses):
-                if (
-                    use in uses
-                    and use.act is None
-                    and (use.idle or not idle_only)
-                    and (use.task is not act._spare or use.task is None)
-                ):
-                    if use.kick(act):
-                        for each in node._acts:
-                            each._kicked += 1
-                        tell("kicked", node, act, use.task)
-                    yield
-        yield
-
-
-def _enter_kicked(node: Revokable) -> None:
-    node._state = KICKED
-    if callable(node._kick):
-        node._call(node._kick, node)
-
-
-def _last_out(node: Revokable) -> None:
-    """Somebody has left `node`: if nobody is inside any more, release it, and then perhaps its parents."""
-    due = [node]
-    while due:
-        node = due.pop()
-        if node._uses or node._bare or node._children:
-            continue
-        if not node._acts:
-            node._unused()
-        elif node._state < RELEASING:
-            if node._state < KICKED:
-                _enter_kicked(node)  # whose hook may have come here itself
-            if node._state < RELEASING and _release(node):
-                due += node._parents()
-
-
-def _release(node: Revokable) -> bool:
-    """Run the release, once (I2). It reports whether the node is released already."""
-    node._state = RELEASING  # I3 from here: nobody is inside, and nobody can come
-    release, node._release = node._release, None
-    running = None if release is None else node._call(release)
-    if running is None or not isinstance(running, Awaitable):
-        _released(node)
-        return True
-
-    async def run() -> None:
-        with Releasing(node):
-            await running
-
-    def done(exc: BaseException | None) -> None:
-        if exc is not None:
-            node._failed(exc)
-            if inspect.iscoroutine(running):
-                running.close()  # which may not have begun
-        _released(node)
-        for parent in node._parents():
-            _last_out(parent)
-
-    home = loop.current()
-    if home is not None:
-        home.spawn(run, done, f"release of {node.path!r}")
-        return False
-    node._failed(RuntimeError(f"the release of {node.path!r} returned an awaitable, and no event loop runs"))
-    if inspect.iscoroutine(running):
-        running.close()
-    _released(node)
-    return True
-
-
-def _released(node: Revokable) -> None:
-    node._state = RELEASED
-    open_there = node.parent is None
-    for parent in node._parents():
-        open_there |= (parent._children or {}).pop(node, node) is None  # else a key that nobody used
-    if node._closed:
-        node._run_at_close()
-    node._gone()
-    for act in node._acts:
-        act._released += 1
-        act._unreleased -= 1
-        if not act._unreleased or node._number is not None:  # some wait for one generation alone
-            act._progress()  # I4
-    if open_there:
-        tell("released", node, node._acts[0])
-
-
-def tell(what: str, node: Revokable, act: Revocation | None = None, task: loop.Task | None = None) -> None:
-    """Tell those who observe `node`, or what it is below, what has happened."""
-    observers = node._heard_by()
-    who = "" if task is None or not observers else loop.task_name(task)
-    for observer in observers:
-        observer(what, node, act, who)
-
+from .revocation import KICKED, LIVE, RELEASED, RELEASING, Report, Revocation, User, begin, last_out, tell, users_of
+from .use import Iterate, Opening, Use, is_inside
 
 T = TypeVar("T")
 Release = Callable[[], Awaitable[object] | object]
@@ -674,7 +469,7 @@ class Revokable:
         if self._state == RELEASED and self._at_close is not None:
             self._acts += (act,)  # which is told what it raises
             self._run_at_close()
-        _begin(act, home, 0.0)
+        begin(act, home, 0.0)
         return act
 
     async def aclose(self) -> None:
@@ -715,7 +510,7 @@ class Revokable:
                 act._undrained -= 1
                 if not act._undrained:
                     act._progress()
-            _last_out(self)
+            last_out(self)
         elif not self._children:
             self._unused()
 
@@ -757,7 +552,7 @@ def revoke_all(nodes: Iterable[Revokable], reason: str = "", *, grace: float = 0
     roots = tuple(nodes)
     home = _check(roots, grace)
     act = Revocation(roots, reason)
-    _begin(act, home, grace)
+    begin(act, home, grace)
     return act
 
 

@@ -2,7 +2,8 @@
 
 import itertools
 
-from asyncrevoke._core.revokable import Revokable, Told, tell
+from asyncrevoke._core.revocation import tell
+from asyncrevoke._core.revokable import Revokable, Told
 
 
 class Key(Revokable):
