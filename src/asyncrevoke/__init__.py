@@ -46,11 +46,10 @@ else:
 
     def __getattr__(name: str) -> Any:
         """An adapter is imported when it is first used."""
-        for adapter, names in _ADAPTERS.items():
-            if name in names:
-                found = globals()[name] = getattr(importlib.import_module(f"asyncrevoke.adapters.{adapter}"), name)
-                return found
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        adapter = next((adapter for adapter, names in _ADAPTERS.items() if name in names), None)
+        if adapter is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"asyncrevoke.adapters.{adapter}"), name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *(name for names in _ADAPTERS.values() for name in names)})

@@ -180,13 +180,7 @@ class Fd:
         self._reading = anyio.ResourceGuard("reading from")
 
     async def read(self, max_bytes: int) -> bytes:
-        """Read 1 to `max_bytes` bytes.
-
-        :raises ~anyio.EndOfStream: at the end of data
-        :raises ~anyio.BrokenResourceError: if the other side is broken
-        :raises ~anyio.BusyResourceError: if another task is reading
-        Cancellation: nothing was consumed.
-        """
+        """Read 1 to `max_bytes` bytes. Raises as `Face.receive` does, but for revocation. Cancellation: nothing was consumed."""
         with self._reading:
             try:
                 while True:
@@ -204,11 +198,7 @@ class Fd:
         return data
 
     async def write_some(self, item: memoryview) -> int:
-        """Write what is accepted at once, waiting until that is at least one byte. It returns how many.
-
-        :raises ~anyio.BrokenResourceError: if the other side is broken
-        Cancellation: nothing was written.
-        """
+        """Write what is accepted at once, at least one byte, and return how many. Cancellation: nothing was written."""
         await anyio.lowlevel.checkpoint()
         while isinstance(written := self.attempt(lambda: os.write(self.number, item)), BlockingIOError):
             await self.writable.ready()

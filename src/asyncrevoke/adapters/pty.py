@@ -73,7 +73,7 @@ def open_pty(
     program = _Program(argv, env, cwd, size)
     if not kill_after >= 0:
         raise ValueError(f"kill_after is {kill_after!r}: give seconds, 0 or more")
-    make = functools.partial((owner or Revokable()).open, name or program.name, answers=answers)
+    make = functools.partial((owner or Revokable()).open, name or pathlib.PurePath(argv[0]).name, answers=answers)
     return PtySession(program, make, kill_after, backlog, history)
 
 
@@ -91,10 +91,6 @@ class _Program:
             raise TypeError(f"argv is {self.argv!r}: give the program and its arguments as a list")
         if len(self.size) != 2 or not all(0 <= each <= 0xFFFF for each in self.size):
             raise ValueError(f"size is {self.size!r}: give rows and columns")
-
-    @property
-    def name(self) -> str:
-        return pathlib.PurePath(self.argv[0]).name
 
 
 class PtySession(Resource):
