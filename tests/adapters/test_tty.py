@@ -511,3 +511,21 @@ def test_leaders_are_looked_for_while_others_end(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(pathlib.Path, "stat", stat)
     assert adapter._session_leaders(-1) == []
+
+
+async def test_a_terminal_that_is_hung_up_while_it_is_opened_is_an_oserror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between open(2) and tcgetattr(3), whose own error is none; nothing stays open, and it is named."""
+    with terminal() as (master, slave):
+        tty = Tty(os.ttyname(slave))
+        settings = termios.tcgetattr
+
+        def late(fd: int) -> Any:
+            os.close(master)
+            return settings(fd)
+
+        monkeypatch.setattr(termios, "tcgetattr", late)
+        with pytest.raises(OSError, match=tty.path) as caught:
+            await tty.open()
+        assert caught.value.errno == errno.EIO
+        assert tty.node.children == ()
+        await tty.aclose()

@@ -1,5 +1,6 @@
 """Observers: what they are told, and in which order."""
 
+import asyncio
 import contextlib
 import logging
 import threading
@@ -284,3 +285,27 @@ async def test_log_events_has_levels_and_fields(caplog: pytest.LogCaptureFixture
     revoked = caplog.records[1]
     assert revoked.message == "'root/alice' revoked (away)"
     assert {"event": "revoked", "path": "root/alice", "reason": "away"}.items() <= vars(revoked).items()
+
+
+def test_an_observer_hears_nothing_once_its_loop_is_closed() -> None:
+    """Also if the loop was closed in the midst, and the tree goes on in the next one."""
+    told: list[str] = []
+    root = Revokable("root")
+
+    async def first(loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+        observing = loop.create_task(observe(root, lambda event: told.append(str(event))))
+        await settle()
+        root.open("a")
+        return observing
+
+    loop = asyncio.new_event_loop()
+    observing = loop.run_until_complete(first(loop))
+    loop.close()
+
+    async def revoke() -> None:
+        await root.revoke()
+
+    asyncio.run(revoke())
+    assert told == ["'root/a' opened"]
+    observing.get_coro().close()  # which nobody will run
+    observing._log_destroy_pending = False  # type: ignore[attr-defined]

@@ -1037,3 +1037,16 @@ async def test_an_error_ends_no_later_wait(seen_by: str) -> None:
                     await waiting.done.wait()
                 assert waiting.outcome == b"back"
                 group.cancel_scope.cancel()
+
+
+async def test_what_cannot_be_waited_for_leaves_nothing_on_the_owner() -> None:
+    """A descriptor of O_PATH is refused, is still the caller's, and its owner is revoked as ever."""
+    owner = Revokable("owner")
+    fd = os.open("/dev/null", os.O_PATH)
+    with pytest.raises(OSError, match="not open for reading or writing") as caught:
+        FdStream(fd, owner)
+    assert caught.value.errno == errno.EBADF
+    assert is_open(fd)
+    assert owner.children == ()
+    await owner.revoke()
+    os.close(fd)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 if TYPE_CHECKING:
-    from .revocation import Revocation
+    from .observe import Observation
     from .use import Inside
 
 Task = Any  # asyncio.Task or trio.lowlevel.Task: both are only compared, named and looked into
@@ -35,7 +35,7 @@ class Home(abc.ABC):
     :ivar loop: the loop itself, or trio's token of it
     :ivar inside: the innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards by
         `outer`
-    :ivar observers: those who are told of each act in this loop, when it has begun
+    :ivar observations: those of this loop, which are told of each act when it has begun
     """
 
     #: The loop that calls back when a descriptor is ready, or None where only a task can wait for that.
@@ -45,7 +45,7 @@ class Home(abc.ABC):
         self.loop = loop
         self.thread = threading.get_ident()
         self.inside: dict[Task, Inside] = {}
-        self.observers: list[Callable[[Revocation], None]] = []
+        self.observations: dict[Observation, None] = {}
         self._handed: deque[Callable[[], object]] = deque()
 
     @property
@@ -90,6 +90,8 @@ class Home(abc.ABC):
 
     def wind_up(self) -> None:
         """Do what a loop that is over has left undone: it may have been closed in the midst of everything."""
+        while self.observations:
+            self.observations.popitem()[0].end()
         while self._make_call():
             pass
 

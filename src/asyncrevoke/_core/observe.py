@@ -68,21 +68,22 @@ async def observe(
     :raises RuntimeError: if the tree belongs to another loop
     Cancellation: ends it.
     """
-    observation = _Observation(node, observers, patience)
     home = node._settle()
     assert home is not None
+    observation = Observation(node, observers, patience)
     have_observed(node, (observation.happened,))
-    home.observers.append(observation.begun)
+    home.observations[observation] = None
     try:
         task_status.started()
         await observation.tell_of_stragglers()
     finally:
-        home.observers.remove(observation.begun)
-        for each in below(node):
-            each._observers = tuple(told for told in each._observers if told != observation.happened)
+        home.observations.pop(observation, None)
+        observation.end()
 
 
-class _Observation:
+class Observation:
+    """What one call of `observe` sees, for as long as its loop runs."""
+
     def __init__(self, node: Revokable, observers: tuple[Observer, ...], patience: float) -> None:
         self._node = node
         self._observers = observers
@@ -99,6 +100,11 @@ class _Observation:
         if act in self._node._acts or any(self.happened in root._observers for root in act._roots):
             self._unfinished.append((time.monotonic() + self._patience, act))
             self._more.set()
+
+    def end(self) -> None:
+        """Hear no more. Twice does no harm."""
+        for each in below(self._node):
+            each._observers = tuple(told for told in each._observers if told != self.happened)
 
     def _tell(self, event: Event) -> None:
         for observer in self._observers:

@@ -325,8 +325,8 @@ def _announce(act: Revocation, home: loop.Home | None) -> None:
     if first := [root for root in act._roots if root._acts and root._acts[0] is act]:
         for root in first:
             tell("closed" if act._closer else "revoked", root, act)
-        for begun in tuple(home.observers if home is not None else ()):
-            begun(act)
+        for observation in tuple(home.observations if home is not None else ()):
+            observation.begun(act)
 
 
 def _refuse(act: Revocation, home: loop.Home | None) -> None:

@@ -44,7 +44,7 @@ class FdStream(Face):
     :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
     :param also: further parents of the handle, such as a token; whichever goes first takes it
     :param close: what closes the descriptor, as its release
-    :raises OSError: if `fd` is not open
+    :raises OSError: if `fd` is not open, or was opened with O_PATH
     :raises RevokedError: if the owner was revoked
 
     A `RevokedError` of `send` tells by `sent` how many bytes were accepted. If an outer cancel scope is cancelled in the
@@ -61,15 +61,14 @@ class FdStream(Face):
         also: Iterable[Revokable] = (),
         close: Callable[[int], object] = os.close,
     ) -> None:
-        blocking = unblock(fd)
+        handle = handle_of(owner, name or f"fd {fd}", also, answers=answers)
         try:
-            handle = handle_of(owner, name or f"fd {fd}", also, answers=answers)
+            self._fd = Fd(fd, handle, close)
         except BaseException:
-            os.set_blocking(fd, blocking)
+            handle.close()
             raise
-        super().__init__(handle, tty=os.isatty(fd))
-        self._fd = Fd(fd, handle, close)
         handle.release = self._fd.close
+        super().__init__(handle, tty=os.isatty(fd))
 
     def fileno(self) -> int:
         """The descriptor, or -1 once it is released."""
@@ -164,13 +163,19 @@ class Fd:
     :param end: the errno that means the end of data, besides reading nothing
     :param shared: it is a terminal whose settings others may change: with VMIN at 0, reading nothing means no data, so it
         is the end only where poll(2) tells of a hang-up
+    :raises OSError: EBADF, if `fd` is not open for reading or writing; it is still yours then
     """
+
+    number = -1  # the descriptor's; so once it is closed, and where it never was ours
 
     def __init__(
         self, fd: int, node: Revokable, close: Callable[[int], object] = os.close, *, end: int = 0, shared: bool = False
     ) -> None:
-        unblock(fd)
-        self.number = fd  # -1 once it is closed
+        try:
+            os.set_blocking(fd, False)
+        except (OSError, ValueError, OverflowError) as exc:
+            raise OSError(errno.EBADF, f"descriptor {fd} is not open for reading or writing") from exc
+        self.number = fd
         self.readable = _Side(fd, "reader", anyio.wait_readable)
         self.writable = _Side(fd, "writer", anyio.wait_writable)
         self._node = node
@@ -185,8 +190,7 @@ class Fd:
             try:
                 while True:
                     data = self.attempt(lambda: os.read(self.number, max_bytes))
-                    nothing = not data and self._shared and not _polls(self.number, select.POLLHUP)
-                    if not (nothing or isinstance(data, BlockingIOError)):
+                    if isinstance(data, bytes) and (data or not self._shared or _polls(self.number, select.POLLHUP)):
                         break
                     await self.readable.ready()
             except anyio.BrokenResourceError as exc:
@@ -224,20 +228,10 @@ class Fd:
         return f"<descriptor {self.number} of {self._node!r}>"
 
     def __del__(self) -> None:
-        if getattr(self, "number", -1) >= 0:
+        if self.number >= 0:
             unclosed = f"{self!r} was never closed"
             revoke_threadsafe(self._node, "it was never closed")
             warnings.warn(unclosed, ResourceWarning, source=self, stacklevel=1)
-
-
-def unblock(fd: int) -> bool:
-    """Make a descriptor non-blocking. It reports whether it was not, and raises OSError if there is none to wait for."""
-    try:
-        blocking = os.get_blocking(fd)
-        os.set_blocking(fd, False)
-    except (OSError, ValueError, OverflowError) as exc:
-        raise OSError(errno.EBADF, f"descriptor {fd} is not open") from exc
-    return blocking
 
 
 class _Waiter(Operation):
@@ -299,9 +293,9 @@ class _Side:
             self._idle = True  # once is no reason: asyncio polls again before the reader that it woke has run
 
     def disarm(self) -> None:
-        loop, self._loop = self._loop, None
-        if loop is not None and not loop.is_closed():
-            getattr(loop, f"remove_{self._kind}")(self._fd)
+        reactor, self._loop = self._loop, None
+        if reactor is not None and not reactor.is_closed():
+            getattr(reactor, f"remove_{self._kind}")(self._fd)
 
 
 @contextlib.contextmanager
