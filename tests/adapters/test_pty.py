@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import gc
 import hashlib
 import os
@@ -20,6 +21,7 @@ import time
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from multiprocessing import spawn
 from types import FrameType
 from typing import Any, cast
 
@@ -29,8 +31,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Name, Revocation, Revokable, RevokedError, answers, revoke_all, revoke_threadsafe
-from asyncrevoke.adapters import pty
-from asyncrevoke.adapters.pty import PtySession, PtyStream, open_pty
+from asyncrevoke.adapters.pty import PtySession, PtyStream, open_pty, program, session as pty
 from asyncrevoke.testing import Subject, check_revokable
 from conftest import BACKENDS, settle
 
@@ -357,17 +358,14 @@ async def test_program_takes_signals_whatever_we_ignore_or_block(
 @pytest.mark.parametrize("told", [True, False])
 async def test_somebody_else_may_have_reaped_the_program(told: bool) -> None:
     """Where a foreign hand, or an ignored SIGCHLD, has reaped the program, closing is no failure and kills nobody."""
-    session = open_pty(["sh", "-c", "read go"])
-    try:
-        async with session:
-            await session.open().send(b"\n")
-            os.waitpid(session.pid, 0)
-            if told:
-                with anyio.fail_after(5):
-                    await session.wait()
-    finally:
-        session._process.poll()  # or it warns in some later test
+    async with open_pty(["sh", "-c", "read go"]) as session:
+        await session.open().send(b"\n")
+        os.waitpid(session.pid, 0)
+        if told:
+            with anyio.fail_after(5), pytest.raises(ChildProcessError, match=f"status is lost.*{session.pid}"):
+                await session.wait()
     assert session.node.released
+    assert session.returncode is None
 
 
 @on_asyncio
@@ -1159,6 +1157,112 @@ async def test_jobs_of_an_interactive_shell_do_not_outlive_the_session(job: str)
     assert gone
 
 
+#: A job in a group of its own that ignores the hang-up, locks a file, and has so much memory that its end takes a while.
+HOLDER = """
+import fcntl, os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+if not os.fork():
+    os.setpgid(0, 0)
+    memory = bytearray(1 << 28)
+    memory[::4096] = b"1" * len(memory[::4096])
+    lock = open(sys.argv[1], "w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.write(1, b"pid %d." % os.getpid())
+signal.pause()
+"""
+
+
+def is_free(lock: pathlib.Path) -> bool:
+    with lock.open("w") as file, contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+async def held(lock: pathlib.Path) -> PtySession:
+    """A session with a job that holds the lock."""
+    session = open_pty(python(HOLDER, str(lock)), kill_after=0.1)
+    await pid_from(session.open())
+    assert not is_free(lock)
+    return session
+
+
+@loops
+async def test_complete_means_that_what_was_killed_is_gone(tmp_path: pathlib.Path) -> None:
+    """What a killed job had locked is free when the revocation is complete."""
+    session = await held(tmp_path / "lock")
+    await session.aclose()
+    assert is_free(tmp_path / "lock")
+
+
+def test_complete_means_gone_without_a_loop(tmp_path: pathlib.Path) -> None:
+    """Where nobody can wait in a loop, the call itself waits."""
+    session = anyio.run(held, tmp_path / "lock")
+    assert session.revoke().done()
+    assert is_free(tmp_path / "lock")
+
+
+@on_one
+@loops
+async def test_what_a_kill_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process that waits for a dead disk. The release is over after some seconds, and says who is left."""
+    real = os.killpg
+
+    def killpg(group: int, signum: int) -> None:
+        if signum != signal.SIGKILL:
+            real(group, signum)
+
+    session = open_pty(["sh", "-c", "trap '' HUP; echo ready; while :; do sleep 1; done"], kill_after=0.1, name="stuck")
+    await until(session.open(), b"ready")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "killpg", killpg)
+        patch.setattr(program, "STUCK", 0.1)
+        with pytest.raises(ExceptionGroup) as caught, anyio.fail_after(10):
+            await session.aclose()
+    assert session.node.released
+    real(session.pid, signal.SIGKILL)
+    with anyio.fail_after(10):
+        while pathlib.Path(f"/proc/{session.pid}").exists():  # it is reaped whenever it ends
+            await anyio.sleep(0.01)
+    (error,) = caught.value.exceptions
+    assert isinstance(error, TimeoutError)
+    assert f"{session.pid} (sh)" in str(error)
+
+
+@loops
+async def test_without_descriptors_the_session_is_killed_all_the_same() -> None:
+    """Others may take each descriptor as soon as it is free: the program and its jobs are hung up, killed and awaited."""
+    async with open_pty(
+        ["sh", "-c", f"set -m; trap '' HUP; {STUBBORN.format(member='sleep 1000')}"], kill_after=0.2
+    ) as session:
+        pidfd = os.pidfd_open(await pid_from(session.open()))
+        await anyio.lowlevel.checkpoint()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()) + 1, hard))
+        hoard: list[int] = []
+        try:
+            take_all(hoard)
+            act = session.revoke()
+            take_all(hoard)
+            await settle()
+            take_all(hoard)
+            with anyio.fail_after(10):
+                await act
+            gone = bool(select.select([pidfd], [], [], 0)[0])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in hoard:
+                os.close(fd)
+            os.close(pidfd)
+    assert gone
+
+
+def take_all(hoard: list[int]) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            hoard.append(os.open(os.devnull, os.O_RDONLY))
+
+
 @on_one
 @loops
 async def test_member_that_nobody_reaps_is_no_reason_to_wait() -> None:
@@ -1197,7 +1301,7 @@ async def test_number_of_a_reaped_program_is_not_asked_about_again(monkeypatch: 
         return call
 
     def reaped_now() -> bool:
-        return session._process.returncode is not None
+        return not pathlib.Path(f"/proc/{session.pid}").exists()
 
     async with open_pty(["sh", "-c", STUBBORN.format(member="sleep 1000")], kill_after=0.3) as session:
         pidfd = os.pidfd_open(await pid_from(session.open()))
@@ -1232,7 +1336,7 @@ async def test_group_that_may_not_be_signalled_is_reaped_all_the_same(monkeypatc
         reaped = not pathlib.Path(f"/proc/{session.pid}").exists()
         if not reaped:  # do not leave it to the next test
             real(session.pid, signal.SIGKILL)
-            session._process.wait()
+            os.waitpid(session.pid, 0)
     assert reaped
     assert session.returncode == 3
 
@@ -1306,6 +1410,82 @@ async def test_nothing_is_started_for_an_owner_who_is_gone(monkeypatch: pytest.M
     owner.close()
     with pytest.raises(anyio.ClosedResourceError):
         open_pty(["cat"], owner=owner)
+
+
+@on_one
+@loops
+async def test_this_process_is_not_forked() -> None:
+    """A large process takes long to fork, and a threaded one may deadlock after it: a small one becomes the program."""
+    forked: list[bool] = []
+    os.register_at_fork(before=lambda: forked.append(True))
+    async with open_pty(["true"]) as session:
+        assert await session.wait() == 0
+    assert forked == []
+
+
+@on_one
+@loops
+async def test_program_is_not_started_for_a_host_that_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """The kernel tells of a parent's end only from when it was asked to: an end before that is found out."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)  # some process that is no parent
+        with pytest.raises(OSError, match="failed"):
+            open_pty(["touch", str(tmp_path / "started")])
+    assert not (tmp_path / "started").exists()
+
+
+@on_one
+@loops
+async def test_large_environments_and_arguments_come_through() -> None:
+    """Up to what the kernel takes, and beyond it the kernel's error."""
+    word = "x" * 100_000
+    async with open_pty(["sh", "-c", "echo ${#0} ${#A} ${#B}", word], env={"A": word, "B": word}) as session:
+        assert await rest(session.open()) == b"100000 100000 100000\r\n"
+    with pytest.raises(OSError, match="sh") as caught:
+        open_pty(["sh", "-c", ":", word * 2])
+    assert caught.value.errno == errno.E2BIG
+
+
+@on_one
+@loops
+async def test_an_interpreter_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """An embedded Python, or a frozen program, may have none at hand: the error says so, and nothing stays behind."""
+    owner = Revokable("owner")
+    before = spawn.get_executable()
+    try:
+        for executable, error in (
+            ("/bin/false", "interpreter"),
+            (str(tmp_path / "python9"), "python9"),
+            ("", "set_executable"),
+        ):
+            spawn.set_executable(executable)
+            with pytest.raises(OSError, match=error):
+                open_pty(["cat"], owner=owner)
+            assert owner.in_use == 0
+        spawn.set_executable(sys.executable)
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+        with pytest.raises(OSError, match="set_executable"):
+            open_pty(["cat"], owner=owner)
+    finally:
+        spawn.set_executable(before)
+    assert owner.in_use == 0
+
+
+@on_one
+@loops
+async def test_status_that_nobody_knows_is_no_status() -> None:
+    """With SIGCHLD ignored the kernel reaps the program: `wait` says so, rather than 0."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        async with open_pty(["sh", "-c", "exit 7"]) as session:
+            with anyio.fail_after(10), pytest.raises(ChildProcessError, match="SIGCHLD is ignored"):
+                await session.wait()
+            assert session.returncode is None
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert session.node.released
 
 
 @on_one

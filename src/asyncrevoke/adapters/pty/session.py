@@ -7,36 +7,22 @@ that the program and its process group are gone, and reaps it.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import fcntl
 import functools
-import itertools
 import os
 import pathlib
-import signal
 import struct
-import subprocess
 import termios
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Unpack
 
-import anyio
-import anyio.abc
-import anyio.lowlevel
-
 from asyncrevoke.answers import Answers
 from asyncrevoke.lowlevel import Fd, Resource, Revokable, Shared, SharedOptions, SharedStream, in_loop, os_errors
 
-_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
-_TERMINALS = (
-    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD),
-    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
-)
-_libc = ctypes.CDLL(None, use_errno=True)
+from .program import Program
 
 
 def open_pty(
@@ -64,22 +50,23 @@ def open_pty(
     :param size: rows and columns
     :param backlog: bytes that a client may be behind before it is revoked as too slow
     :param history: bytes of the last output that are kept for streams opened with `replay`
-    :param kill_after: seconds from the hang-up to SIGKILL for those who stay
+    :param kill_after: seconds from the hang-up to SIGKILL for those who stay. A revocation waits until they are gone; what
+        the kernel keeps for 5 s more, as it waits for a dead disk, is named in a `TimeoutError`
     :raises TypeError, ValueError: if an option makes no sense
     :raises FileNotFoundError, PermissionError: if the program or `cwd` is not there, or may not be run
-    :raises OSError: if no pty is free
+    :raises OSError: if no pty is free, or no Python interpreter to start it with
     :raises RevokedError: if the owner was revoked; nothing was started
     """
-    program = _Program(argv, env, cwd, size)
+    wanted = _Wanted(argv, env, cwd, size)
     if not kill_after >= 0:
         raise ValueError(f"kill_after is {kill_after!r}: give seconds, 0 or more")
     make = functools.partial((owner or Revokable()).open, name or pathlib.PurePath(argv[0]).name, answers=answers)
-    return PtySession(program, make, kill_after, backlog, history)
+    return PtySession(wanted, make, kill_after, backlog, history)
 
 
 @dataclass(frozen=True, slots=True)
-class _Program:
-    """What runs on a pty, and how, as for `open_pty`."""
+class _Wanted:
+    """What is to run on a pty, and how, as for `open_pty`."""
 
     argv: Sequence[str | os.PathLike[str]]
     env: Mapping[str, str] | None
@@ -92,9 +79,26 @@ class _Program:
         if len(self.size) != 2 or not all(0 <= each <= 0xFFFF for each in self.size):
             raise ValueError(f"size is {self.size!r}: give rows and columns")
 
+    def start(self) -> tuple[Program, int]:
+        """The running program, and the master of its terminal."""
+        try:
+            master, slave = os.openpty()
+        except OSError as exc:
+            raise OSError(
+                exc.errno, f"no pty for {self.argv[0]!r}: {exc.strerror}; see /proc/sys/kernel/pty/max"
+            ) from exc
+        try:
+            _set_size(slave, self.size)
+            return Program(self.argv, self.env, self.cwd, os.ttyname(slave)), master
+        except BaseException:
+            os.close(master)
+            raise
+        finally:
+            os.close(slave)
+
 
 class PtySession(Resource):
-    """A program on a pty, as `open_pty` starts it. Closing it hangs it up, and waits until the program is reaped.
+    """A program on a pty, as `open_pty` starts it. Closing it hangs it up, and waits until all of the session are gone.
 
     To revoke it takes the terminal away from all, and ends the program: HUP, CONT, and KILL for what stays.
 
@@ -102,7 +106,7 @@ class PtySession(Resource):
     """
 
     def __init__(
-        self, program: _Program, make: Callable[[], Revokable], kill_after: float, backlog: int, history: int
+        self, wanted: _Wanted, make: Callable[[], Revokable], kill_after: float, backlog: int, history: int
     ) -> None:
         self._kill_after = kill_after
         self._shared = Shared(
@@ -114,16 +118,15 @@ class PtySession(Resource):
         self.node = make()
         started = None
         try:
-            started = self._process, master = _spawn(program)
-            self.pid = self._process.pid
+            started = self._program, master = wanted.start()
+            self.pid = self._program.pid
             # A master answers EIO when the last slave is closed and all has been read.
             self._master = Fd(master, self.node, end=errno.EIO)
             self.node.release = self._hang_up
         except BaseException:
             if started is not None:
-                started[0].kill()
-                started[0].wait()
                 os.close(started[1])
+                started[0].kill()
             self.node.close()
             raise
 
@@ -142,22 +145,20 @@ class PtySession(Resource):
 
     @property
     def returncode(self) -> int | None:
-        """The program's exit status, negative for a signal, or None as long as it runs."""
-        if self._process.returncode is not None:
-            return self._process.returncode
-        # Not reaped here: until the release its number, and its group's, must not become another's.
-        try:
-            state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        except ChildProcessError:  # somebody else reaps what is not his
-            return self._process.poll()
-        if state is None:
-            return None
-        return state.si_status if state.si_code == os.CLD_EXITED else -state.si_status
+        """The program's exit status, negative for a signal; None as long as it runs, or if nobody knows, as `wait` says."""
+        self._program.ended()
+        return self._program.status
 
     async def wait(self) -> int:
-        """Wait until the program has ended, and return its exit status. It works after a revocation, too."""
-        while (status := self.returncode) is None:
-            await _ended(self.pid)
+        """Wait until the program has ended, and return its exit status. It works after a revocation, too.
+
+        :raises ChildProcessError: if its status is lost: SIGCHLD is ignored in this process, or somebody else has reaped it
+        Cancellation: the program runs on.
+        """
+        await self._program.wait()
+        if (status := self._program.status) is None:
+            lost = f"{self.node.path!r}: the status is lost, as SIGCHLD is ignored or somebody else has reaped process {self.pid}"
+            raise ChildProcessError(errno.ECHILD, lost)
         return status
 
     def resize(self, rows: int, columns: int) -> None:
@@ -174,7 +175,7 @@ class PtySession(Resource):
         :raises RevokedError, ~anyio.ClosedResourceError: if the session is gone
         """
         with self.node.using():
-            _kill([self.pid], signum)
+            self._program.signal(signum)
 
     def __repr__(self) -> str:
         return f"<PtySession pid={self.pid} returncode={self.returncode} of {self.node!r}>"
@@ -188,31 +189,14 @@ class PtySession(Resource):
     def _hang_up(self) -> Awaitable[None] | None:
         """The release. Closing the master is the hang-up; what follows sees that all are gone, and reaps."""
         self._master.close()
+        self._program.keep_descriptor()
         if in_loop():
             return self._reap()
-        _kill([self.pid, *_session(self.pid).values()], signal.SIGKILL)  # as nobody could wait
-        self._process.wait()
+        self._program.kill()  # nobody could wait
         return None
 
     async def _reap(self) -> None:
-        try:
-            _kill([self.pid], signal.SIGHUP, signal.SIGCONT)
-            with anyio.move_on_after(self._kill_after) as patience:
-                await self.wait()
-                # The jobs of a shell have groups of their own, which the kernel does not tell.
-                _kill(_session(self.pid).values(), signal.SIGHUP, signal.SIGCONT)
-                while left := _session(self.pid):
-                    await _ended(min(left))
-            if patience.cancelled_caught:
-                _kill(_session(self.pid).values(), signal.SIGKILL)
-            _kill([self.pid], signal.SIGKILL)  # who was born while we looked, too
-            await self.wait()
-        except BaseException:  # a closing loop does not wait
-            _kill([self.pid, *_session(self.pid).values()], signal.SIGKILL)
-            raise
-        finally:
-            # Only now: as long as the program is not reaped, its number and its group's cannot be another's.
-            self._process.wait(timeout=1)
+        await self._program.end(self._kill_after)
 
 
 class PtyStream(SharedStream):
@@ -226,73 +210,6 @@ class PtyStream(SharedStream):
         await self._session._send_eof()
 
 
-def _spawn(program: _Program) -> tuple[subprocess.Popen[bytes], int]:
-    argv = [os.fspath(argument) for argument in program.argv]
-    try:
-        master, slave = os.openpty()
-    except OSError as exc:
-        raise OSError(exc.errno, f"no pty for {argv[0]!r}: {exc.strerror}; see /proc/sys/kernel/pty/max") from exc
-    parent = os.getpid()
-
-    def take_terminal() -> None:
-        for signum in _TERMINALS:
-            signal.signal(signum, signal.SIG_DFL)  # ours may be ignored, under nohup or in a script's background
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    try:
-        _set_size(slave, program.size)
-        process = subprocess.Popen(  # noqa: S603  # to run the caller's program is what we are for
-            argv,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=program.env,
-            cwd=program.cwd,
-            start_new_session=True,
-            preexec_fn=take_terminal,  # noqa: PLW1509  # nothing else sets a controlling terminal; it takes no locks
-        )
-    except BaseException:
-        os.close(master)
-        raise
-    finally:
-        os.close(slave)
-    return process, master
-
-
 def _set_size(fd: int, size: tuple[int, int]) -> None:
     rows, columns = size
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
-async def _ended(pid: int) -> None:
-    """Wait until that process has ended, without reaping it."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        await anyio.wait_readable(pidfd)
-    finally:
-        os.close(pidfd)
-
-
-def _session(sid: int) -> dict[int, int]:
-    """Those who are left of a session, but for its leader, each with its process group."""
-    members = {}
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):  # noqa: PTH208  # there may be thousands
-        with contextlib.suppress(OSError):  # ended meanwhile
-            if os.getsid(pid) == sid != pid:
-                state = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-                if state not in (b"Z", b"X"):
-                    members[pid] = os.getpgid(pid)
-    return members
-
-
-def _kill(groups: Iterable[int], *signums: int) -> None:
-    for group, signum in itertools.product(set(groups), signums):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signum)

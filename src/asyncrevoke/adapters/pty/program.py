@@ -1,0 +1,226 @@
+"""A program that leads a session of its own on a terminal, from its start until the last of the session is gone."""
+
+import contextlib
+import errno
+import itertools
+import marshal
+import os
+import pathlib
+import pkgutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import anyio
+
+#: Seconds that the kernel gets to end what was killed: a process that waits for a dead disk stays until that answers.
+STUCK = 5.0
+
+
+class Program:
+    """A running program. It is killed if the thread that started it ends.
+
+    :ivar pid: its process, which is also its process group and its session
+    :raises OSError: naming the program or `cwd`, if it cannot be started
+    :raises TypeError, ValueError: if it cannot be asked for
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        env: Mapping[str, str] | None,
+        cwd: str | os.PathLike[str] | None,
+        terminal: str,
+    ) -> None:
+        self.name = os.fspath(argv[0])
+        self.status: int | None = None  # as `PtySession.returncode`
+        self._ended = False
+        self._spare = -1
+        words = [os.fsencode(each) for each in argv]
+        environ = os.environb if env is None else {os.fsencode(name): os.fsencode(env[name]) for name in env}
+        signums = [int(each) for each in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}]
+        place = None if cwd is None else os.fsencode(cwd)
+        request = marshal.dumps((os.getpid(), signums, words, dict(environ), place))
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            self.pid = _lead(theirs.fileno(), terminal)
+            try:
+                theirs.close()
+                self._begin(ours, request)
+            except BaseException:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise
+
+    def _begin(self, channel: socket.socket, request: bytes) -> None:
+        answer = b""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended before it read all
+            channel.sendall(request)
+            channel.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: channel.recv(4096), b""))
+        if not answer:
+            raise OSError(errno.ENOEXEC, f"the interpreter that starts {self.name!r} failed", _interpreter())
+        if answer[1:]:
+            number, text, name = marshal.loads(answer[1:])  # noqa: S302  # from our own child
+            raise ValueError(f"{self.name!r}: {text}") if number is None else OSError(number, text, os.fsdecode(name))
+
+    def ended(self) -> bool:
+        """Whether it has ended. It is not reaped: until the session is gone its number must not become another's."""
+        if not self._ended:
+            try:
+                state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            except ChildProcessError:  # the kernel has reaped it, as SIGCHLD is ignored, or somebody else
+                self._ended = True
+            else:
+                if state is not None:
+                    self.status = state.si_status if state.si_code == os.CLD_EXITED else -state.si_status
+                    self._ended = True
+        return self._ended
+
+    async def wait(self) -> None:
+        """Wait until it has ended. Cancellation: it runs on."""
+        while not self.ended():
+            await _end_of(self.pid)
+
+    def signal(self, *signums: int) -> None:
+        """Send signals to its process group."""
+        _kill([self.pid], *signums)
+
+    def keep_descriptor(self) -> None:
+        """Take a descriptor that was just freed: to look for the rest of the session takes one, when there may be none."""
+        self._spare = os.open("/proc", os.O_PATH)
+
+    async def end(self, patience: float) -> None:
+        """Hang up the session: HUP and CONT, after `patience` seconds KILL; and wait until all are gone.
+
+        :raises TimeoutError: if the kernel keeps one of them for `STUCK` seconds more
+        Cancellation: all are killed at once.
+        """
+        try:
+            with anyio.move_on_after(patience):
+                self.signal(signal.SIGHUP, signal.SIGCONT)
+                await self.wait()
+                # The jobs of a shell have groups of their own, which the kernel does not tell.
+                _kill(self._others().values(), signal.SIGHUP, signal.SIGCONT)
+                while others := self._others():
+                    await _end_of(min(others))
+            with anyio.move_on_after(STUCK):
+                while left := self._killed():
+                    await _end_of(min(left))
+        except BaseException:  # a closing loop does not wait
+            self._end_now(1.0)
+            raise
+        self._end_now(0.0)
+
+    def kill(self) -> None:
+        """Kill the session, and wait until all are gone, where no loop can.
+
+        :raises TimeoutError: as `end`
+        """
+        self._end_now(STUCK)
+
+    def _end_now(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while (left := self._killed()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if self._spare >= 0:
+            os.close(self._spare)
+        # Only now: as long as the program is not reaped, its number and its group's cannot be another's.
+        if self._ended:
+            self._reap()
+        else:
+            threading.Thread(target=self._reap, daemon=True).start()
+        if left:
+            who = ", ".join(f"{pid} ({_stat(pid)[0]})" for pid in sorted(left))
+            raise TimeoutError(errno.ETIMEDOUT, f"SIGKILL has not ended {who}: see /proc/PID/stack", self.name)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+    def _killed(self) -> set[int]:
+        """Kill all of the session. It reports who is left of it."""
+        self.signal(signal.SIGKILL)
+        others = self._others()
+        _kill(others.values(), signal.SIGKILL)
+        return {*others, *([] if self.ended() else [self.pid])}
+
+    def _others(self) -> dict[int, int]:
+        """Those who are left of the session, but for its leader, each with its process group."""
+        if self._spare >= 0:
+            os.close(self._spare)
+        try:
+            return _members(self.pid)
+        finally:
+            if self._spare >= 0:
+                self._spare = os.open("/proc", os.O_PATH)
+
+
+def _lead(channel: int, terminal: str) -> int:
+    """Start an interpreter that leads a session on that terminal, and does what `leader` says."""
+    source = pkgutil.get_data(__package__, "leader.py") or b""
+    return os.posix_spawn(
+        _interpreter(),
+        ["python", "-I", "-S", "-c", source.decode()],
+        os.environ,
+        # The session's leader opens a terminal, which so becomes the controlling one (drivers/tty/tty_jobctrl.c).
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, channel, 3),
+            (os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, 0, 1),
+            (os.POSIX_SPAWN_DUP2, 0, 2),
+        ],
+        setsid=True,
+        setsigmask=[],
+    )
+
+
+def _interpreter() -> str:
+    """The Python that multiprocessing starts: who embeds one tells it by `multiprocessing.set_executable`."""
+    from multiprocessing import spawn  # noqa: PLC0415  # a large module
+
+    found = os.fsdecode(spawn.get_executable() or b"")
+    if not found or (getattr(sys, "frozen", False) and found == sys.executable):
+        raise OSError(
+            errno.ENOENT, "a pty takes a Python interpreter: name one by multiprocessing.set_executable", found
+        )
+    return found
+
+
+async def _end_of(pid: int) -> None:
+    """Wait until that process may have ended, without reaping it."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except OSError:  # no descriptor is left
+        await anyio.sleep(0.02)
+        return
+    try:
+        await anyio.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _members(sid: int) -> dict[int, int]:
+    members = {}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):  # noqa: PTH208  # there may be thousands
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # ended meanwhile
+            if os.getsid(pid) == sid != pid and _stat(pid)[1] not in "ZX":
+                members[pid] = os.getpgid(pid)
+    return members
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """The name and the state of a process."""
+    name, _, rest = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")
+    return name.partition("(")[2], rest[0]
+
+
+def _kill(groups: Iterable[int], *signums: int) -> None:
+    for group, signum in itertools.product(set(groups), signums):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signum)
