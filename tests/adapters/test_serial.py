@@ -1016,31 +1016,78 @@ def test_serialx_needs_no_pyserial() -> None:
     ], child.stderr
 
 
+# -- other programs have it open, too --
+
+
+@contextlib.contextmanager
+def settings_of(path: str) -> Iterator[list[Any]]:
+    """The settings of the port, for another program to change."""
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    settings = termios.tcgetattr(fd)
+    yield settings
+    termios.tcsetattr(fd, termios.TCSANOW, settings)
+    os.close(fd)
+
+
+@everywhere
 @pytest.mark.parametrize("canonical", [False, True])
-async def test_reading_nothing_is_no_unplug(canonical: bool) -> None:
+async def test_reading_nothing_is_no_unplug(backend: str, canonical: bool) -> None:
     """Another program sets VMIN to 0, as pyserial's default does, or an end of data is typed: only a hang-up ends the port."""
-    with serial_line() as end:
-        async with open_serial(end.path) as device, anyio.create_task_group() as group:
-            stream = device.open("reader")
-            fd = os.open(end.path, os.O_RDWR | os.O_NOCTTY)
-            settings = termios.tcgetattr(fd)
+    async with port(backend) as (device, end), anyio.create_task_group() as group:
+        stream = device.open("reader")
+        with settings_of(end.path) as settings:
             settings[3] |= termios.ICANON if canonical else 0
             settings[6][termios.VMIN] = 0
-            termios.tcsetattr(fd, termios.TCSANOW, settings)
-            os.close(fd)
-            for data in b"one\n", b"two\n":
-                receiving = start(group, stream.receive)
-                await parked(stream.handle)
-                if canonical:
-                    end.send(b"\4")
-                    await settle()
-                end.send(data)
-                with anyio.fail_after(5):
-                    await receiving.done.wait()
-                assert receiving.outcome == data
+        for data in b"one\n", b"two\n":
             receiving = start(group, stream.receive)
             await parked(stream.handle)
-            end.close()
+            if canonical:
+                end.send(b"\4")
+                await settle()
+            end.send(data)
             await receiving.done.wait()
-            assert isinstance(receiving.outcome, SerialRevokedError)
-            assert "unplugged" in receiving.outcome.reason
+            assert receiving.outcome == data
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        end.close()
+        await receiving.done.wait()
+        assert receiving.error.reason.startswith("unplugged")
+
+
+@everywhere
+async def test_another_program_cannot_make_it_block_the_loop(backend: str) -> None:
+    """Whoever shares the open file, as a child that got it as stdin, may clear O_NONBLOCK: it is set again."""
+    async with port(backend) as (device, _), anyio.create_task_group() as group:
+        stream = device.open()
+        theirs = os.dup(device.fileno())
+        os.set_blocking(theirs, True)
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        os.set_blocking(theirs, True)
+        sending = start(group, stream.send, bytes(1 << 20))
+        await parked(stream.handle, 2)
+        assert not os.get_blocking(theirs)
+        os.close(theirs)
+        await device.revoke("enough")
+        await receiving.done.wait()
+        await sending.done.wait()
+        assert receiving.error.reason == sending.error.reason == "enough"
+
+
+@on_each
+async def test_settings_that_another_program_makes_stay_until_the_rate_is_set(backend: str) -> None:
+    """Nobody tells of them. `set_baudrate` puts back all that the port was opened with."""
+    async with port(backend, baudrate=19200) as (device, end):
+        stream = device.open()
+        ours = termios.tcgetattr(device.fileno())
+        with settings_of(end.path) as settings:
+            settings[3] |= termios.ICANON | termios.ECHO
+            settings[2] |= termios.CSTOPB
+            settings[4:6] = [termios.B300] * 2
+            settings[6][termios.VMIN] = 9
+        with settings_of(end.path) as theirs:
+            assert theirs != ours
+        await stream.send(b"x")
+        assert termios.tcgetattr(device.fileno()) == theirs
+        await stream.set_baudrate(19200)
+        assert termios.tcgetattr(device.fileno()) == ours

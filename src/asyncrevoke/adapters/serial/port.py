@@ -8,7 +8,6 @@ import contextlib
 import errno
 import importlib
 import io
-import os
 import termios
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -147,7 +146,7 @@ def imported(module: str, extra: str) -> Any:
 class _DescriptorPort:
     def __init__(self, serial: Any, node: Revokable) -> None:
         self.serial = serial
-        self._fd = Fd(serial.fileno(), node, lambda _: None, shared=os.isatty(serial.fileno()))  # `close` closes it
+        self._fd = Fd(serial.fileno(), node, lambda _: None, shared=True)  # `close` closes it
 
     def fileno(self) -> int:
         return self._fd.number
