@@ -28,7 +28,7 @@ from asyncrevoke import Name, Revokable, RevokedError, SerialDevice, SerialStrea
 from asyncrevoke.adapters.serial import ModemLines, SerialRevokedError
 from calls import Call, awake, parked, start
 from conftest import BACKENDS, settle
-from ports import FarEnd, may_hang_up, serial_line
+from ports import FarEnd, as_root, may_hang_up, serial_line
 from sockets import BIG
 
 pytestmark = pytest.mark.anyio
@@ -671,8 +671,8 @@ async def test_a_port_of_somebody_elses_is_an_error(backend: str, monkeypatch: P
 
 # -- the loop is never blocked --
 
-#: What may wait for a driver or a line. Not here, and so allowed in the loop: isatty, tcgetattr, fstat and F_SETFL,
-#: which look into memory, and reads and writes, which are non-blocking.
+#: What may wait for a driver or a line. Not here, and so allowed in the loop: isatty, tcgetattr, fstat, F_SETFL, TIOCEXCL
+#: and TIOCNXCL, which look into memory, and reads and writes, which are non-blocking.
 BLOCKING: dict[Any, list[str]] = {
     os: ["open", "close"],
     termios: ["tcsetattr", "tcdrain", "tcflush", "tcsendbreak", "tcflow"],
@@ -693,7 +693,9 @@ class Trap:
                 patch.setattr(module, name, functools.partial(self._note, getattr(module, name), name, end.path))
 
     def _note(self, call: Callable[..., Any], name: str, path: str, *args: Any, **options: Any) -> Any:
-        if name == "sleep" or args[0] == path or (isinstance(args[0], int) and is_port(args[0], path)):
+        if name == "ioctl" and args[1] in (termios.TIOCEXCL, termios.TIOCNXCL):
+            pass
+        elif name == "sleep" or args[0] == path or (isinstance(args[0], int) and is_port(args[0], path)):
             if threading.current_thread() is threading.main_thread():
                 self.in_loop.append(name)
             else:
@@ -1020,13 +1022,11 @@ def test_serialx_needs_no_pyserial() -> None:
 
 
 @contextlib.contextmanager
-def settings_of(path: str) -> Iterator[list[Any]]:
-    """The settings of the port, for another program to change."""
-    fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
-    settings = termios.tcgetattr(fd)
+def settings_of(end: FarEnd) -> Iterator[list[Any]]:
+    """The settings of the port, to be changed as another program does it."""
+    settings = termios.tcgetattr(master(end))
     yield settings
-    termios.tcsetattr(fd, termios.TCSANOW, settings)
-    os.close(fd)
+    termios.tcsetattr(master(end), termios.TCSANOW, settings)
 
 
 @everywhere
@@ -1035,7 +1035,7 @@ async def test_reading_nothing_is_no_unplug(backend: str, canonical: bool) -> No
     """Another program sets VMIN to 0, as pyserial's default does, or an end of data is typed: only a hang-up ends the port."""
     async with port(backend) as (device, end), anyio.create_task_group() as group:
         stream = device.open("reader")
-        with settings_of(end.path) as settings:
+        with settings_of(end) as settings:
             settings[3] |= termios.ICANON if canonical else 0
             settings[6][termios.VMIN] = 0
         for data in b"one\n", b"two\n":
@@ -1074,18 +1074,37 @@ async def test_another_program_cannot_make_it_block_the_loop(backend: str) -> No
         assert receiving.error.reason == sending.error.reason == "enough"
 
 
+@as_root
+@on_each
+@pytest.mark.parametrize("exclusive", [False, True])
+async def test_whoever_is_not_privileged_is_kept_out_where_that_was_asked_for(backend: str, exclusive: bool) -> None:
+    """As long as it is open, and no longer, though others keep it open."""
+    tool = "import os, sys; os.setuid(65534); os.close(os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY))"
+
+    def kept_out(path: str) -> bool:
+        pathlib.Path(path).chmod(0o666)
+        child = subprocess.run([sys.executable, "-c", tool, path], capture_output=True, text=True)
+        assert not child.stderr or "Device or resource busy" in child.stderr
+        return child.returncode != 0
+
+    async with port(backend, exclusive=exclusive) as (device, end):
+        assert kept_out(end.path) == exclusive
+        await device.revoke("enough")
+        assert not kept_out(end.path)
+
+
 @on_each
 async def test_settings_that_another_program_makes_stay_until_the_rate_is_set(backend: str) -> None:
     """Nobody tells of them. `set_baudrate` puts back all that the port was opened with."""
     async with port(backend, baudrate=19200) as (device, end):
         stream = device.open()
         ours = termios.tcgetattr(device.fileno())
-        with settings_of(end.path) as settings:
+        with settings_of(end) as settings:
             settings[3] |= termios.ICANON | termios.ECHO
             settings[2] |= termios.CSTOPB
             settings[4:6] = [termios.B300] * 2
             settings[6][termios.VMIN] = 9
-        with settings_of(end.path) as theirs:
+        with settings_of(end) as theirs:
             assert theirs != ours
         await stream.send(b"x")
         assert termios.tcgetattr(device.fileno()) == theirs

@@ -101,10 +101,15 @@ def open_serial(
 
     It is opened by ``async with`` or by ``await``, in a thread. pyserial is needed: ``asyncrevoke[serial]``.
 
+    Other programs may use the port, too. It ends only when the kernel hangs it up; reading nothing ends nothing. Line
+    settings, HUPCL among them, stay as another program sets them: `SerialStream.set_baudrate` puts yours back. Modem lines
+    are read anew each time. O_NONBLOCK is set again before each read and write, as a child that was given `fileno` may
+    clear it.
+
     :param url: the path of a device, or what else pyserial's `serial_for_url` takes that has a descriptor: socket://,
         but not with serialx
     :param baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr: as pyserial's
-    :param exclusive: lock it (flock) against others that do so, too
+    :param exclusive: keep others out: programs that lock it, too (flock), and all without CAP_SYS_ADMIN (TIOCEXCL)
     :param backend: who waits: "descriptor" is ours; "pyserial-asyncio" and "serialx" are transports of those libraries, for
         asyncio alone
     :param fan_out: each stream gets a copy of all that comes. Else one task may read at a time. What a stream has not
@@ -196,6 +201,7 @@ class SerialDevice(Resource):
             async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
                 self._port = await BACKENDS[self._options.backend](self.url, node, self._options.settings())
                 node.release = self._release
+                self._exclude(termios.TIOCEXCL)
                 # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
                 epoll = select.epoll()
                 epoll.register(self._port.fileno(), 0)
@@ -282,10 +288,18 @@ class SerialDevice(Resource):
         await self._request(lambda fd: termios.tcflush(fd, termios.TCIFLUSH))
         self._opened[1].discard()
 
+    def _exclude(self, request: int) -> None:
+        """Keep others out, or not any more: the kernel sets a bit, and asks no driver."""
+        assert self._port is not None
+        with contextlib.suppress(OSError):  # it is no terminal, or hung up
+            if self._options.exclusive:
+                fcntl.ioctl(self._port.fileno(), request)
+
     def _release(self) -> Awaitable[None] | None:
         assert self._port is not None
         if self._watch is not None:
             self._watch.close()
+        self._exclude(termios.TIOCNXCL)  # or it lasts as long as any other program has the port open
         closing = self._port.close()
         return None if closing is None else self._closed(closing)
 
