@@ -1018,6 +1018,46 @@ def test_serialx_needs_no_pyserial() -> None:
     ], child.stderr
 
 
+# -- what the machine has no more of --
+
+
+def no_thread(_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@on_each
+async def test_where_no_thread_can_be_started_it_is_closed_all_the_same(backend: str, monkeypatch: Patch) -> None:
+    """The loop's thread does it; requests are refused, each by the one error, which names the port."""
+    async with port(backend) as (device, end):
+        stream = device.open()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            for operation in stream.modem_lines, stream.drain, stream.reset_input_buffer:
+                with pytest.raises(serial.SerialException, match=f"can't start new thread: '{end.path}'") as info:
+                    await operation()
+                assert info.value.errno == errno.ENOMEM
+            assert not device.node.revoked
+            act = device.revoke("enough")
+            await act
+        assert held(end.path) == 1
+
+
+@on_each
+async def test_where_no_thread_can_be_started_it_is_not_opened(backend: str, monkeypatch: Patch) -> None:
+    """By the same error, and nothing is left on the owner."""
+    owner = Revokable("owner")
+    with serial_line() as end:
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(serial.SerialException, match=f"can't start new thread: '{end.path}'") as info,
+        ):
+            patch.setattr(threading.Thread, "start", no_thread)
+            await opened(end.path, backend, owner=owner)
+        assert info.value.errno == errno.ENOMEM
+        assert (held(end.path), owner.in_use) == (1, 0)
+    await owner.close()
+
+
 # -- other programs have it open, too --
 
 

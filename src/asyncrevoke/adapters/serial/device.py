@@ -35,6 +35,7 @@ from asyncrevoke.lowlevel import (
     SharedStream,
     Watch,
     off_loop,
+    os_errors,
 )
 
 from .port import GONE, Backend, Port, SerialException, explained, open_descriptor
@@ -251,21 +252,21 @@ class SerialDevice(Resource):
         self.node.revoke("unplugged: the kernel has hung it up")
 
     async def _receive(self, max_bytes: int) -> bytes:
-        return await self._attempt(self._opened[1].receive(max_bytes))
+        return await self._attempt(lambda: self._opened[1].receive(max_bytes))
 
     async def _send_some(self, item: memoryview) -> int:
-        return await self._attempt(self._opened[1].send_some(item))
+        return await self._attempt(lambda: self._opened[1].send_some(item))
 
-    async def _attempt(self, operation: Awaitable[T]) -> T:
+    async def _attempt(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Await what goes to the port, inside an operation of a stream's. If the port is gone, it is taken from all.
 
         :raises SerialException: if the driver refuses it
         """
         try:
-            return await operation
+            return await operation()
         except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
             why: object = exc.__cause__ or "end of data"
-        except (OSError, termios.error) as exc:
+        except OSError as exc:
             error = explained(self._name, exc)
             if error.errno not in GONE:
                 raise error from exc
@@ -276,7 +277,12 @@ class SerialDevice(Resource):
 
     async def _request(self, call: Callable[[int], T]) -> T:
         """Have a thread make a request to the driver, as `_attempt`. It is short, and waited for in any case."""
-        return await self._attempt(off_loop(lambda: call(self.fileno()), patience=math.inf))
+
+        def request() -> T:
+            with os_errors(self._name):
+                return call(self.fileno())
+
+        return await self._attempt(lambda: off_loop(request, patience=math.inf))
 
     async def _set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, as `_request`."""

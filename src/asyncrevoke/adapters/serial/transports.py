@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 from collections.abc import Callable
@@ -40,7 +41,10 @@ async def open_serialx(url: str, _: Revokable, settings: dict[str, Any]) -> Port
     settings = {"byte_size" if option == "bytesize" else option: value for option, value in settings.items()}
     port = _TransportPort(loop)
     with explaining(url, settings, serialx.SerialException):
-        transport, _ = await serialx.create_serial_connection(loop, lambda: port, url, **settings)
+        try:
+            transport, _ = await serialx.create_serial_connection(loop, lambda: port, url, **settings)
+        except RuntimeError as exc:  # its pool can start no thread
+            raise OSError(errno.ENOMEM, str(exc)) from exc
         try:
             serial = transport.serial
             close = _keep_open(transport, port, serial.fileno())
