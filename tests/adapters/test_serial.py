@@ -28,7 +28,7 @@ from asyncrevoke import Name, Revokable, RevokedError, SerialDevice, SerialStrea
 from asyncrevoke.adapters.serial import ModemLines, SerialRevokedError
 from calls import Call, awake, parked, start
 from conftest import BACKENDS, settle
-from ports import FarEnd, may_hang_up, serial_line
+from ports import FarEnd, as_root, may_hang_up, serial_line
 from sockets import BIG
 
 pytestmark = pytest.mark.anyio
@@ -671,8 +671,8 @@ async def test_a_port_of_somebody_elses_is_an_error(backend: str, monkeypatch: P
 
 # -- the loop is never blocked --
 
-#: What may wait for a driver or a line. Not here, and so allowed in the loop: isatty, tcgetattr, fstat and F_SETFL,
-#: which look into memory, and reads and writes, which are non-blocking.
+#: What may wait for a driver or a line. Not here, and so allowed in the loop: isatty, tcgetattr, fstat, F_SETFL, TIOCEXCL
+#: and TIOCNXCL, which look into memory, and reads and writes, which are non-blocking.
 BLOCKING: dict[Any, list[str]] = {
     os: ["open", "close"],
     termios: ["tcsetattr", "tcdrain", "tcflush", "tcsendbreak", "tcflow"],
@@ -693,7 +693,9 @@ class Trap:
                 patch.setattr(module, name, functools.partial(self._note, getattr(module, name), name, end.path))
 
     def _note(self, call: Callable[..., Any], name: str, path: str, *args: Any, **options: Any) -> Any:
-        if name == "sleep" or args[0] == path or (isinstance(args[0], int) and is_port(args[0], path)):
+        if name == "ioctl" and args[1] in (termios.TIOCEXCL, termios.TIOCNXCL):
+            pass
+        elif name == "sleep" or args[0] == path or (isinstance(args[0], int) and is_port(args[0], path)):
             if threading.current_thread() is threading.main_thread():
                 self.in_loop.append(name)
             else:
@@ -1016,31 +1018,135 @@ def test_serialx_needs_no_pyserial() -> None:
     ], child.stderr
 
 
-@pytest.mark.parametrize("canonical", [False, True])
-async def test_reading_nothing_is_no_unplug(canonical: bool) -> None:
-    """Another program sets VMIN to 0, as pyserial's default does, or an end of data is typed: only a hang-up ends the port."""
+# -- what the machine has no more of --
+
+
+def no_thread(_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@on_each
+async def test_where_no_thread_can_be_started_it_is_closed_all_the_same(backend: str, monkeypatch: Patch) -> None:
+    """The loop's thread does it; requests are refused, each by the one error, which names the port."""
+    async with port(backend) as (device, end):
+        stream = device.open()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            for operation in stream.modem_lines, stream.drain, stream.reset_input_buffer:
+                with pytest.raises(serial.SerialException, match=f"can't start new thread: '{end.path}'") as info:
+                    await operation()
+                assert info.value.errno == errno.ENOMEM
+            assert not device.node.revoked
+            act = device.revoke("enough")
+            await act
+        assert held(end.path) == 1
+
+
+@on_each
+async def test_where_no_thread_can_be_started_it_is_not_opened(backend: str, monkeypatch: Patch) -> None:
+    """By the same error, and nothing is left on the owner."""
+    owner = Revokable("owner")
     with serial_line() as end:
-        async with open_serial(end.path) as device, anyio.create_task_group() as group:
-            stream = device.open("reader")
-            fd = os.open(end.path, os.O_RDWR | os.O_NOCTTY)
-            settings = termios.tcgetattr(fd)
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(serial.SerialException, match=f"can't start new thread: '{end.path}'") as info,
+        ):
+            patch.setattr(threading.Thread, "start", no_thread)
+            await opened(end.path, backend, owner=owner)
+        assert info.value.errno == errno.ENOMEM
+        assert (held(end.path), owner.in_use) == (1, 0)
+    await owner.close()
+
+
+# -- other programs have it open, too --
+
+
+@contextlib.contextmanager
+def settings_of(end: FarEnd) -> Iterator[list[Any]]:
+    """The settings of the port, to be changed as another program does it."""
+    settings = termios.tcgetattr(master(end))
+    yield settings
+    termios.tcsetattr(master(end), termios.TCSANOW, settings)
+
+
+@everywhere
+@pytest.mark.parametrize("canonical", [False, True])
+async def test_reading_nothing_is_no_unplug(backend: str, canonical: bool) -> None:
+    """Another program sets VMIN to 0, as pyserial's default does, or an end of data is typed: only a hang-up ends the port."""
+    async with port(backend) as (device, end), anyio.create_task_group() as group:
+        stream = device.open("reader")
+        with settings_of(end) as settings:
             settings[3] |= termios.ICANON if canonical else 0
             settings[6][termios.VMIN] = 0
-            termios.tcsetattr(fd, termios.TCSANOW, settings)
-            os.close(fd)
-            for data in b"one\n", b"two\n":
-                receiving = start(group, stream.receive)
-                await parked(stream.handle)
-                if canonical:
-                    end.send(b"\4")
-                    await settle()
-                end.send(data)
-                with anyio.fail_after(5):
-                    await receiving.done.wait()
-                assert receiving.outcome == data
+        for data in b"one\n", b"two\n":
             receiving = start(group, stream.receive)
             await parked(stream.handle)
-            end.close()
+            if canonical:
+                end.send(b"\4")
+                await settle()
+            end.send(data)
             await receiving.done.wait()
-            assert isinstance(receiving.outcome, SerialRevokedError)
-            assert "unplugged" in receiving.outcome.reason
+            assert receiving.outcome == data
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        end.close()
+        await receiving.done.wait()
+        assert receiving.error.reason.startswith("unplugged")
+
+
+@everywhere
+async def test_another_program_cannot_make_it_block_the_loop(backend: str) -> None:
+    """Whoever shares the open file, as a child that got it as stdin, may clear O_NONBLOCK: it is set again."""
+    async with port(backend) as (device, _), anyio.create_task_group() as group:
+        stream = device.open()
+        theirs = os.dup(device.fileno())
+        os.set_blocking(theirs, True)
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        os.set_blocking(theirs, True)
+        sending = start(group, stream.send, bytes(1 << 20))
+        await parked(stream.handle, 2)
+        assert not os.get_blocking(theirs)
+        os.close(theirs)
+        await device.revoke("enough")
+        await receiving.done.wait()
+        await sending.done.wait()
+        assert receiving.error.reason == sending.error.reason == "enough"
+
+
+@as_root
+@on_each
+@pytest.mark.parametrize("exclusive", [False, True])
+async def test_whoever_is_not_privileged_is_kept_out_where_that_was_asked_for(backend: str, exclusive: bool) -> None:
+    """As long as it is open, and no longer, though others keep it open."""
+    tool = "import os, sys; os.setuid(65534); os.close(os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY))"
+
+    def kept_out(path: str) -> bool:
+        pathlib.Path(path).chmod(0o666)
+        child = subprocess.run([sys.executable, "-c", tool, path], capture_output=True, text=True)
+        assert not child.stderr or "Device or resource busy" in child.stderr
+        return child.returncode != 0
+
+    async with port(backend, exclusive=exclusive) as (device, end):
+        assert kept_out(end.path) == exclusive
+        await device.revoke("enough")
+        assert not kept_out(end.path)
+
+
+@on_each
+async def test_settings_that_another_program_makes_stay_until_the_rate_is_set(backend: str) -> None:
+    """Nobody tells of them. `set_baudrate` puts back all that the port was opened with."""
+    async with port(backend, baudrate=19200) as (device, end):
+        stream = device.open()
+        ours = termios.tcgetattr(device.fileno())
+        with settings_of(end) as settings:
+            settings[3] |= termios.ICANON | termios.ECHO
+            settings[2] |= termios.CSTOPB
+            settings[4:6] = [termios.B300] * 2
+            settings[6][termios.VMIN] = 9
+        with settings_of(end) as theirs:
+            assert theirs != ours
+        await stream.send(b"x")
+        assert termios.tcgetattr(device.fileno()) == theirs
+        await stream.set_baudrate(19200)
+        assert termios.tcgetattr(device.fileno()) == ours

@@ -529,3 +529,25 @@ async def test_a_terminal_that_is_hung_up_while_it_is_opened_is_an_oserror(monke
         assert caught.value.errno == errno.EIO
         assert tty.node.children == ()
         await tty.aclose()
+
+
+@pytest.mark.parametrize("canonical", [False, True])
+async def test_reading_nothing_is_the_end_of_data_only_where_that_is_typed(canonical: bool) -> None:
+    """Another program makes it raw with VMIN at 0, where reading nothing means that there is no data yet."""
+    async with device() as (tty, master), anyio.create_task_group() as group:
+        stream = await tty.open()
+        if not canonical:
+            settings = termios.tcgetattr(master)
+            settings[3] &= ~termios.ICANON
+            settings[6][termios.VMIN] = 0
+            termios.tcsetattr(master, termios.TCSANOW, settings)
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        os.write(master, b"\4")
+        await receiving.done.wait()
+        assert isinstance(receiving.outcome, anyio.EndOfStream) if canonical else receiving.outcome == b"\4"
+        receiving = start(group, stream.receive)
+        await parked(stream.handle)
+        os.write(master, b"more\n")
+        await receiving.done.wait()
+        assert receiving.outcome == b"more\n"

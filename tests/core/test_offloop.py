@@ -1,6 +1,7 @@
 """Blocking calls in threads of their own: what comes of them, and what is left of one that nobody waits for."""
 
 import asyncio
+import errno
 import math
 import subprocess
 import sys
@@ -261,3 +262,35 @@ def test_without_a_loop_nothing_is_called() -> None:
     with pytest.raises(anyio.NoEventLoopError):
         off_loop(call)
     assert not call.running.is_set()
+
+
+def no_thread(_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_where_no_thread_can_be_started_nothing_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OSError at once."""
+    called: list[object] = []
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="can't start new thread") as info:
+        patch.setattr(threading.Thread, "start", no_thread)
+        off_loop(lambda: called.append(1))
+    assert (info.value.errno, called) == (errno.ENOMEM, [])
+
+
+@pytest.mark.parametrize("ends", ["later", "in the same turn"])
+async def test_a_late_result_is_handed_over_without_a_thread(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be something to be closed: where no thread can be started, whoever finds it late does it."""
+    call = Stalled()
+    before = set(threading.enumerate())
+    waiting = off_loop(call, late=call.hand_over)
+    (thread,) = set(threading.enumerate()) - before
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with anyio.CancelScope() as scope:
+        if ends != "later":
+            call.go.set()
+            thread.join(20)
+        scope.cancel()
+        await waiting
+    call.go.set()
+    thread.join(20)
+    assert call.came_late in ([("result", False)], [("result", True)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
+import functools
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
@@ -26,10 +28,11 @@ def off_loop(call: Callable[[], T], *, late: Callable[[T], object] | None = None
     A pool's threads are waited for when the loop and the interpreter end, and a stalled call keeps others from a pool's
     threads. This one is left behind.
 
-    :param late: is given, in a thread, a result that nobody waits for any more
+    :param late: is given, in a thread where one can be started, a result that nobody waits for any more
     :param patience: seconds for which a cancellation waits for the end of the call, `math.inf` for as long as it takes: for
         what must not go on when this is over
     :raises ~anyio.NoEventLoopError: at once, without a running event loop; nothing was called then
+    :raises OSError: at once, ENOMEM, if no thread can be started; nothing was called then
     :raises: what `call` raises, when awaited
     Cancellation: ends the waiting, after `patience`; the call goes on, and its result goes to `late`.
     """
@@ -46,7 +49,7 @@ class OffLoop(Awaitable[T]):
         self._late = late
         self._patience = patience
         self._result: concurrent.futures.Future[T] = concurrent.futures.Future()
-        threading.Thread(target=self._run, name=f"off loop: {call!r}", daemon=True).start()
+        _start_thread(self._run, f"off loop: {call!r}")
 
     def done(self) -> bool:
         """Whether the call has ended."""
@@ -85,4 +88,15 @@ class OffLoop(Awaitable[T]):
 
     def _hand_over(self, result: concurrent.futures.Future[T]) -> None:
         if self._late is not None and result.exception() is None:
-            threading.Thread(target=self._late, args=(result.result(),), daemon=True).start()
+            late = functools.partial(self._late, result.result())
+            try:
+                _start_thread(late, f"off loop: {self._late!r}")
+            except OSError:  # what it lets go of is not to stay
+                late()
+
+
+def _start_thread(run: Callable[[], object], name: str) -> None:
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError as exc:
+        raise OSError(errno.ENOMEM, str(exc)) from exc

@@ -94,7 +94,7 @@ class FdStream(Face):
                 raise
 
     async def _receive(self, max_bytes: int) -> bytes:
-        data = await self._transfer(self._fd.readable, lambda: os.read(self._fd.number, max_bytes), idle=True)
+        data = await self._transfer(self._fd.readable, lambda: self._fd.take(max_bytes), idle=True)
         if not data:
             raise anyio.EndOfStream
         return data
@@ -161,8 +161,8 @@ class Fd:
     :param node: whose it is, for errors; it is revoked if this is dropped without being closed
     :param close: what closes the descriptor
     :param end: the errno that means the end of data, besides reading nothing
-    :param shared: it is a terminal whose settings others may change: with VMIN at 0, reading nothing means no data, so it
-        is the end only where poll(2) tells of a hang-up
+    :param shared: other programs use it, too: O_NONBLOCK is set again before each call, and an end of data that is typed
+        on a terminal means nothing
     :raises OSError: EBADF, if `fd` is not open for reading or writing; it is still yours then
     """
 
@@ -188,10 +188,7 @@ class Fd:
         """Read 1 to `max_bytes` bytes. Raises as `Face.receive` does, but for revocation. Cancellation: nothing was consumed."""
         with self._reading:
             try:
-                while True:
-                    data = self.attempt(lambda: os.read(self.number, max_bytes))
-                    if isinstance(data, bytes) and (data or not self._shared or _polls(self.number, select.POLLHUP)):
-                        break
+                while isinstance(data := self.attempt(lambda: self.take(max_bytes)), BlockingIOError):
                     await self.readable.ready()
             except anyio.BrokenResourceError as exc:
                 if getattr(exc.__cause__, "errno", None) != self._end:
@@ -208,9 +205,25 @@ class Fd:
             await self.writable.ready()
         return written
 
+    def take(self, max_bytes: int) -> bytes:
+        """Read what is there, or nothing at the end of data.
+
+        A terminal whose VMIN another program has set to 0 reads nothing where there is no data yet. One that is hung up has
+        no settings any more.
+        """
+        data = os.read(self.number, max_bytes)
+        if not data:
+            with contextlib.suppress(termios.error):  # it is no terminal, or hung up
+                settings = termios.tcgetattr(self.number)
+                if self._shared or not settings[3] & termios.ICANON:
+                    raise BlockingIOError
+        return data
+
     def attempt(self, call: Callable[[], T]) -> T | BlockingIOError:
         """Make a system call, which returns or, if it would block, gives BlockingIOError."""
         try:
+            if self._shared:
+                os.set_blocking(self.number, False)
             return call()
         except BlockingIOError as exc:
             return exc
@@ -283,7 +296,7 @@ class _Side:
         return self._future
 
     def _ready(self) -> None:
-        if self._lost_by_errors and _polls(self._fd, select.POLLERR):
+        if self._lost_by_errors and _failed(self._fd):
             self.disarm()  # libuv has ended it, and uvloop tells nobody: the next wait begins anew
         if self._future is not None and not self._future.done():
             self._future.set_result(True)
@@ -307,8 +320,8 @@ def os_errors(what: str) -> Iterator[None]:
         raise OSError(*exc.args, what) from exc
 
 
-def _polls(fd: int, event: int) -> bool:
-    """Whether poll(2) tells of that now: POLLERR or POLLHUP, which it tells unasked."""
+def _failed(fd: int) -> bool:
+    """Whether poll(2) tells of an error, which it tells unasked."""
     poller = select.poll()
     poller.register(fd, 0)
-    return any(events & event for _, events in poller.poll(0))
+    return any(events & select.POLLERR for _, events in poller.poll(0))

@@ -35,6 +35,7 @@ from asyncrevoke.lowlevel import (
     SharedStream,
     Watch,
     off_loop,
+    os_errors,
 )
 
 from .port import GONE, Backend, Port, SerialException, explained, open_descriptor
@@ -101,10 +102,15 @@ def open_serial(
 
     It is opened by ``async with`` or by ``await``, in a thread. pyserial is needed: ``asyncrevoke[serial]``.
 
+    Other programs may use the port, too. It ends only when the kernel hangs it up; reading nothing ends nothing. Line
+    settings, HUPCL among them, stay as another program sets them: `SerialStream.set_baudrate` puts yours back. Modem lines
+    are read anew each time. O_NONBLOCK is set again before each read and write, as a child that was given `fileno` may
+    clear it.
+
     :param url: the path of a device, or what else pyserial's `serial_for_url` takes that has a descriptor: socket://,
         but not with serialx
     :param baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr: as pyserial's
-    :param exclusive: lock it (flock) against others that do so, too
+    :param exclusive: keep others out: programs that lock it, too (flock), and all without CAP_SYS_ADMIN (TIOCEXCL)
     :param backend: who waits: "descriptor" is ours; "pyserial-asyncio" and "serialx" are transports of those libraries, for
         asyncio alone
     :param fan_out: each stream gets a copy of all that comes. Else one task may read at a time. What a stream has not
@@ -196,6 +202,7 @@ class SerialDevice(Resource):
             async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
                 self._port = await BACKENDS[self._options.backend](self.url, node, self._options.settings())
                 node.release = self._release
+                self._exclude(termios.TIOCEXCL)
                 # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
                 epoll = select.epoll()
                 epoll.register(self._port.fileno(), 0)
@@ -245,21 +252,21 @@ class SerialDevice(Resource):
         self.node.revoke("unplugged: the kernel has hung it up")
 
     async def _receive(self, max_bytes: int) -> bytes:
-        return await self._attempt(self._opened[1].receive(max_bytes))
+        return await self._attempt(lambda: self._opened[1].receive(max_bytes))
 
     async def _send_some(self, item: memoryview) -> int:
-        return await self._attempt(self._opened[1].send_some(item))
+        return await self._attempt(lambda: self._opened[1].send_some(item))
 
-    async def _attempt(self, operation: Awaitable[T]) -> T:
+    async def _attempt(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Await what goes to the port, inside an operation of a stream's. If the port is gone, it is taken from all.
 
         :raises SerialException: if the driver refuses it
         """
         try:
-            return await operation
+            return await operation()
         except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
             why: object = exc.__cause__ or "end of data"
-        except (OSError, termios.error) as exc:
+        except OSError as exc:
             error = explained(self._name, exc)
             if error.errno not in GONE:
                 raise error from exc
@@ -270,7 +277,12 @@ class SerialDevice(Resource):
 
     async def _request(self, call: Callable[[int], T]) -> T:
         """Have a thread make a request to the driver, as `_attempt`. It is short, and waited for in any case."""
-        return await self._attempt(off_loop(lambda: call(self.fileno()), patience=math.inf))
+
+        def request() -> T:
+            with os_errors(self._name):
+                return call(self.fileno())
+
+        return await self._attempt(lambda: off_loop(request, patience=math.inf))
 
     async def _set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, as `_request`."""
@@ -282,10 +294,18 @@ class SerialDevice(Resource):
         await self._request(lambda fd: termios.tcflush(fd, termios.TCIFLUSH))
         self._opened[1].discard()
 
+    def _exclude(self, request: int) -> None:
+        """Keep others out, or not any more: the kernel sets a bit, and asks no driver."""
+        assert self._port is not None
+        with contextlib.suppress(OSError):  # it is no terminal, or hung up
+            if self._options.exclusive:
+                fcntl.ioctl(self._port.fileno(), request)
+
     def _release(self) -> Awaitable[None] | None:
         assert self._port is not None
         if self._watch is not None:
             self._watch.close()
+        self._exclude(termios.TIOCNXCL)  # or it lasts as long as any other program has the port open
         closing = self._port.close()
         return None if closing is None else self._closed(closing)
 

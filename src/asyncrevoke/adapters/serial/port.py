@@ -8,7 +8,6 @@ import contextlib
 import errno
 import importlib
 import io
-import os
 import termios
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,7 +83,7 @@ async def open_pyserial(url: str, settings: dict[str, Any]) -> Any:
 def close_off_loop(close: Callable[[], object]) -> OffLoop[object] | None:
     try:
         return off_loop(close, patience=1.0)  # most ports close at once, also when the loop ends
-    except anyio.NoEventLoopError:  # nobody who could be kept waiting
+    except (anyio.NoEventLoopError, OSError):  # without a loop, or with no thread to be had: it must not stay open
         close()
         return None
 
@@ -106,11 +105,11 @@ def explaining(url: str, settings: dict[str, Any], refusal: type[Exception] = Va
 
 def explained(port: str, exc: BaseException) -> OSError:
     """The error of a request that failed, with the name of the port and what to do."""
-    number = next((number for number in map(_number, _causes(exc)) if number is not None), None)
-    return SerialException(number or errno.EIO, _HINTS.get(number) or f"it failed: {exc}", port)
+    number, words = next(filter(None, map(_told, _causes(exc))), (errno.EIO, f"it failed: {exc}"))
+    return SerialException(number, _HINTS.get(number, words), port)
 
 
-_HINTS: dict[int | None, str] = {
+_HINTS: dict[int, str] = {
     errno.ENOENT: "there is no such port: is it plugged in?",
     errno.ENXIO: "the device behind it is gone: wait until it is plugged in again",
     errno.ENODEV: "the device behind it is gone: wait until it is plugged in again",
@@ -132,9 +131,12 @@ def _causes(exc: BaseException | None) -> Iterator[BaseException]:
         exc = exc.__cause__ or exc.__context__
 
 
-def _number(exc: BaseException) -> int | None:
-    number = exc.args[0] if isinstance(exc, termios.error) else getattr(exc, "errno", None)
-    return number if isinstance(number, int) else None
+def _told(exc: BaseException) -> tuple[int, str] | None:
+    """The number and the words of the kernel's, if the error has them."""
+    match exc.args if isinstance(exc, (OSError, termios.error)) else ():
+        case int() as number, str() as words:
+            return number, words
+    return None
 
 
 def imported(module: str, extra: str) -> Any:
@@ -147,7 +149,7 @@ def imported(module: str, extra: str) -> Any:
 class _DescriptorPort:
     def __init__(self, serial: Any, node: Revokable) -> None:
         self.serial = serial
-        self._fd = Fd(serial.fileno(), node, lambda _: None, shared=os.isatty(serial.fileno()))  # `close` closes it
+        self._fd = Fd(serial.fileno(), node, lambda _: None, shared=True)  # `close` closes it
 
     def fileno(self) -> int:
         return self._fd.number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from asyncrevoke.lowlevel import OffLoop, Revokable, off_loop
+from asyncrevoke.lowlevel import OffLoop, Revokable
 
 from .port import Port, close_off_loop, explaining, imported, open_pyserial
 
@@ -40,22 +41,13 @@ async def open_serialx(url: str, _: Revokable, settings: dict[str, Any]) -> Port
     settings = {"byte_size" if option == "bytesize" else option: value for option, value in settings.items()}
     port = _TransportPort(loop)
     with explaining(url, settings, serialx.SerialException):
-        transport, _ = await serialx.create_serial_connection(loop, lambda: port, url, **settings)
+        try:
+            transport, _ = await serialx.create_serial_connection(loop, lambda: port, url, **settings)
+        except RuntimeError as exc:  # its pool can start no thread
+            raise OSError(errno.ENOMEM, str(exc)) from exc
         try:
             serial = transport.serial
             close = _keep_open(transport, port, serial.fileno())
-
-            def configure() -> None:
-                try:
-                    serial.reconfigure_port()
-                except BaseException:
-                    close()
-                    raise
-
-            serial._min_read_size = 1  # with 0, a read of what was flushed meanwhile finds an end of data: an unplug
-            transport.pause_reading()
-            await off_loop(configure, late=lambda _: close())
-            transport.resume_reading()
         except BaseException:
             transport.abort()
             raise
@@ -64,7 +56,7 @@ async def open_serialx(url: str, _: Revokable, settings: dict[str, Any]) -> Port
 
 def _keep_open(transport: Any, port: _TransportPort, fd: int) -> Callable[[], None]:
     """Have a transport of serialx leave its descriptor to us, whenever it is lost. It returns what closes it."""
-    for name in "_fileno", "_call_connection_lost", "_fatal_error":
+    for name in "_fileno", "_call_connection_lost", "_fatal_error", "_read_ready":
         if not hasattr(transport, name):
             raise ImportError(f"this version of serialx is not known here, as it has no {name}: take another backend")
 
@@ -105,6 +97,9 @@ class _TransportPort(asyncio.Protocol):
         self._fd = fd
         self._set_baudrate = set_baudrate
         self._close = close
+        self._transport._read_ready = self._read_ready
+        self._transport.pause_reading()
+        self._transport.resume_reading()  # which has the loop call ours
         return self
 
     # -- the transport tells --
@@ -135,7 +130,22 @@ class _TransportPort(asyncio.Protocol):
         self._why = self._why or exc
         self._change()
 
-    def _failed(self, exc: BaseException, _: str = "") -> None:
+    def _read_ready(self) -> None:
+        """In place of a transport's own, which takes it for an unplug if there is nothing to read."""
+        try:
+            os.set_blocking(self._fd, False)
+            data = os.read(self._fd, _BACKLOG)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._failed(exc)
+            return
+        if data:
+            self.data_received(data)
+        elif not os.isatty(self._fd):  # a terminal that is hung up is none
+            self._failed(None)
+
+    def _failed(self, exc: BaseException | None, _: str = "") -> None:
         """In place of a transport's own, which tells the loop's error handler, too: an unplug is no case for that."""
         self._why = exc
         self._transport.abort()
@@ -164,6 +174,7 @@ class _TransportPort(asyncio.Protocol):
     async def send_some(self, item: memoryview) -> int:
         await self._sent()  # what somebody sent who was cancelled: else its buffer has no bound
         try:
+            os.set_blocking(self._fd, False)
             self._transport.write(bytes(item))
         except OSError as exc:
             raise anyio.BrokenResourceError(str(exc)) from exc
