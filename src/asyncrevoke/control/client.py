@@ -121,7 +121,7 @@ class Control(anyio.abc.AsyncResource):
         except ValueError as exc:
             raise ControlError("too-long", str(exc)) from exc
         except anyio.BrokenResourceError:
-            with contextlib.suppress(anyio.BusyResourceError):  # else another task is told
+            with contextlib.suppress(anyio.BusyResourceError), anyio.move_on_after(1):  # else another task is told
                 while True:
                     await self.receive()  # what it said before
             raise ControlError("gone", "the server has gone") from None

@@ -39,22 +39,22 @@ async def listening(path: str, gid: int | None) -> AsyncIterator[socket.socket]:
 async def _alone_at(path: str) -> AsyncIterator[None]:
     """One server at a time begins: of two that find the same stale socket, one must not replace the other's."""
     lock = path + ".lock"
-    fd = await _lock(lock)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, await _lock(lock))
+        undo.callback(os.unlink, lock)  # before that; who waits for it makes another
         yield
-    finally:
-        os.unlink(lock)  # noqa: PTH108  # who waits for it makes another
-        os.close(fd)
 
 
 async def _lock(lock: str) -> int:
     for _ in range(100):
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)  # others cannot lock it
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), os.lstat(lock)):
-                return fd
-        os.close(fd)
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, fd)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), os.lstat(lock)):
+                    undo.pop_all()
+                    return fd
         await anyio.sleep(0.05)
     raise OSError(errno.EWOULDBLOCK, f"another process has kept a lock on {lock!r} for 5 s")
 

@@ -81,8 +81,8 @@ async def serve(
                     tasks.start_soon(server.notice_who_goes)
                     task_status.started()
                     while True:
-                        await anyio.wait_readable(listener)
                         try:
+                            await anyio.wait_readable(listener)
                             server.let_in(listener, tasks)
                         except OSError as exc:  # too many files are open; who waits is let in when some are closed
                             logger.warning("the control socket %s: %s", path, exc)
@@ -158,14 +158,15 @@ class _Server:
             connection, _ = listener.accept()
         except BlockingIOError:
             return
-        peer = peer_of(connection)
-        if not peer.owner and self.gid not in peer.groups:
-            who = "the owner and root may" + (f", and the group {self.group}" if self.group else "")
-            _turn_away(connection, "forbidden", f"user {peer.name!r} may not connect here: {who}")
-        elif sum(client.peer.owner == peer.owner for client in self._clients.values()) >= self.most:
-            _turn_away(connection, "too-many", f"{self.most} are connected already: try again later")
-        else:
-            tasks.start_soon(self.talk, self._admit(connection, peer))
+        with connection:
+            peer = peer_of(connection)
+            if not peer.owner and self.gid not in peer.groups:
+                who = "the owner and root may" + (f", and the group {self.group}" if self.group else "")
+                _turn_away(connection, "forbidden", f"user {peer.name!r} may not connect here: {who}")
+            elif sum(client.peer.owner == peer.owner for client in self._clients.values()) >= self.most:
+                _turn_away(connection, "too-many", f"{self.most} are connected already: try again later")
+            else:
+                tasks.start_soon(self.talk, self._admit(connection, peer))
 
     def _admit(self, connection: socket.socket, peer: Peer) -> Connection:
         """Take a connection over. Who is taken away is told why, even if he has let all the rest lie."""
@@ -179,17 +180,20 @@ class _Server:
                     last.send(b"\n" + refusal("revoked", client.handle.reason))
             client.life.cancel()
 
-        fd = connection.detach()
-        stream = FdStream(fd, self.connections, name=f"{peer.name} ({peer.pid})", close=close)
+        self.hangups.register(connection, select.EPOLLET)  # for hang-ups alone, and each once
+        stream = FdStream(connection.fileno(), self.connections, name=f"{peer.name} ({peer.pid})", close=close)
         client = Connection(stream, peer, self.patience)
-        self._clients[fd] = client
-        self.hangups.register(fd, select.EPOLLET)  # for hang-ups alone, and each once
+        self._clients[connection.detach()] = client
         return client
 
     async def notice_who_goes(self) -> None:
         """End the requests of clients that have closed the connection: a half of it they may close and still receive."""
         while True:
-            await anyio.wait_readable(self.hangups.fileno())
+            try:
+                await anyio.wait_readable(self.hangups.fileno())
+            except OSError as exc:  # the loop can watch no more, for now
+                logger.warning("control clients that go are not noticed: %s", exc)
+                await anyio.sleep(1)
             for fd, _ in self.hangups.poll(0):
                 self._clients[fd].request.cancel()
 
@@ -202,6 +206,8 @@ class _Server:
                         gone, client.request = client.request.cancel_called, anyio.CancelScope()
                         if gone:  # what it had sent before is still begun
                             client.request.cancel()
+            except OSError as exc:
+                logger.warning("the control connection of %s: %s", client.handle.name, exc)
             finally:
                 client.handle.close()
 
@@ -403,6 +409,6 @@ def _is_under(path: str, prefix: str) -> bool:
 
 
 def _turn_away(connection: socket.socket, code: str, message: str) -> None:
-    with connection, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
         connection.setblocking(False)
         connection.send(refusal(code, message))

@@ -91,7 +91,13 @@ class Program:
 
     def keep_descriptor(self) -> None:
         """Take a descriptor that was just freed: to look for the rest of the session takes one, when there may be none."""
-        self._spare = os.open("/proc", os.O_PATH)
+        with contextlib.suppress(OSError):  # a thread was quicker
+            self._spare = os.open("/proc", os.O_PATH)
+
+    def _let_go(self) -> None:
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            os.close(spare)
 
     async def end(self, patience: float) -> None:
         """Hang up the session: HUP and CONT, after `patience` seconds KILL; and wait until all are gone.
@@ -126,15 +132,14 @@ class Program:
         deadline = time.monotonic() + patience
         while (left := self._killed()) and time.monotonic() < deadline:
             time.sleep(0.005)
-        if self._spare >= 0:
-            os.close(self._spare)
+        self._let_go()
         # Only now: as long as the program is not reaped, its number and its group's cannot be another's.
         if self._ended:
             self._reap()
         else:
             threading.Thread(target=self._reap, daemon=True).start()
         if left:
-            who = ", ".join(f"{pid} ({_stat(pid)[0]})" for pid in sorted(left))
+            who = ", ".join(f"{pid} ({_called(pid)})" for pid in sorted(left))
             raise TimeoutError(errno.ETIMEDOUT, f"SIGKILL has not ended {who}: see /proc/PID/stack", self.name)
 
     def _reap(self) -> None:
@@ -150,13 +155,13 @@ class Program:
 
     def _others(self) -> dict[int, int]:
         """Those who are left of the session, but for its leader, each with its process group."""
-        if self._spare >= 0:
-            os.close(self._spare)
+        self._let_go()
         try:
             return _members(self.pid)
+        except OSError:  # no descriptor is left: somebody may be, so ask again
+            return {self.pid: self.pid}
         finally:
-            if self._spare >= 0:
-                self._spare = os.open("/proc", os.O_PATH)
+            self.keep_descriptor()
 
 
 def _lead(channel: int, terminal: str) -> int:
@@ -209,15 +214,18 @@ def _members(sid: int) -> dict[int, int]:
     members = {}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):  # noqa: PTH208  # there may be thousands
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # ended meanwhile
-            if os.getsid(pid) == sid != pid and _stat(pid)[1] not in "ZX":
-                members[pid] = os.getpgid(pid)
+            if os.getsid(pid) == sid != pid:
+                state = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+                if state not in (b"Z", b"X"):
+                    members[pid] = os.getpgid(pid)
     return members
 
 
-def _stat(pid: int) -> tuple[str, str]:
-    """The name and the state of a process."""
-    name, _, rest = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")
-    return name.partition("(")[2], rest[0]
+def _called(pid: int) -> str:
+    try:
+        return pathlib.Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip()
+    except OSError:
+        return "it has just ended"
 
 
 def _kill(groups: Iterable[int], *signums: int) -> None:
