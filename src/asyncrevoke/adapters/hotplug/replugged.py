@@ -140,12 +140,16 @@ class SerialDevices(Resource):
     async def _open(self, events: _Events) -> SerialDevice:
         path = await off_loop(lambda: _find(self._by_id))
         device = await open_serial(str(path), owner=self.node, name=path.name, **self._options)
-        if self._registry is not None:
-            self._registry.locate(self.node, device.fileno())
+        try:
+            if self._registry is not None:
+                self._registry.locate(self.node, device.fileno())
+            events.begin(device)
+        except BaseException:
+            await device.aclose()
+            raise
         self._told = ""
         self._latest = device
         self._lasts_at = anyio.current_time() + self._max_delay
-        events.begin(device)
         return device
 
     async def _end_turn(self) -> None:

@@ -38,7 +38,7 @@ from asyncrevoke.lowlevel import (
     os_errors,
 )
 
-from .port import GONE, Backend, Port, SerialException, explained, open_descriptor
+from .port import GONE, Backend, Port, SerialException, explained, explaining, open_descriptor
 from .transports import open_pyserial_asyncio, open_serialx
 
 T = TypeVar("T")
@@ -200,13 +200,15 @@ class SerialDevice(Resource):
         self._used = True
         try:
             async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
-                self._port = await BACKENDS[self._options.backend](self.url, node, self._options.settings())
-                node.release = self._release
-                self._exclude(termios.TIOCEXCL)
-                # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
-                epoll = select.epoll()
-                epoll.register(self._port.fileno(), 0)
-                self._watch = Watch(epoll, self._hung_up)
+                settings = self._options.settings()
+                with explaining(self.url, settings):
+                    self._port = await BACKENDS[self._options.backend](self.url, node, settings)
+                    node.release = self._release
+                    self._exclude(termios.TIOCEXCL)
+                    # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
+                    epoll = select.epoll()
+                    epoll.register(self._port.fileno(), 0)
+                    self._watch = Watch(epoll, self._hung_up)
                 self._node = node
         except RevokedError as error:
             raise SerialRevokedError.of(error) from None
