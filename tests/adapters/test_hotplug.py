@@ -361,7 +361,8 @@ async def test_a_url_is_opened_again_as_a_device_is() -> None:
     """It is looked for at intervals, and is no path."""
     with socket.create_server(("127.0.0.1", 0)) as server, anyio.fail_after(20):
         place = "{}:{}".format(*server.getsockname())
-        async with awake(), serial_device(f"socket://{place}", debounce=0.001, max_delay=0.01) as devices:
+        often: dict[str, Any] = {"debounce": 0.001, "max_delay": 0.01}
+        async with awake(), serial_device(f"socket://{place}", registry=Registry(), **often) as devices:
             for generation in 1, 2:
                 device = await anext(devices)
                 server.accept()[0].close()

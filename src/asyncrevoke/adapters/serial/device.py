@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import math
 import os
 import select
@@ -40,6 +41,8 @@ from asyncrevoke.lowlevel import (
 
 from .port import GONE, Backend, Port, SerialException, explained, explaining, open_descriptor
 from .transports import open_pyserial_asyncio, open_serialx
+
+logger = logging.getLogger("asyncrevoke")
 
 T = TypeVar("T")
 _KNOWN: dict[str, tuple[object, ...]] = {
@@ -315,9 +318,9 @@ class SerialDevice(Resource):
         try:
             with anyio.fail_after(self._options.close_timeout):
                 await closing
-        except anyio.get_cancelled_exc_class():  # by a loop that ends
+        except anyio.get_cancelled_exc_class():  # by a loop that ends: nobody is left to be told
             if not closing.done():
-                raise
+                logger.warning("%r: its line is stalled, and the loop ends before the kernel has closed it", self.url)
         except TimeoutError as exc:
             raise TimeoutError(
                 f"{self.url!r}: the kernel has not closed it in {self._options.close_timeout:g} s, as its line is stalled; it goes on"
