@@ -32,6 +32,7 @@ from asyncrevoke.adapters.hotplug import (
 )
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
 from asyncrevoke.testing import Subject, check_revokable
+from calls import awake
 from conftest import settle
 from ports import FarEnd, Plug, serial_line
 
@@ -276,7 +277,7 @@ async def test_udev_is_asked_only_where_it_is(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(ImportError, match=r"pip install 'asyncrevoke\[udev\]'"):
         watch_devices(source="udev")
     for control in tmp_path, tmp_path / "missing":
-        monkeypatch.setattr(uevents, "_UDEV_RUNS", control)
+        monkeypatch.setattr(uevents, "UDEV_RUNS", control)
         async with watch_devices() as events:
             assert type(events._source) is uevents._Netlink
     with pytest.raises(ValueError, match="'kernel' or 'udev'"):
@@ -332,13 +333,41 @@ def test_it_is_found_by_its_serial_number(tmp_path: pathlib.Path, monkeypatch: p
         (tmp_path / "tty" / name).mkdir(parents=True)
         (tmp_path / "tty" / name / "device").symlink_to(place)
     (tmp_path / "tty" / "console").mkdir()
+    (tmp_path / "tty" / "serial").write_text("A10")  # above what is no device
     (tmp_path / "devices/1-2/serial").write_text("A10K\n")
     (tmp_path / "devices/1-1/serial").write_bytes(b"\xff\xfe\n")
-    assert replugged._find("A10K") == pathlib.Path("/dev/ttyUSB1")
-    with pytest.raises(OSError, match=f"there is no such port.*{tmp_path / 'A10'}"):
+    assert replugged._find("A10K") == "/dev/ttyUSB1"
+    with pytest.raises(OSError, match=r"no serial device has this name or serial number.*: 'A10'"):
         replugged._find("A10")
     (tmp_path / "A10K").symlink_to("/dev/null")
-    assert replugged._find("A10K") == pathlib.Path("/dev/null")
+    assert replugged._find("A10K") == "/dev/null"
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_name_that_is_not_found_is_told_as_it_was_given(
+    runs: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No path that nobody gave; and where udev does not run, that this is why there are no names."""
+    monkeypatch.setattr(replugged, "BY_ID", tmp_path / "by-id")
+    monkeypatch.setattr(replugged, "TTYS", tmp_path / "none")
+    monkeypatch.setattr(uevents, "UDEV_RUNS", tmp_path / ("" if runs else "none"))
+    with pytest.raises(OSError, match="has this name or serial number") as caught:
+        replugged._find("usb-meter")
+    assert caught.value.filename == "usb-meter"
+    assert ("by-id: udev is not running" in str(caught.value)) is not runs
+
+
+async def test_a_url_is_opened_again_as_a_device_is() -> None:
+    """It is looked for at intervals, and is no path."""
+    with socket.create_server(("127.0.0.1", 0)) as server, anyio.fail_after(20):
+        place = "{}:{}".format(*server.getsockname())
+        often: dict[str, Any] = {"debounce": 0.001, "max_delay": 0.01}
+        async with awake(), serial_device(f"socket://{place}", registry=Registry(), **often) as devices:
+            for generation in 1, 2:
+                device = await anext(devices)
+                server.accept()[0].close()
+                assert await unplugged(device) == generation
+            assert devices.node.name == place
 
 
 async def test_the_kernels_events_end_and_begin_generations(tty: Tty, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +420,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A line for each time that the device was looked for."""
     find, looks = replugged._find, []
 
-    def look(by_id: str) -> pathlib.Path:
+    def look(by_id: str) -> str:
         looks.append("look")
         return find(by_id)
 

@@ -785,8 +785,13 @@ async def test_who_awaits_a_stalled_close_is_told_after_the_timeout(backend: str
 
 @pytest.mark.parametrize("backend", KINDS)
 @pytest.mark.parametrize("when", ["last", "after"])
-def test_a_loop_that_ends_does_not_wait_for_a_stalled_close(backend: str, when: str, stall: Stall) -> None:
-    """It ends, and the port is closed when the kernel has done so; also if the revocation comes after its end."""
+def test_a_loop_that_ends_does_not_wait_for_a_stalled_close(
+    backend: str, when: str, stall: Stall, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends, and the port is closed when the kernel has done so; also if the revocation comes after its end.
+
+    One line tells of it, without a traceback.
+    """
 
     async def main() -> SerialDevice:
         device = await opened(end.path, backend)
@@ -802,6 +807,9 @@ def test_a_loop_that_ends_does_not_wait_for_a_stalled_close(backend: str, when: 
             assert (report.remaining, report.errors) == (0, ())
         else:
             assert held(end.path) == 2
+            (record,) = caplog.records
+            assert "stalled" in record.message
+            assert not record.exc_info
         close.go_on.set()
         threads_end()
         assert held(end.path) == 1

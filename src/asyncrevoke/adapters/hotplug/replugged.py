@@ -15,7 +15,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
-from asyncrevoke.adapters.serial.port import explained
+from asyncrevoke.adapters.serial.port import SerialException, explained
 from asyncrevoke.lowlevel import Name, Registry, Resource, Watch, off_loop, revoke_threadsafe
 
 from . import uevents
@@ -47,7 +47,8 @@ def serial_device(
     the ``async with`` closes it, and so does dropping what this returns, as a mere ``async for`` over it does.
 
     :param by_id: which device: its name in /dev/serial/by-id, its USB serial number (of several ports, the first is
-        taken), or a path, such as a link of yours. Under which node it comes back does not matter
+        taken), or a path, such as a link of yours. Under which node it comes back does not matter. Or what else
+        `open_serial` takes, such as socket://: no events tell of that, so it is looked for at intervals
     :param baudrate, options: as for `open_serial`, less `owner`
     :param reconnect: False: one turn, if the device is there
     :param debounce: seconds without further events until it is opened
@@ -139,13 +140,17 @@ class SerialDevices(Resource):
 
     async def _open(self, events: _Events) -> SerialDevice:
         path = await off_loop(lambda: _find(self._by_id))
-        device = await open_serial(str(path), owner=self.node, name=path.name, **self._options)
-        if self._registry is not None:
-            self._registry.locate(self.node, device.fileno())
+        device = await open_serial(path, owner=self.node, name=pathlib.PurePath(path).name, **self._options)
+        try:
+            if self._registry is not None:
+                self._registry.locate(self.node, device.fileno())
+            events.begin(device)
+        except BaseException:
+            await device.aclose()
+            raise
         self._told = ""
         self._latest = device
         self._lasts_at = anyio.current_time() + self._max_delay
-        events.begin(device)
         return device
 
     async def _end_turn(self) -> None:
@@ -207,19 +212,24 @@ class _Events:
         self._source = source
 
 
-def _find(by_id: str) -> pathlib.Path:
-    """The node of the device now.
+def _find(by_id: str) -> str:
+    """What to open now: the node of the device, or a URL.
 
     :raises SerialException: if there is none; then no generation need begin
     """
+    if "://" in by_id:
+        return by_id
     link = pathlib.Path(by_id) if "/" in by_id else BY_ID / by_id
-    if "/" not in by_id and not link.exists() and TTYS.is_dir():
-        for device, tty in sorted(((tty / "device").resolve(), tty) for tty in TTYS.iterdir()):
+    try:
+        if "/" in by_id or link.exists():
+            return str(link.resolve(strict=True))
+        # Virtual terminals have no device.
+        for device, tty in sorted((device.resolve(), device.parent.name) for device in TTYS.glob("*/device")):
             for above in device.parents:
                 serial = above / "serial"  # of a USB device, as it tells it itself
                 if serial.is_file() and serial.read_bytes().strip() == os.fsencode(by_id):
-                    return pathlib.Path("/dev") / tty.name
-    try:
-        return link.resolve(strict=True)
+                    return f"/dev/{tty}"
     except OSError as exc:
-        raise explained(str(link), exc) from exc
+        raise explained(by_id, exc) from exc
+    why = "" if uevents.UDEV_RUNS.exists() else f" (no {BY_ID}: udev is not running)"
+    raise SerialException(errno.ENOENT, f"no serial device has this name or serial number{why}", by_id)

@@ -18,7 +18,7 @@ import anyio.lowlevel
 from asyncrevoke.lowlevel import Resource, Revokable, handle_of
 
 Kind = Literal["kernel", "udev"] | None
-_UDEV_RUNS = pathlib.Path("/run/udev/control")
+UDEV_RUNS = pathlib.Path("/run/udev/control")
 _NETLINK_KOBJECT_UEVENT, _KERNEL = 15, 1  # include/uapi/linux/netlink.h; the multicast group of the kernel's own
 
 
@@ -123,7 +123,7 @@ class _Udev:
 
 
 def source_of(kind: Kind) -> Source:
-    if kind == "kernel" or (kind is None and not _UDEV_RUNS.exists()):
+    if kind == "kernel" or (kind is None and not UDEV_RUNS.exists()):
         return _Netlink()
     try:
         return _Udev(importlib.import_module("pyudev"))

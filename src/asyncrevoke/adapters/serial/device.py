@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import math
 import os
 import select
@@ -38,8 +39,10 @@ from asyncrevoke.lowlevel import (
     os_errors,
 )
 
-from .port import GONE, Backend, Port, SerialException, explained, open_descriptor
+from .port import GONE, Backend, Port, SerialException, explained, explaining, open_descriptor
 from .transports import open_pyserial_asyncio, open_serialx
+
+logger = logging.getLogger("asyncrevoke")
 
 T = TypeVar("T")
 _KNOWN: dict[str, tuple[object, ...]] = {
@@ -200,13 +203,15 @@ class SerialDevice(Resource):
         self._used = True
         try:
             async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
-                self._port = await BACKENDS[self._options.backend](self.url, node, self._options.settings())
-                node.release = self._release
-                self._exclude(termios.TIOCEXCL)
-                # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
-                epoll = select.epoll()
-                epoll.register(self._port.fileno(), 0)
-                self._watch = Watch(epoll, self._hung_up)
+                settings = self._options.settings()
+                with explaining(self.url, settings):
+                    self._port = await BACKENDS[self._options.backend](self.url, node, settings)
+                    node.release = self._release
+                    self._exclude(termios.TIOCEXCL)
+                    # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
+                    epoll = select.epoll()
+                    epoll.register(self._port.fileno(), 0)
+                    self._watch = Watch(epoll, self._hung_up)
                 self._node = node
         except RevokedError as error:
             raise SerialRevokedError.of(error) from None
@@ -313,9 +318,9 @@ class SerialDevice(Resource):
         try:
             with anyio.fail_after(self._options.close_timeout):
                 await closing
-        except anyio.get_cancelled_exc_class():  # by a loop that ends
+        except anyio.get_cancelled_exc_class():  # by a loop that ends: nobody is left to be told
             if not closing.done():
-                raise
+                logger.warning("%r: its line is stalled, and the loop ends before the kernel has closed it", self.url)
         except TimeoutError as exc:
             raise TimeoutError(
                 f"{self.url!r}: the kernel has not closed it in {self._options.close_timeout:g} s, as its line is stalled; it goes on"

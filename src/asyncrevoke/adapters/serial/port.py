@@ -6,6 +6,7 @@ so both are done in threads. What is known of the libraries' faults is fenced of
 
 import contextlib
 import errno
+import functools
 import importlib
 import io
 import termios
@@ -54,15 +55,16 @@ class Port(Protocol):
         """Begin to close it, when nobody is inside any more. Awaiting what it returns is awaiting that it is closed."""
 
 
+#: Opens a port, and has its node release it as soon as there is something to release.
 Backend = Callable[[str, Revokable, dict[str, Any]], Awaitable[Port]]
 
 
 async def open_descriptor(url: str, node: Revokable, settings: dict[str, Any]) -> Port:
     """Our own waits, on the descriptor of pyserial's `Serial`, which knows the settings."""
-    return _DescriptorPort(await open_pyserial(url, settings), node)
+    return _DescriptorPort(await open_pyserial(url, node, settings), node)
 
 
-async def open_pyserial(url: str, settings: dict[str, Any]) -> Any:
+async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any]) -> Any:
     """A `Serial`, opened in a thread. Its reads and writes, which are its transport's, do not wait."""
     serial = imported("serial", "serial")
 
@@ -76,8 +78,9 @@ async def open_pyserial(url: str, settings: dict[str, Any]) -> Any:
             raise
         return port
 
-    with explaining(url, settings):
-        return await off_loop(open_url, late=lambda port: port.close())
+    port = await off_loop(open_url, late=lambda port: port.close())
+    node.release = functools.partial(close_off_loop, port.close)
+    return port
 
 
 def close_off_loop(close: Callable[[], object]) -> OffLoop[object] | None:
@@ -89,7 +92,7 @@ def close_off_loop(close: Callable[[], object]) -> OffLoop[object] | None:
 
 
 @contextlib.contextmanager
-def explaining(url: str, settings: dict[str, Any], refusal: type[Exception] = ValueError) -> Iterator[None]:
+def explaining(url: str, settings: dict[str, Any]) -> Iterator[None]:
     """Say of an open that failed what is wrong, with the name of the port and what to do."""
     try:
         yield
@@ -97,7 +100,7 @@ def explaining(url: str, settings: dict[str, Any], refusal: type[Exception] = Va
         raise ValueError(f"{url!r} has no descriptor to wait for: give the path of a device") from exc
     except OverflowError as exc:
         raise ValueError(f"{url!r}: the kernel takes no baudrate of {settings['baudrate']!r}") from exc
-    except (ValueError, refusal) as exc:
+    except ValueError as exc:
         raise ValueError(f"{url!r}: {exc}") from exc
     except (OSError, termios.error) as exc:
         raise explained(url, exc) from exc

@@ -13,16 +13,16 @@ import anyio
 
 from asyncrevoke.lowlevel import OffLoop, Revokable
 
-from .port import Port, close_off_loop, explaining, imported, open_pyserial
+from .port import Port, close_off_loop, imported, open_pyserial
 
 _BACKLOG = 65536  # bytes of a transport's that nobody has read, before it is stopped
 
 
-async def open_pyserial_asyncio(url: str, _: Revokable, settings: dict[str, Any]) -> Port:
+async def open_pyserial_asyncio(url: str, node: Revokable, settings: dict[str, Any]) -> Port:
     """A transport of pyserial-asyncio."""
     serial_asyncio = imported("serial_asyncio", "serial")
     loop = _asyncio_loop("pyserial-asyncio")
-    serial = await open_pyserial(url, settings)
+    serial = await open_pyserial(url, node, settings)
     close = serial.close
     # Its transport does both in the loop, even when it aborts: as long as a stalled line is stalled.
     serial.flush = serial.close = lambda: None
@@ -34,23 +34,25 @@ async def open_pyserial_asyncio(url: str, _: Revokable, settings: dict[str, Any]
     return port.opened(serial.fileno(), functools.partial(setattr, serial, "baudrate"), close)
 
 
-async def open_serialx(url: str, _: Revokable, settings: dict[str, Any]) -> Port:
+async def open_serialx(url: str, node: Revokable, settings: dict[str, Any]) -> Port:
     """A transport of serialx, which opens in a thread itself."""
     serialx = imported("serialx", "serialx")
     loop = _asyncio_loop("serialx")
     settings = {"byte_size" if option == "bytesize" else option: value for option, value in settings.items()}
     port = _TransportPort(loop)
-    with explaining(url, settings, serialx.SerialException):
-        try:
-            transport, _ = await serialx.create_serial_connection(loop, lambda: port, url, **settings)
-        except RuntimeError as exc:  # its pool can start no thread
-            raise OSError(errno.ENOMEM, str(exc)) from exc
-        try:
-            serial = transport.serial
-            close = _keep_open(transport, port, serial.fileno())
-        except BaseException:
-            transport.abort()
-            raise
+    try:
+        transport, _ = await serialx.create_serial_connection(loop, lambda: port, url, **settings)
+    except RuntimeError as exc:  # its pool can start no thread
+        raise OSError(errno.ENOMEM, str(exc)) from exc
+    except serialx.SerialException as exc:
+        raise ValueError(str(exc)) from exc
+    try:
+        serial = transport.serial
+        close = _keep_open(transport, port, serial.fileno())
+    except BaseException:
+        transport.abort()
+        raise
+    node.release = functools.partial(close_off_loop, close)
     return port.opened(serial.fileno(), lambda rate: serial.reconfigure_port(baudrate=rate), close)
 
 
@@ -98,8 +100,12 @@ class _TransportPort(asyncio.Protocol):
         self._set_baudrate = set_baudrate
         self._close = close
         self._transport._read_ready = self._read_ready
-        self._transport.pause_reading()
-        self._transport.resume_reading()  # which has the loop call ours
+        try:
+            self._transport.pause_reading()
+            self._transport.resume_reading()  # which has the loop call ours
+        except BaseException:
+            self._transport.abort()
+            raise
         return self
 
     # -- the transport tells --
