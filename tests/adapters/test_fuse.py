@@ -316,8 +316,8 @@ async def test_a_signal_ends_a_program_that_waits(place: pathlib.Path) -> None:
         for entry in entries:
             async with running("cat", place / entry.name) as cat:
                 await inside(entry)
-                cat.process.send_signal(signal.SIGINT)
-                assert await cat.ends() == -signal.SIGINT
+                cat.process.send_signal(signal.SIGTERM)  # not SIGINT, which what runs in the background ignores
+                assert await cat.ends() == -signal.SIGTERM
         assert [entry.node.in_use for entry in entries] == [0, 0]
 
 
@@ -374,6 +374,67 @@ async def test_unmounting_by_hand_ends_it(place: pathlib.Path) -> None:
             assert await run("cat", place / "file") == "text"
             assert await run("umount", place) == ""
         assert root.node.in_use == 1
+
+
+def by_force(place: pathlib.Path) -> None:
+    """The kernel aborts the connection; then it is busy where somebody waits, and unmounted where nobody does."""
+    subprocess.run(["umount", "-f", place], capture_output=True)
+
+
+def by_abort(place: pathlib.Path) -> None:
+    """It stays mounted, and answers nothing but ENOTCONN."""
+    mounts = [line.split() for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()]
+    (number,) = (words[2].removeprefix("0:") for words in mounts if words[4] == str(place))
+    with tempfile.TemporaryDirectory() as control:
+        subprocess.run(["mount", "-t", "fusectl", "none", control], check=True)
+        pathlib.Path(control, number, "abort").write_text("1")
+        subprocess.run(["umount", control], check=True)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["read", "idle"])
+@pytest.mark.parametrize("drop", [by_force, by_abort])
+async def test_when_the_kernel_drops_the_mount_it_ends(
+    place: pathlib.Path, drop: Callable[[pathlib.Path], None], waits: bool
+) -> None:
+    """Who waits is kicked and fails, the mount returns, the place is free, and another tree can be mounted there."""
+    root = tree()
+    entry, _ = stream(root)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(mount, root, place)
+            if waits:
+                async with running("cat", place / "stream") as cat:
+                    await inside(entry)
+                    drop(place)
+                    assert await cat.ends() == 1
+            else:
+                drop(place)
+    assert (is_mounted(place), root.node.in_use) == (False, 1)
+    root = tree()
+    root.create("file", show=lambda: "text")
+    async with mounted(root, place):
+        assert await run("cat", place / "file") == "text"
+
+
+async def test_unmounted_lazily_it_ends_with_the_last_open_file(place: pathlib.Path) -> None:
+    """Whoever has a file open is served until it is closed; then the mount returns."""
+    root = tree()
+    entry, given = stream(root)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(mount, root, place)
+            async with running("cat", place / "stream") as cat:
+                await inside(entry)
+                assert await run("umount", "-l", place) == ""
+                assert not is_mounted(place)
+                given.append(b"still served")
+                entry.notify()
+                await cat.says(b"still served")
+                given.append(b"")
+                entry.notify()
+                assert await cat.ends() == 0
+    async with mounted(root, place):
+        assert await run("ls", place) == "stream\n"
 
 
 # -- the place --

@@ -12,11 +12,12 @@ import itertools
 import logging
 import os
 import pathlib
+import select
 import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from types import SimpleNamespace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -33,19 +34,6 @@ _REQUESTS = 100_000  # that may wait for their answer, as reads do where there i
 _PATIENCE = 0.5  # seconds from one look to the next, whether a program that waits was sent a signal
 _only = threading.Lock()  # pyfuse3's session is a global
 
-#: What pyfuse3 asks of trio. Its own stand-in for asyncio fails on uvloop, where a reader may be called once more.
-_ANYIO = SimpleNamespace(
-    ClosedResourceError=anyio.ClosedResourceError,
-    Lock=anyio.Lock,
-    open_nursery=anyio.create_task_group,
-    lowlevel=SimpleNamespace(
-        current_task=anyio.get_current_task,
-        current_trio_token=lambda: None,
-        notify_closing=anyio.notify_closing,
-        wait_readable=anyio.wait_readable,
-    ),
-)
-
 P = ParamSpec("P")
 T = TypeVar("T")
 Method = Callable[Concatenate["_Files", P], Coroutine[Any, Any, T]]
@@ -58,8 +46,9 @@ async def mount(
     allow_other: bool = False,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Mount a tree until cancelled: ``await tasks.start(mount, tree, "/run/status")``. It returns if it is unmounted by
-    hand, or `directory` removed.
+    """Mount a tree until cancelled: ``await tasks.start(mount, tree, "/run/status")``. It returns if `directory` is removed,
+    or the tree unmounted by hand. By force (``umount -f``) that fails whoever waits; after ``umount -l`` programs keep the
+    files that they have open, and it returns when the last is closed.
 
     Of what is removed, blocked reads fail with its profile's answer, and those who poll are woken with the profile's mask: that
     of procfs is IN and OUT, and who asks for others alone sleeps on, as in /proc. A handler's OSError is the
@@ -104,24 +93,47 @@ async def _serve(
             over.set()
 
     ended = anyio.Event()
-    async with anyio.create_task_group() as tasks:
-        with _session(files, path, allow_other=allow_other):
-            files.tasks = tasks
-            tasks.start_soon(run)
-            try:
-                task_status.started()
-                await over.wait()
-            finally:
-                files.end()
-                with anyio.CancelScope(shield=True):
-                    pyfuse3.terminate()
-                    await ended.wait()
+    async with anyio.create_task_group() as tasks, _session(files, over, path, allow_other=allow_other):
+        files.tasks = tasks
+        tasks.start_soon(run)
+        try:
+            task_status.started()
+            await over.wait()
+        finally:
+            files.end()
+            with anyio.CancelScope(shield=True):
+                pyfuse3.terminate()
+                await ended.wait()
 
 
-@contextlib.contextmanager
-def _session(files: _Files, path: str, *, allow_other: bool) -> Iterator[None]:
+def _trio(over: anyio.Event) -> SimpleNamespace:
+    """What pyfuse3 asks of trio. Its own stand-in for asyncio fails on uvloop, where a reader may be called once more."""
+
+    async def wait_readable(fd: int) -> None:
+        await anyio.wait_readable(fd)
+        # pyfuse3 learns of the kernel's end by its next read, tells nobody, and waits for those inside a handler.
+        poller = select.poll()
+        poller.register(fd, 0)
+        if poller.poll(0):
+            over.set()
+
+    return SimpleNamespace(
+        ClosedResourceError=anyio.ClosedResourceError,
+        Lock=anyio.Lock,
+        open_nursery=anyio.create_task_group,
+        lowlevel=SimpleNamespace(
+            current_task=anyio.get_current_task,
+            current_trio_token=lambda: None,
+            notify_closing=anyio.notify_closing,
+            wait_readable=wait_readable,
+        ),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _session(files: _Files, over: anyio.Event, path: str, *, allow_other: bool) -> AsyncIterator[None]:
     options = {"default_permissions", "fsname=asyncrevoke", *(["allow_other"] if allow_other else [])}
-    pyfuse3.trio = _ANYIO  # type: ignore[attr-defined,unused-ignore]  # as pyfuse3.asyncio puts itself there
+    pyfuse3.trio = _trio(over)  # type: ignore[attr-defined,unused-ignore]  # as pyfuse3.asyncio puts itself there
     try:
         pyfuse3.init(files, path, options)
     except RuntimeError as exc:  # what libfuse knows of it has gone to standard error
@@ -131,6 +143,8 @@ def _session(files: _Files, path: str, *, allow_other: bool) -> Iterator[None]:
         yield
     finally:
         pyfuse3.close()
+        with anyio.CancelScope(shield=True), contextlib.suppress(OSError):
+            await _clear(path)  # an aborted connection stays mounted
 
 
 async def _make_way(path: str) -> None:
@@ -139,17 +153,25 @@ async def _make_way(path: str) -> None:
     :raises OSError: if there is not
     """
     there = pathlib.Path(path)
-    try:
-        await off_loop(there.stat)
-    except OSError as exc:
-        if exc.errno != errno.ENOTCONN:
-            raise
-        unmount = ["umount", "-l", path] if os.geteuid() == 0 else ["fusermount3", "-u", "-z", path]
-        await anyio.run_process(unmount, check=False)  # its server is dead
+    await _clear(path)
     if await off_loop(there.is_mount):
         raise OSError(errno.EBUSY, "something is mounted there: unmount it, or choose another directory", path)
     if await off_loop(lambda: any(there.iterdir())):
         raise OSError(errno.ENOTEMPTY, "what is there would be hidden: choose an empty directory", path)
+
+
+async def _clear(path: str) -> None:
+    """Unmount what has no server any more.
+
+    :raises OSError: if there is no such path
+    """
+    try:
+        await off_loop(pathlib.Path(path).stat)
+    except OSError as exc:
+        if exc.errno != errno.ENOTCONN:
+            raise
+        unmount = ["umount", "-l", path] if os.geteuid() == 0 else ["fusermount3", "-u", "-z", path]
+        await anyio.run_process(unmount, check=False)
 
 
 class _Call:
