@@ -39,6 +39,8 @@ from asyncrevoke import FdStream, Registry, Revokable, RevokedError, Tty, open_p
 from asyncrevoke.adapters.alsa import Cards
 from asyncrevoke.adapters.asyncio_streams import create_serial_connection, wrap_streams
 from asyncrevoke.adapters.descriptor import Descriptor
+from asyncrevoke.adapters.entries import Directory
+from asyncrevoke.adapters.fuse import mount
 from asyncrevoke.adapters.hotplug import watch_devices
 from asyncrevoke.adapters.mapping import Mapping
 from asyncrevoke.control import ControlError, connect, serve
@@ -172,6 +174,8 @@ def run(scenario: Scenario, fault: Fault) -> list[str]:
             threading.setprofile(None)
         if root.children or not root.released:
             wrong.append(f"not released: {root!r}, {root.children}")
+        for _ in range(10):  # in which tasks whose work is done end
+            await asyncio.sleep(0)
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         wrong.extend(f"task left: {task.get_name()}" for task in tasks)
 
@@ -363,6 +367,16 @@ async def a_control_server(_: Revokable) -> None:
             tasks.cancel_scope.cancel()
 
 
+async def a_mounted_tree(_: Revokable) -> None:
+    tree = Directory("status")
+    tree.create("log", read=lambda *_: b"x")
+    with tempfile.TemporaryDirectory() as folder:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(mount, tree, folder)
+            await anyio.to_thread.run_sync(pathlib.Path(f"{folder}/log").read_bytes)
+            tasks.cancel_scope.cancel()
+
+
 SCENARIOS: dict[str, Scenario] = {
     "FdStream": an_fd_stream,
     "pty": a_pty,
@@ -377,6 +391,7 @@ SCENARIOS: dict[str, Scenario] = {
     "alsa": a_sound_card,
     "descriptor": a_descriptor,
     "mapping": a_mapping,
+    "fuse": a_mounted_tree,
     "control": a_control_server,
 }
 
