@@ -962,7 +962,7 @@ async def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch, m
         foreign = Foreign(lambda: os.read(fd, 10))
         await foreign.asleep("read")
         with no_threads(monkeypatch):
-            with pytest.raises(RuntimeError, match="can't start new thread"):
+            with pytest.raises(OSError, match="can't start new thread"):
                 await descriptor.lend(os.fstat)
             await descriptor.revoke()
         assert await foreign.ended() == b""

@@ -328,6 +328,36 @@ async def test_what_the_kernel_says_of_a_gone_device_is_an_unplug(
 
 
 @on_each
+async def test_what_termios_raises_is_told_in_words(backend: str, monkeypatch: Patch) -> None:
+    """Its error is no OSError, and shows as a tuple."""
+
+    def gone(*_: object) -> None:
+        raise termios.error(errno.EIO, "Input/output error")
+
+    async with port(backend) as (device, end):
+        with monkeypatch.context() as patch:
+            patch.setattr(termios, "tcflush", gone)
+            with pytest.raises(SerialRevokedError) as info:
+                await device.open().reset_input_buffer()
+        assert info.value.reason == f"unplugged: [Errno 5] Input/output error: '{end.path}'"
+
+
+@on_each
+async def test_settings_that_the_driver_refuses_are_told_in_words(backend: str, monkeypatch: Patch) -> None:
+    """Of an error that we know nothing better of, as the kernel does."""
+
+    def refuse(*_: object) -> None:
+        raise termios.error(errno.EPROTO, "Protocol error")
+
+    with serial_line() as end, monkeypatch.context() as patch:
+        patch.setattr(termios, "tcgetattr", refuse)
+        patch.setattr(serialx.platforms.serial_posix, "tcgetattr", refuse)
+        with pytest.raises(serial.SerialException, match=f"Errno 71.*Protocol error: '{end.path}'$") as info:
+            await opened(end.path, backend)
+    assert "(71" not in str(info.value)
+
+
+@on_each
 @pytest.mark.parametrize("number", [errno.ENOTTY, errno.EINVAL])
 async def test_what_the_driver_refuses_is_no_unplug(backend: str, number: int, monkeypatch: Patch) -> None:
     """It is an error of that one request, which names the port."""

@@ -8,6 +8,7 @@ import functools
 import os
 import pathlib
 import random
+import resource
 import select
 import signal
 import subprocess
@@ -369,6 +370,29 @@ async def test_without_the_privilege_it_goes_as_far_as_it_goes(monkeypatch: pyte
     monkeypatch.setattr(os, "kill", noted)
     await as_far_as_it_goes()
     assert sent[:3] == [signal.SIGSTOP, signal.SIGHUP, signal.SIGCONT]
+
+
+def test_without_a_free_descriptor_it_is_reset_all_the_same() -> None:
+    """Only its leader cannot be looked for, which is told."""
+    with terminal() as (master, slave):
+        before = termios.tcgetattr(slave)
+        driver = KernelDriver(os.ttyname(slave))
+        driver.open(slave)
+        settings = termios.tcgetattr(slave)
+        settings[3] ^= termios.ECHO
+        termios.tcsetattr(slave, termios.TCSANOW, settings)
+        os.write(master, b"secret")
+        assert readable(slave)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, most[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                driver.reset()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, most)
+        assert termios.tcgetattr(slave) == before
+        assert not select.select([slave], [], [], 0)[0]
+        driver.close()
 
 
 @privileged

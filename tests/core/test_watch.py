@@ -1,5 +1,6 @@
 """A descriptor watched in the background: called as often as it is readable, closed once, whatever happens."""
 
+import errno
 import functools
 import gc
 import socket
@@ -135,6 +136,42 @@ async def test_a_number_that_is_used_again_at_once_is_the_new_ones() -> None:
             await end.closed.wait()
     assert called == 25
     assert len(numbers) < 25, "no number was used again"
+
+
+async def test_it_is_called_after_an_error_as_before() -> None:
+    """A loop may end a registration over an error: each wait makes its own. A UDP socket reports who does not listen."""
+    with socket.socket(type=socket.SOCK_DGRAM) as server, anyio.fail_after(20):
+        server.bind(("127.0.0.1", 0))
+        client = socket.socket(type=socket.SOCK_DGRAM)
+        client.connect(server.getsockname())
+        client.setblocking(False)
+        read: list[bytes | int | None] = []
+        came = anyio.Event()
+
+        def call() -> None:
+            try:
+                read.append(client.recv(1))
+            except OSError as exc:
+                read.append(exc.errno)
+            came.set()
+
+        watch = Watch(client, call)
+        await settle()
+        address = server.getsockname()
+        server.close()
+        for _ in range(2):
+            came = anyio.Event()
+            client.send(b"x")
+            await came.wait()
+        with socket.socket(type=socket.SOCK_DGRAM) as again:
+            again.bind(address)
+            came = anyio.Event()
+            again.sendto(b"y", client.getsockname())
+            await came.wait()
+        watch.close()
+        while client.fileno() >= 0:
+            await anyio.lowlevel.checkpoint()
+    assert read == [errno.ECONNREFUSED, errno.ECONNREFUSED, b"y"]
 
 
 @pytest.mark.parametrize("turns", [0, 12])

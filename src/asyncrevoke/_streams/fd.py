@@ -39,7 +39,9 @@ T = TypeVar("T")
 class FdStream(Face):
     """A byte stream over a descriptor: a terminal, a pipe, a socket. Takes it over, and makes it non-blocking.
 
-    :param fd: belongs to the stream from now on; on an error it is still yours
+    :param fd: belongs to the stream from now on; on an error it is still yours. Programs that share its open file, as a
+        shell shares standard input, find it non-blocking; if one undoes that, a read may block the loop. Then open one
+        of your own: ``os.open("/proc/self/fd/0", os.O_RDWR | os.O_NOCTTY)``
     :param owner: what it is opened on; a handle of it is made. None: the stream is a root of its own
     :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
     :param also: further parents of the handle, such as a token; whichever goes first takes it

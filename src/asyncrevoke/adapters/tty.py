@@ -100,11 +100,11 @@ class KernelDriver:
 
     def reset(self) -> None:
         self.vhangup = False
-        leaders = _session_leaders(os.fstat(self._fd).st_rdev)
         with os_errors(self.path):
             termios.tcflush(self._fd, termios.TCIOFLUSH)
             if self._settings is not None:
                 termios.tcsetattr(self._fd, termios.TCSANOW, self._settings)
+        leaders = _session_leaders(os.fstat(self._fd).st_rdev)  # last: it needs descriptors, which may have run out
         for leader, signum in itertools.product(leaders, (signal.SIGHUP, signal.SIGCONT)):
             with contextlib.suppress(PermissionError, ProcessLookupError):
                 os.kill(leader, signum)

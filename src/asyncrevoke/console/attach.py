@@ -71,7 +71,7 @@ class _Terminal:
         if self.raw:
             with os_errors("standard input"):
                 self._settings = termios.tcgetattr(0)
-            tty.setraw(0, termios.TCSANOW)
+                tty.setraw(0, termios.TCSANOW)
         return self
 
     def __exit__(self, *_: object) -> None:

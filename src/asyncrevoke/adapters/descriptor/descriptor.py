@@ -148,6 +148,7 @@ class Descriptor(Handled):
         It is an operation until the function returns, not an idle one, and an unnamed straggler where it does not.
 
         :raises RevokedError, ~anyio.ClosedResourceError: if it was or is taken away, or closed
+        :raises OSError: ENOMEM, if no thread can be started
         :raises: what `function` raises
         Cancellation: ends the waiting. The thread goes on, as a user of this, until the function returns; its result is lost.
         """

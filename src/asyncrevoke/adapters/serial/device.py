@@ -126,7 +126,8 @@ def open_serial(
     :param answers: a profile of `asyncrevoke.answers` for its streams. Left out: as the owner's
     :raises ValueError: if an option makes no sense
     Opening raises, too:
-    :raises SerialException: an OSError, with errno, the port and what to do: missing, busy, forbidden, no terminal
+    :raises SerialException: an OSError, with errno, the port and what to do: missing, busy, forbidden, no terminal; or no
+        thread, descriptor or memory is left
     :raises ImportError: if the backend's library is not installed
     :raises RevokedError: if the owner was revoked, also meanwhile; the port is closed then
     Cancellation: what is opened too late is closed by the thread that opens it.
@@ -170,7 +171,8 @@ class _Options:
 
 
 class SerialDevice(Resource):
-    """An open serial port, as `open_serial` gives it. Closing it closes the port, and waits for that.
+    """An open serial port, as `open_serial` gives it. Closing it closes the port, and waits for that. A thread closes it;
+    where none can be started, the loop's own does.
 
     :ivar url: what was opened
     """
@@ -335,7 +337,7 @@ class SerialStream(SharedStream):
 
     :raises RevokedError: from each, if the port was or is taken away or unplugged
     :raises ~anyio.ClosedResourceError: from each, if this stream was or is closed
-    :raises SerialException: from each, an OSError, if the driver refuses it
+    :raises SerialException: from each, an OSError, if the driver refuses it, or no thread can be started
     """
 
     def __init__(self, device: SerialDevice, shared: Shared, name: str, **options: Unpack[SharedOptions]) -> None:
