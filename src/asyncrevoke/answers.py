@@ -21,12 +21,12 @@ def _same(answer: int | Answer) -> Pair:
 
 _EOF, _EIO = _same(Answer.EOF), _same(errno.EIO)
 _DEAD_PCM = Pair(errno.EBADFD, errno.ENODEV)
-_KERNFS_OPEN = Pair(errno.ENODEV, errno.ENOENT)
 _LATER_EIO, _LATER_ENODEV = Pair(Answer.FINISHES, errno.EIO), Pair(Answer.FINISHES, errno.ENODEV)
 _IN, _OUT, _PRI = select.POLLIN, select.POLLOUT, select.POLLPRI
 _ERR, _HUP, _NVAL = select.POLLERR, select.POLLHUP, select.POLLNVAL
 
 # In order: read and write, each in flight and later; the mask of poll; ioctl; mmap; open, while draining and once gone.
+# To open is to open by path. In Linux /proc/self/fd/N of the dead file may answer otherwise: kernfs says ENODEV there.
 
 #: What the RFC suggests (Al Viro, 2013).
 RFC = Answers(_EOF, _EIO, _ERR, errno.EIO, errno.EIO, _same(errno.ENOENT))
@@ -37,17 +37,19 @@ TTY = Answers(_EOF, _EIO, _IN | _OUT | _ERR | _HUP, errno.EIO, errno.ENODEV, Pai
 #: A terminal whose pty master was closed (drivers/tty/pty.c, pty_close): the blocked read differs from `TTY`, and the open.
 PTY_MASTER_CLOSED = replace(TTY, read=Pair(errno.EIO, Answer.EOF), open=_same(errno.ENOENT))
 
-#: A PCM after snd_card_disconnect (sound/core/init.c, snd_shutdown_f_ops).
-ALSA = Answers(_DEAD_PCM, _DEAD_PCM, _ERR | _NVAL, errno.ENODEV, errno.ENODEV, _same(errno.ENODEV))
+#: A PCM after snd_card_disconnect (sound/core/init.c, snd_shutdown_f_ops). A node that was kept opens as ENODEV.
+ALSA = Answers(_DEAD_PCM, _DEAD_PCM, _ERR | _NVAL, errno.ENODEV, errno.ENODEV, Pair(errno.ENODEV, errno.ENOENT))
 
 #: A removed procfs entry (fs/proc/inode.c). Open its handles with ``kick=None``: removal waits.
 PROCFS = Answers(_LATER_EIO, _LATER_EIO, _IN | _OUT, errno.ENOTTY, errno.EIO, _same(errno.ENOENT))
 
-#: A removed debugfs file (fs/debugfs/file.c). Open with ``kick=None``; operations may register `Use.on_kick`.
-DEBUGFS = Answers(_LATER_EIO, _LATER_EIO, _HUP, errno.EIO, Answer.ABSENT, _same(errno.ENOENT))
+#: A removed debugfs file (fs/debugfs/file.c). Open with ``kick=None``; operations may register `Use.on_kick`. While it
+#: drains, the kernel has an open wait for the end of the removal before it answers.
+DEBUGFS = Answers(_LATER_EIO, _LATER_EIO, _HUP, errno.EIO, errno.ENODEV, _same(errno.ENOENT))
 
-#: A removed sysfs or other kernfs file (fs/kernfs/file.c). Open with ``kick=None``.
-SYSFS = Answers(_LATER_ENODEV, _LATER_ENODEV, _IN | _PRI | _OUT | _ERR, errno.ENODEV, Answer.ZAPPED, _KERNFS_OPEN)
+#: A removed sysfs or other kernfs file (fs/kernfs/file.c), which never has an ioctl. Open with ``kick=None``. Pages that
+#: are mapped already are taken away: to touch them is SIGBUS.
+SYSFS = Answers(_LATER_ENODEV, _LATER_ENODEV, _IN | _PRI | _OUT | _ERR, errno.ENOTTY, errno.ENODEV, _same(errno.ENOENT))
 
 #: A file after BSD's revoke(2) (sys/fs/deadfs/dead_vnops.c).
 DEADFS = Answers(_same(Answer.EOF_IF_TTY), _EIO, _HUP | _IN, errno.EBADF, Answer.ABSENT, _same(Answer.NEXT))

@@ -75,9 +75,13 @@ async def test_a_substream_keeps_the_contract(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["descriptor", "stream"])
-@pytest.mark.parametrize(("control", "in_flight"), [(False, errno.EBADFD), (True, errno.ENODEV)])
-async def test_it_answers_as_the_kernel_does(kind: Kind, control: bool, in_flight: int) -> None:
-    """A PCM's reads and writes in flight answer EBADFD, a control device's ENODEV; later ones ENODEV."""
+@pytest.mark.parametrize(
+    ("control", "in_flight", "write"), [(False, errno.EBADFD, errno.ENODEV), (True, errno.ENODEV, errno.EINVAL)]
+)
+async def test_it_answers_as_the_kernel_does(kind: Kind, control: bool, in_flight: int, write: int) -> None:
+    """A PCM's reads and writes in flight answer EBADFD, a control device's ENODEV; later ones ENODEV, but to write to a
+    control EINVAL.
+    """
     async with playing(kind, control=control) as (card, device, stream, _), anyio.create_task_group() as tasks:
         calls = [start(tasks, stream.receive), start(tasks, stream.send, BIG)]
         await parked(stream.handle, 2)
@@ -88,7 +92,7 @@ async def test_it_answers_as_the_kernel_does(kind: Kind, control: bool, in_fligh
         for call in later:
             await call.done.wait()
         assert [call.error.errno for call in calls] == [in_flight] * 2
-        assert [call.error.errno for call in later] == [errno.ENODEV] * 3
+        assert [call.error.errno for call in later] == [errno.ENODEV, write, errno.ENODEV]
         assert {call.error.reason for call in calls + later} == {"unplugged"}
 
 

@@ -467,8 +467,8 @@ TABLE: dict[str, dict[str, object]] = {
         "read": errno.ENODEV,
         "write": errno.ENODEV,
         "poll": IN | PRI | OUT | ERR,
-        "ioctl": errno.ENODEV,
-        "open": errno.ENODEV,
+        "ioctl": errno.ENOTTY,
+        "open": errno.ENOENT,
     },
 }
 

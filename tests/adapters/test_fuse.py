@@ -321,6 +321,29 @@ async def test_a_signal_ends_a_program_that_waits(place: pathlib.Path) -> None:
         assert [entry.node.in_use for entry in entries] == [0, 0]
 
 
+@pytest.mark.parametrize("end", ["signal", "unmount"])
+async def test_who_waits_for_a_size_can_be_ended(place: pathlib.Path, end: str) -> None:
+    """To look at a file is a request as any other, in a listing too: a signal ends it, and the end of the mount."""
+
+    async def size() -> int:
+        await anyio.sleep_forever()
+        return 0
+
+    root = tree()
+    entry = root.create("slow", size=size)
+    for command in ["stat", f"{place}/slow"], ["ls", "-l", f"{place}"]:
+        async with mounted(root, place) as tasks, running(*command) as program:
+            while not entry.node.in_use:
+                await anyio.sleep(0.001)
+            if end == "signal":
+                program.process.send_signal(signal.SIGTERM)
+                assert await program.ends() == -signal.SIGTERM
+            else:
+                tasks.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    assert await program.ends() in (1, 2)
+
+
 async def test_the_end_of_the_mount_ends_those_who_wait(place: pathlib.Path) -> None:
     """Their reads fail, also of a handler that hangs, which is waited for; the place is free before that."""
     root = tree(answers.PROCFS)

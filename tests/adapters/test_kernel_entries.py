@@ -128,11 +128,18 @@ TABLE: dict[str, dict[str, int]] = {
         "read": errno.ENODEV,
         "write": errno.ENODEV,
         "poll": IN | PRI | OUT | ERR,
+        "ioctl": errno.ENOTTY,
+        "mmap": errno.ENODEV,
         "open by the dead file": errno.ENODEV,
         "open": errno.ENOENT,
     },
     "PROCFS": {"read": errno.EIO, "poll": IN | OUT, "ioctl": errno.ENOTTY, "mmap": errno.EIO, "open": errno.ENOENT},
-    "DEBUGFS": {"read": errno.EIO, "open by the dead file": errno.ENOENT, "open": errno.ENOENT},
+    "DEBUGFS": {
+        "read": errno.EIO,
+        "mmap": errno.ENODEV,
+        "open by the dead file": errno.ENOENT,
+        "open": errno.ENOENT,
+    },
 }
 
 
@@ -153,5 +160,5 @@ async def test_removed_files_answer_as_the_kernels(row: str) -> None:
         await entry.remove()
         for what in OURS.keys() & TABLE[row].keys():
             assert await OURS[what](file, entry) == TABLE[row][what], what
-    assert profile.mmap == TABLE[row].get("mmap", profile.mmap)
-    assert profile.open.in_flight == TABLE[row].get("open by the dead file", profile.open.in_flight)
+    assert profile.mmap == TABLE[row]["mmap"]
+    assert profile.open.in_flight == profile.open.later == TABLE[row]["open"]

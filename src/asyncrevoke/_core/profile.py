@@ -11,7 +11,6 @@ class Answer(enum.Enum):
     EOF_IF_TTY = "end of data on a terminal, else EIO"
     FINISHES = "runs to its end: nobody is kicked"
     NEXT = "opens the next generation"
-    ZAPPED = "pages are unmapped"
     ABSENT = "has no such operation"
 
 
@@ -27,7 +26,8 @@ class Pair:
 class Answers:
     """One profile. Numbers are errno values; `poll` is the mask a dead file polls as.
 
-    :ivar open: while the old file drains, and once the thing is gone
+    :ivar mmap: a new one; what becomes of pages that are mapped is the adapter's
+    :ivar open: by path, while the old file drains, and once the thing is gone
     """
 
     read: Pair

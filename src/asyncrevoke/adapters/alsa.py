@@ -35,8 +35,9 @@ import anyio.abc
 from asyncrevoke.answers import ALSA, Answers, Pair
 from asyncrevoke.lowlevel import Face, FdStream, Report, Resource, Revocation, Revokable, RevokableStream, RevokedError
 
-#: A control device differs: its read in flight answers ENODEV at once (sound/core/control.c, snd_ctl_read).
-CONTROL = dataclasses.replace(ALSA, read=Pair(errno.ENODEV, errno.ENODEV), write=Pair(errno.ENODEV, errno.ENODEV))
+#: A control device differs: its read in flight answers ENODEV at once (sound/core/control.c, snd_ctl_read). The kernel's
+#: has no write, which is EINVAL for ever; ours has one while it lives.
+CONTROL = dataclasses.replace(ALSA, read=Pair(errno.ENODEV, errno.ENODEV), write=Pair(errno.ENODEV, errno.EINVAL))
 
 Opened = int | anyio.abc.ByteStream
 Source = Opened | Callable[[], Opened | Awaitable[Opened]]

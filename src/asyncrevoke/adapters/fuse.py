@@ -234,7 +234,7 @@ class _Files(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # which m
         self._open = Revokable(f"mounted at {path}")  # all files that are, by the kernel
         self._handles = itertools.count(1)
         self._files: dict[int, tuple[OpenFile, int]] = {}  # and who has opened them
-        self._listings: dict[int, list[Entry | Directory]] = {}
+        self._listings: dict[int, tuple[list[Entry | Directory], int]] = {}
         self._polls: dict[int, pyfuse3.PollHandle] = {}
         self._calls: dict[_Call, None] = {}
         self._inodes: dict[int, Entry | Directory] = {pyfuse3.ROOT_INODE: directory}
@@ -271,7 +271,7 @@ class _Files(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # which m
 
     # -- names --
 
-    async def _attributes(self, named: Entry | Directory) -> pyfuse3.EntryAttributes:
+    async def _attributes(self, named: Entry | Directory, pid: int) -> pyfuse3.EntryAttributes:
         node = named.node
         if node.revoked:
             answers = node.answers
@@ -290,9 +290,14 @@ class _Files(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # which m
             handlers = named.handlers.keys()
             mode = 0o444 * bool(handlers & {"show", "read"}) | 0o200 * bool(handlers & {"store", "write"})
             found.st_mode, found.st_nlink, changed = stat.S_IFREG | mode, 1, named.running.changed
-            found.st_size = await named.size()
+            if "size" in handlers:
+                found.st_size = await self._do(lambda: self._size(named), pid)
         found.st_mtime_ns = found.st_ctime_ns = found.st_atime_ns = changed
         return found
+
+    async def _size(self, entry: Entry) -> int:
+        with self._open.using():  # there is no open file that the end of the mount takes away
+            return await entry.size()
 
     def _directory(self, inode: int) -> Directory:
         found = self._inodes[inode]
@@ -301,12 +306,12 @@ class _Files(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # which m
         return found
 
     @_answered
-    async def lookup(self, parent_inode: int, name: bytes, _ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         directory = self._directory(parent_inode)
         found = directory.parent or directory if name == b".." else directory.find(os.fsdecode(name))
         if found.node.revoked:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        attributes = await self._attributes(found)
+        attributes = await self._attributes(found, ctx.pid)
         self._lookups[attributes.st_ino] += 1
         return attributes
 
@@ -319,28 +324,29 @@ class _Files(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # which m
                     del self._numbers[self._inodes.pop(inode)]
 
     @_answered
-    async def getattr(self, inode: int, _ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return await self._attributes(self._inodes[inode])
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return await self._attributes(self._inodes[inode], ctx.pid)
 
     @_answered
     async def setattr(
-        self, inode: int, _attr: Any, fields: pyfuse3.SetattrFields, _fh: int | None, _ctx: pyfuse3.RequestContext
+        self, inode: int, _attr: Any, fields: pyfuse3.SetattrFields, _fh: int | None, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         if not fields.update_size:  # as a shell's > does
             raise pyfuse3.FUSEError(errno.EPERM)
-        return await self._attributes(self._inodes[inode])
+        return await self._attributes(self._inodes[inode], ctx.pid)
 
     @_answered
-    async def opendir(self, inode: int, _ctx: pyfuse3.RequestContext) -> int:
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         handle = next(self._handles)
-        self._listings[handle] = list(self._directory(inode))
+        self._listings[handle] = list(self._directory(inode)), ctx.pid
         return handle
 
     @_answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        for number, named in enumerate(self._listings[fh][start_id:], start_id + 1):
+        listed, pid = self._listings[fh]
+        for number, named in enumerate(listed[start_id:], start_id + 1):
             if not named.node.revoked:
-                attributes = await self._attributes(named)
+                attributes = await self._attributes(named, pid)
                 if not pyfuse3.readdir_reply(token, os.fsencode(named.name), attributes, number):
                     break
                 self._lookups[attributes.st_ino] += 1
