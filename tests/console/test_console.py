@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import fcntl
+import functools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute
 
-from asyncrevoke.adapters.pty import PtySession
+from asyncrevoke.adapters.pty import PtySession, open_pty
 from asyncrevoke.console import Share, host, read_config, server as console
 from asyncrevoke.control import Control, ControlError, connect, server as control_server
 from conftest import BACKENDS, settle
@@ -273,8 +274,27 @@ async def test_stopped_server_tells_all_and_leaves_nothing(tmp_path: pathlib.Pat
         os.kill(pid, 0)
 
 
-async def test_who_does_not_read_is_taken_off_and_told(tmp_path: pathlib.Path) -> None:
-    """Of a flood, a slow client is a bounded number of bytes behind, then off; the others get all of it."""
+async def test_program_is_no_faster_than_the_slowest_who_reads(tmp_path: pathlib.Path) -> None:
+    """Of a flood, a client that reads a line now and then gets all, as do the others; nobody is taken off."""
+    total = 3_000_000
+    program = (sys.executable, "-ISc", f"input(); print('x' * {total} + 'end'); input()")
+    async with lab(tmp_path, Share("lab", program, history=0)) as server:
+        slow, reader = await server.connect(), await server.attach()
+        await slow.send({"v": 1, "do": "attach", "name": "lab", "mode": "watch"})
+        while "attached" not in await slow.receive():
+            pass
+        await reader.types(b"\n")
+        got = b""
+        while b"end" not in got:
+            await settle()
+            got += base64.b64decode((await slow.receive()).get("data", ""))
+        await reader.hears(b"end")
+        assert got.count(b"x") == reader.output.count(b"x") == total
+
+
+async def test_who_does_not_read_is_taken_off_and_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a flood, a client that does not read is a bounded number of bytes behind, then off; the others get all of it."""
+    monkeypatch.setattr(console, "open_pty", functools.partial(open_pty, patience=0.1))
     total = 3_000_000
     program = (
         sys.executable,

@@ -48,6 +48,7 @@ def open_pty(
     cwd: str | os.PathLike[str] | None = None,
     size: tuple[int, int] = (24, 80),
     backlog: int = 65536,
+    patience: float = 10.0,
     history: int = 0,
     kill_after: float = 5.0,
     answers: Answers | EllipsisType = ...,
@@ -62,7 +63,9 @@ def open_pty(
     :param name: for errors and reports; left out: the program's
     :param env: its whole environment; None: this process's
     :param size: rows and columns
-    :param backlog: bytes that a client may be behind before it is revoked as too slow
+    :param backlog: bytes that a client may be behind before it is revoked as too slow. The program is held up first, for a
+        client that is more than half of it behind and goes on receiving
+    :param patience: seconds without receiving after which a client holds the program up no longer
     :param history: bytes of the last output that are kept for streams opened with `replay`
     :param kill_after: seconds from the hang-up to SIGKILL for those who stay
     :raises TypeError, ValueError: if an option makes no sense
@@ -74,7 +77,8 @@ def open_pty(
     if not kill_after >= 0:
         raise ValueError(f"kill_after is {kill_after!r}: give seconds, 0 or more")
     make = functools.partial((owner or Revokable()).open, name or pathlib.PurePath(argv[0]).name, answers=answers)
-    return PtySession(program, make, kill_after, backlog, history)
+    line = functools.partial(Shared, backlog=backlog, patience=patience, history=history)
+    return PtySession(program, make, line, kill_after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +106,10 @@ class PtySession(Resource):
     """
 
     def __init__(
-        self, program: _Program, make: Callable[[], Revokable], kill_after: float, backlog: int, history: int
+        self, program: _Program, make: Callable[[], Revokable], line: Callable[..., Shared], kill_after: float
     ) -> None:
         self._kill_after = kill_after
-        self._shared = Shared(
-            lambda most: self._master.read(most),  # noqa: PLW0108  # which is made later
-            lambda item: self._master.write_some(item),  # noqa: PLW0108
-            backlog=backlog,
-            history=history,
-        )
+        self._shared = line(self._read, self._write_some)
         self.node = make()
         started = None
         try:
@@ -178,6 +177,12 @@ class PtySession(Resource):
 
     def __repr__(self) -> str:
         return f"<PtySession pid={self.pid} returncode={self.returncode} of {self.node!r}>"
+
+    def _read(self, max_bytes: int) -> Awaitable[bytes]:
+        return self._master.read(max_bytes)
+
+    async def _write_some(self, item: memoryview) -> int:
+        return await self._master.write_some(item)
 
     async def _send_eof(self) -> None:
         with os_errors(self.node.path):

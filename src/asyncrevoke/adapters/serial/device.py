@@ -109,7 +109,8 @@ def open_serial(
         asyncio alone
     :param fan_out: each stream gets a copy of all that comes. Else one task may read at a time. What a stream has not
         received when the port is taken away is thrown away
-    :param backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow
+    :param backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow. Nobody is waited for:
+        a device sends on, and what the driver has no room for is lost to all
     :param history: with `fan_out`, bytes of what came last that are kept for streams opened with `replay`
     :param close_timeout: seconds to wait for the kernel to close it; a stalled line takes it 31
     :param owner: what the device is opened on; a `Name` gives it a generation
