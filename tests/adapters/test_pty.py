@@ -469,6 +469,40 @@ async def test_reader_who_waits_is_never_too_slow() -> None:
 
 @on_one
 @loops
+@pytest.mark.parametrize("program", ["exit 0", "exec sleep 1000 <&- >&- 2>&-"])
+async def test_nothing_is_sent_to_nobody(program: str) -> None:
+    """When the program has ended, or closed its terminal, sending says so: the kernel would take it, and nobody reads it."""
+    async with open_pty(["sh", "-c", program]) as session:
+        stream = session.open()
+        assert await rest(stream) == b""
+        for item in b"x", bytes(500_000):
+            with pytest.raises(anyio.BrokenResourceError, match="nobody has the terminal open"):
+                await stream.send(item)
+        with pytest.raises(anyio.BrokenResourceError, match="nobody has the terminal open"):
+            await stream.send_eof()
+        assert not session.node.revoked
+
+
+async def _kill_when_parked(session: PtySession, stream: PtyStream) -> None:
+    await parked(stream)
+    session.kill(signal.SIGKILL)
+
+
+@on_one
+@loops
+async def test_who_waits_to_send_is_told_that_the_program_has_ended() -> None:
+    """More than the terminal takes waits for the program; at its end the rest has nowhere to go."""
+    async with open_pty(["sh", "-c", "stty raw -echo; echo ready; exec sleep 1000"]) as session:
+        stream = session.open()
+        await until(stream, b"ready\n")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_kill_when_parked, session, stream)
+            with pytest.raises(anyio.BrokenResourceError, match="nobody has the terminal open"):
+                await stream.send(bytes(500_000))
+
+
+@on_one
+@loops
 async def test_late_stream_gets_what_comes_from_now_on() -> None:
     """What others have read before the open is not repeated."""
     async with open_pty(ECHO) as session:

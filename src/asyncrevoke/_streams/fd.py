@@ -88,7 +88,7 @@ class FdStream(Face):
             await anyio.lowlevel.checkpoint()
             try:
                 self._check_end()
-                return await self._transfer(self._fd.writable, lambda: os.write(self._fd.number, item))
+                return await self._transfer(self._fd.writable, lambda: self._fd.write(item))
             except RevokedError as error:
                 self._answer(error, "write")
                 raise
@@ -106,7 +106,7 @@ class FdStream(Face):
         def write() -> None:
             nonlocal sent
             while sent < len(view):
-                sent += os.write(self._fd.number, view[sent:])
+                sent += self._fd.write(view[sent:])
 
         try:
             await self._transfer(self._fd.writable, write)
@@ -176,6 +176,7 @@ class Fd:
         except (OSError, ValueError, OverflowError) as exc:
             raise OSError(errno.EBADF, f"descriptor {fd} is not open for reading or writing") from exc
         self.number = fd
+        self._tty = os.isatty(fd)
         self.readable = _Side(fd, "reader", anyio.wait_readable)
         self.writable = _Side(fd, "writer", anyio.wait_writable)
         self._node = node
@@ -204,9 +205,15 @@ class Fd:
     async def write_some(self, item: memoryview) -> int:
         """Write what is accepted at once, at least one byte, and return how many. Cancellation: nothing was written."""
         await anyio.lowlevel.checkpoint()
-        while isinstance(written := self.attempt(lambda: os.write(self.number, item)), BlockingIOError):
+        while isinstance(written := self.attempt(lambda: self.write(item)), BlockingIOError):
             await self.writable.ready()
         return written
+
+    def write(self, item: bytes | memoryview) -> int:
+        """Write what is accepted at once, and return how many bytes. Raises as os.write(); use `attempt`."""
+        if self._tty and _polls(self.number, select.POLLHUP):  # a pty's master takes what nobody will read
+            raise OSError(errno.EIO, "nobody has the terminal open on the other side")
+        return os.write(self.number, item)
 
     def attempt(self, call: Callable[[], T]) -> T | BlockingIOError:
         """Make a system call, which returns or, if it would block, gives BlockingIOError."""

@@ -181,8 +181,8 @@ class PtySession(Resource):
     def _read(self, max_bytes: int) -> Awaitable[bytes]:
         return self._master.read(max_bytes)
 
-    async def _write_some(self, item: memoryview) -> int:
-        return await self._master.write_some(item)
+    def _write_some(self, item: memoryview) -> Awaitable[int]:
+        return self._master.write_some(item)
 
     async def _send_eof(self) -> None:
         with os_errors(self.node.path):
@@ -221,7 +221,11 @@ class PtySession(Resource):
 
 
 class PtyStream(SharedStream):
-    """One stream on a `PtySession`, as `PtySession.open` gives it."""
+    """One stream on a `PtySession`, as `PtySession.open` gives it.
+
+    :raises ~anyio.BrokenResourceError: from `send` and `send_eof`, if nobody has the terminal open any more: the program and
+        all its children have ended, or closed it. What was sent is what the terminal has taken; a program may end unread
+    """
 
     def __init__(self, session: PtySession, name: str, **options: Unpack[SharedOptions]) -> None:
         super().__init__(session._shared, session.node, name, tty=True, **options)
