@@ -11,7 +11,7 @@ import pathlib
 import stat
 import sys
 import termios
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -21,7 +21,7 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from asyncrevoke.adapters.pty import PtySession, open_pty
-from asyncrevoke.console import Share, host, read_config, server as console
+from asyncrevoke.console import Share, host, log as console_log, read_config, server as console
 from asyncrevoke.control import Control, ControlError, connect, server as control_server
 from conftest import BACKENDS, settle
 from ports import Plug
@@ -643,7 +643,7 @@ async def test_log_is_not_for_everybody(tmp_path: pathlib.Path) -> None:
 async def test_output_is_logged_and_a_full_disk_is_no_end(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All output is appended to the log; where that fails, it is told, and the console goes on."""
+    """All output is appended to the log; where that fails, it is told, once, with what was lost, and the console goes on."""
     log = tmp_path / "log"
     log.write_bytes(b"before\n")
     async with lab(tmp_path, Share("lab", ECHO, log=str(log)), Share("full", ECHO, log="/dev/full")) as server:
@@ -653,7 +653,71 @@ async def test_output_is_logged_and_a_full_disk_is_no_end(
                 await client.types(text)
                 await client.hears(text)
     assert log.read_bytes() == b"before\none two three"
-    assert [each.message[:24] for each in caplog.records] == ["full is logged no longer"]
+    assert [each.message for each in caplog.records] == [
+        "output of 'full' is lost to the log '/dev/full': No space left on device",
+        "13 bytes of output of 'full' were lost to the log '/dev/full'",
+    ]
+
+
+@contextlib.contextmanager
+def read_pipe(path: pathlib.Path) -> Iterator[int]:
+    """A pipe at that path, and a reader of it, which does not wait."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        yield reader
+    finally:
+        os.close(reader)
+
+
+async def test_slow_reader_of_a_log_loses_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full pipe is waited for, and the program with it."""
+    monkeypatch.setattr(console_log, "_PATIENCE", math.inf)
+    program = (sys.executable, "-ISc", "input(); print('x' * 400_000 + 'end'); input()")
+    with read_pipe(tmp_path / "log") as reader:
+        async with lab(tmp_path, Share("lab", program, log=str(tmp_path / "log"))) as server:
+            client = await server.attach()
+            await client.types(b"\n")
+            logged = b""
+            with anyio.fail_after(30):
+                while b"end" not in logged:
+                    await anyio.wait_readable(reader)
+                    await settle()
+                    logged += os.read(reader, 4096)
+    assert logged.count(b"x") == 400_000
+    assert not caplog.records
+
+
+async def test_log_that_takes_nothing_holds_up_nobody_and_is_tried_again(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind a full pipe output is lost, and told. When it is read again, the log goes on, and the loss is counted."""
+    monkeypatch.setattr(console_log, "_PATIENCE", 0.1)
+    program = (
+        sys.executable,
+        "-ISc",
+        "import os; os.system('stty -echo'); input(); print('x' * 400_000); os.execlp('cat', 'cat')",
+    )
+    with read_pipe(tmp_path / "log") as reader:
+        async with lab(tmp_path, Share("lab", program, log=str(tmp_path / "log"), history=0)) as server:
+            client = await server.attach()
+            await client.types(b"\n")
+            await client.until(lambda: client.output.count(b"x") == 400_000)
+            with anyio.fail_after(30):
+                while not caplog.records:
+                    await settle()
+            logged = os.read(reader, 1 << 20).count(b"x")
+            await client.types(b"again\n")
+            with anyio.fail_after(30):
+                await anyio.wait_readable(reader)
+                while len(caplog.records) < 2:
+                    await settle()
+        logged += os.read(reader, 1 << 20).count(b"x")
+    said, counted = (each.message for each in caplog.records)
+    assert said == f"output of 'lab' is lost to the log '{tmp_path / 'log'}': nothing was taken for 0.1 s"
+    assert abs(400_000 - logged - int(counted.split()[0])) < 10, "but for the ends of lines"
 
 
 async def test_recorder_that_is_taken_away_comes_again(tmp_path: pathlib.Path) -> None:

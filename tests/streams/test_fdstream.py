@@ -992,8 +992,8 @@ class FromTerminal(TrioFace):
 
 
 def test_a_terminal_passes_the_suite_of_trio() -> None:
-    """One way, slave to master. The other way a terminal is no stream: a write to a master never breaks, and what a
-    closing master has written is lost. Nor can one be clogged for sure: a worker of the kernel goes on moving bytes.
+    """One way, slave to master. The other way a terminal is no stream: what a closing master has written is
+    lost. Nor can one be clogged for sure: a worker of the kernel goes on moving bytes.
     """
 
     async def make() -> tuple[TrioFace, TrioFace]:

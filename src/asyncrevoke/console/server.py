@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from asyncrevoke.control.request import Request
 from asyncrevoke.control.server import serve
 from asyncrevoke.lowlevel import Registry, Revokable, RevokedError, SharedStream, log_events, observe
 
+from .log import Log
 from .share import Share
 
 logger = logging.getLogger("asyncrevoke")
@@ -131,7 +131,7 @@ class _Console:
         self.clients: dict[_Client, None] = {}
         self.keyboard: _Client | None = None
         self._left = anyio.Event()
-        self._log = open(share.log, "ab", buffering=0, opener=_open_log) if share.log else None  # noqa: SIM115
+        self._log = Log(share.log, share.name) if share.log else None
         try:
             if share.device:
                 self._devices = serial_device(
@@ -184,28 +184,25 @@ class _Console:
         self.session = session
         self._change()
         while not session.node.revoked:
+            recorder = session.open("recorder")
             with contextlib.suppress(RevokedError):  # perhaps of the recorder alone: it is opened anew
-                async for data in session.open("recorder"):
-                    self._record(data)
+                async for data in recorder:
+                    await self._record(data)
                 break
+            await self._record(bytes(recorder.unread))  # others have read it, and may have shown it
 
     async def _status(self, session: PtySession) -> str:
         with anyio.move_on_after(1):
             return f"the program has ended with status {await session.wait()}"
         return "the program has closed its terminal"
 
-    def _record(self, data: bytes) -> None:
+    async def _record(self, data: bytes) -> None:
         if self._log is not None:
-            try:
-                self._log.write(data)
-            except OSError as exc:
-                logger.error("%s is logged no longer: %s", self.share.name, exc)  # noqa: TRY400
-                self._close_log()
+            await self._log.write(data)
 
     def _close_log(self) -> None:
-        log, self._log = self._log, None
-        if log is not None:
-            log.close()
+        if self._log is not None:
+            self._log.close()
 
     def _change(self) -> None:
         self.changed.set()
@@ -398,11 +395,6 @@ class _Client:
             else:
                 await self.news.wait()
             self.news = anyio.Event()
-
-
-def _open_log(path: str, flags: int) -> int:
-    """What is shown is not for everybody; a pipe that nobody reads is an error, and no reason to wait."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
 
 
 def _bytes(value: object) -> bytes:
