@@ -501,6 +501,25 @@ async def test_who_waits_to_send_is_told_that_the_program_has_ended() -> None:
                 await stream.send(bytes(500_000))
 
 
+@loops
+@pytest.mark.parametrize("mode", ["raw -echo", "-echo"])
+async def test_what_the_program_has_not_read_is_discarded(tmp_path: pathlib.Path, mode: str) -> None:
+    """What is sent next comes first, however much there was, and whether the terminal is raw or gives lines."""
+    os.mkfifo(go := tmp_path / "go")
+    program = f"stty {mode}; echo ready; read line < {go}; exec head -n 1"
+    async with open_pty(["sh", "-c", program]) as session:
+        stream = session.open()
+        await until(stream, b"ready")
+        with anyio.move_on_after(0.1):  # more than it takes
+            await stream.send(b"stale\n" * 5000)
+        session.discard()
+        await stream.send(b"fresh\n")
+        go.write_text("\n")
+        assert (await rest(stream)).split() == [b"fresh"]
+    with pytest.raises(anyio.ClosedResourceError):
+        session.discard()
+
+
 @on_one
 @loops
 async def test_late_stream_gets_what_comes_from_now_on() -> None:

@@ -254,6 +254,19 @@ def test_escape_key_detaches(key: str) -> None:
         assert client.ends("lab: detached") == 0
 
 
+def test_escape_key_interrupts_a_program_that_does_not_read() -> None:
+    """Behind a paste that is stuck, ctrl-C is not seen; ctrl-] c throws the paste away and is."""
+    program = "sh", "-c", "read line; stty raw isig -echo; echo ready; exec sleep 1000"
+    with sharing("--name", "lab", "--", *program), attach("lab") as client:
+        client.sees("you have the keyboard")
+        client.types("\r")
+        client.sees("ready")
+        for _ in range(50):
+            client.types("x" * 2000)
+        client.types("\x03\x1dc")
+        assert client.ends("the program has ended with status -2") == 0
+
+
 SIZES = """
 import os, signal
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])

@@ -401,6 +401,78 @@ async def test_keyboard_of_a_stalled_device_changes_hands(tmp_path: pathlib.Path
             assert await stuck.ends() == "detached"
 
 
+#: Reads nothing; ctrl-C ends it, if it comes through.
+DEAF = ("sh", "-c", "stty raw isig -echo; echo ready; exec sleep 1000")
+KILLED = "the program has ended with status -2"
+
+
+async def pasted(server: Lab) -> Attached:
+    """Who has pasted more than the terminal of a deaf program takes, all of which has come as far as it can."""
+    client, admin = await server.attach(), await server.connect()
+    await client.hears(b"ready")
+    for _ in range(24):
+        await client.types(b"x" * 4096)
+    while ("lab/root/keyboard", 1) not in [(node["path"], node["in_use"]) for node in await admin.list()]:
+        pass
+    for _ in range(100):
+        await admin.list()
+    return client
+
+
+@pytest.mark.parametrize("how", ["force", "lab/root/keyboard", "lab/root", "lab/sh/root"])
+async def test_what_was_typed_goes_with_who_is_taken_off(tmp_path: pathlib.Path, how: str) -> None:
+    """Also what the terminal has: the next one's ctrl-C is the first that the program gets."""
+    async with lab(tmp_path, Share("lab", DEAF)) as server:
+        await pasted(server)
+        heir = await server.attach("force" if how == "force" else "write")
+        if how != "force":
+            assert (await (await server.connect()).revoke(how))["report"]["errors"] == []
+        await heir.is_told(yours=True)
+        await heir.types(b"\x03")
+        assert await heir.ends() == KILLED
+
+
+@pytest.mark.parametrize("whose", ["mine", "another's"])
+async def test_interrupt_passes_what_is_stuck(tmp_path: pathlib.Path, whose: str) -> None:
+    """It is typed before all that waits for the program, whether I have typed that, or one who has left."""
+    async with lab(tmp_path, Share("lab", DEAF)) as server:
+        client = await pasted(server)
+        if whose == "another's":
+            before, client = client, await server.attach()
+            await before.control.aclose()
+            await client.is_told(yours=True)
+            await client.types(b"stuck, too")
+        await client.control.send({"interrupt": True})
+        assert await client.ends() == KILLED
+
+
+async def test_interrupt_needs_the_keyboard(tmp_path: pathlib.Path) -> None:
+    """Of one who has not got it, it does nothing."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        writer, watcher = await server.attach(), await server.attach()
+        await watcher.control.send({"interrupt": True})
+        await watcher.control.send({"detach": True})
+        assert await watcher.ends() == "detached"
+        await writer.types(b"on")
+        await writer.hears(b"on")
+        assert writer.output == b"on"
+
+
+async def test_what_was_typed_stays_when_one_leaves(tmp_path: pathlib.Path) -> None:
+    """Who detaches has typed all that he sent, also what the program reads later."""
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    program = ("sh", "-c", f"stty raw -echo; echo ready; read line < {go}; exec head -c 4")
+    async with lab(tmp_path, Share("lab", program)) as server:
+        typist, watcher = await server.attach(), await server.attach("watch")
+        await watcher.hears(b"ready")
+        await typist.types(b"text")
+        await typist.control.send({"detach": True})
+        assert await typist.ends() == "detached"
+        go.write_text("\n")
+        await watcher.hears(b"text")
+
+
 async def test_who_has_left_has_left_nothing(tmp_path: pathlib.Path) -> None:
     """All is as before, and the next has the name and the keyboard."""
     async with lab(tmp_path, Share("lab")) as server:

@@ -32,6 +32,7 @@ from asyncrevoke.answers import Answers
 from asyncrevoke.lowlevel import Fd, Resource, Revokable, Shared, SharedOptions, SharedStream, in_loop, os_errors
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+_TIOCGPTPEER = 0x5441  # include/uapi/asm-generic/ioctls.h
 _TERMINALS = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD),
     *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
@@ -166,6 +167,21 @@ class PtySession(Resource):
         """
         with self.node.using():
             _set_size(self._master.number, (rows, columns))
+
+    def discard(self) -> None:
+        """Throw away what was sent and the program has not read: what is sent next comes first.
+
+        :raises RevokedError, ~anyio.ClosedResourceError: if the session is gone
+        :raises OSError: if there is no descriptor left, or the program keeps others from opening its terminal
+        """
+        with self.node.using():
+            # A master's output cannot be flushed: it is the input of the other side.
+            slave = fcntl.ioctl(self._master.number, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            try:
+                with os_errors(self.node.path):
+                    termios.tcflush(slave, termios.TCIFLUSH)
+            finally:
+                os.close(slave)
 
     def kill(self, signum: int) -> None:
         """Send a signal to the program's process group.

@@ -35,6 +35,7 @@ from asyncrevoke.lowlevel import (
     SharedStream,
     Watch,
     off_loop,
+    os_errors,
 )
 
 from .port import GONE, Backend, Port, SerialException, explained, open_descriptor
@@ -221,6 +222,15 @@ class SerialDevice(Resource):
             return SerialStream(self, self._shared, name, **options)
         except RevokedError as error:
             raise SerialRevokedError.of(error) from None
+
+    def discard(self) -> None:
+        """Throw away what was sent and the driver has not: what is sent next comes first. It does not wait.
+
+        :raises RevokedError, ~anyio.ClosedResourceError: if the device is gone
+        :raises OSError: if the driver refuses it
+        """
+        with self.node.using(), os_errors(self.url):
+            termios.tcflush(self.fileno(), termios.TCOFLUSH)
 
     def fileno(self) -> int:
         """The port's descriptor."""
