@@ -27,10 +27,11 @@ import trio.testing
 
 from asyncrevoke import Registry
 from asyncrevoke.console import read_config, sockets
-from asyncrevoke.console.attach import _Attachment, _Terminal, printable
+from asyncrevoke.console.attach import _Attachment, _Terminal
 from asyncrevoke.console.cli import main
 from asyncrevoke.console.sockets import new_socket, own_folder
 from asyncrevoke.control import Control, Request, serve
+from asyncrevoke.lowlevel import printable
 from ports import FarEnd, as_root, privileged, reader, serial_line
 
 COMMAND = [sys.executable, "-W", "error", "-m", "asyncrevoke"]

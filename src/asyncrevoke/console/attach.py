@@ -18,7 +18,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from asyncrevoke.control.client import Control, Record
 from asyncrevoke.control.lines import VERSION, ControlError
-from asyncrevoke.lowlevel import os_errors
+from asyncrevoke.lowlevel import os_errors, printable
 
 ESCAPE = 0x1D  # ctrl-], as telnet has it
 HELP = (
@@ -299,8 +299,3 @@ class _Attachment:
             await self._unsent.send({"detach": True})
             await anyio.sleep_forever()
         self._end("detached")
-
-
-def printable(text: str) -> str:
-    """A text whose control characters are shown, and do nothing to the terminal."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
