@@ -142,7 +142,8 @@ class WebTerminal:
         key = self.live[user, token, name]
         held = key.open(_named(self._argv[0], request), release=lambda: self.terminals.pop((user, name), None))
         try:
-            session = open_pty(self._argv, owner=held, env={**os.environ, "TERM": "xterm-256color"}, history=65536)
+            env = {**os.environ, "TERM": "xterm-256color"}
+            session = open_pty(self._argv, owner=held, env=env, history=65536, patience=2)
         except OSError as exc:
             await held.aclose()
             raise HTTPException(503, f"the program cannot be started: {exc}") from exc

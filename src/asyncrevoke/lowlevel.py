@@ -14,6 +14,7 @@ from ._core.revokable import (
     revoke_threadsafe as revoke_threadsafe,
     stop_using_threadsafe as stop_using_threadsafe,
 )
+from ._core.text import printable as printable
 from ._core.use import Use as Use
 from ._core.watch import HasDescriptor as HasDescriptor, Watch as Watch
 from ._registry.name import Name as Name

@@ -27,10 +27,11 @@ import trio.testing
 
 from asyncrevoke import Registry
 from asyncrevoke.console import read_config, sockets
-from asyncrevoke.console.attach import _Attachment, _Terminal, printable
+from asyncrevoke.console.attach import _Attachment, _Terminal
 from asyncrevoke.console.cli import main
 from asyncrevoke.console.sockets import new_socket, own_folder
 from asyncrevoke.control import Control, Request, serve
+from asyncrevoke.lowlevel import printable
 from ports import FarEnd, as_root, privileged, reader, serial_line
 
 COMMAND = [sys.executable, "-W", "error", "-m", "asyncrevoke"]
@@ -252,6 +253,19 @@ def test_escape_key_detaches(key: str) -> None:
         client.types(key)
         assert client.sees("asyncrevoke: ") == "\r\n\x1b[?1049l\x1b[?25h\x1b[m"
         assert client.ends("lab: detached") == 0
+
+
+def test_escape_key_interrupts_a_program_that_does_not_read() -> None:
+    """Behind a paste that is stuck, ctrl-C is not seen; ctrl-] c throws the paste away and is."""
+    program = "sh", "-c", "read line; stty raw isig -echo; echo ready; exec sleep 1000"
+    with sharing("--name", "lab", "--", *program), attach("lab") as client:
+        client.sees("you have the keyboard")
+        client.types("\r")
+        client.sees("ready")
+        for _ in range(50):
+            client.types("x" * 2000)
+        client.types("\x03\x1dc")
+        assert client.ends("the program has ended with status -2") == 0
 
 
 SIZES = """

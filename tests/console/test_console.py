@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import fcntl
+import functools
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import pathlib
 import stat
 import sys
 import termios
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -19,8 +20,8 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute
 
-from asyncrevoke.adapters.pty import PtySession
-from asyncrevoke.console import Share, host, read_config, server as console
+from asyncrevoke.adapters.pty import PtySession, open_pty
+from asyncrevoke.console import Share, host, log as console_log, read_config, server as console
 from asyncrevoke.control import Control, ControlError, connect, server as control_server
 from conftest import BACKENDS, settle
 from ports import Plug
@@ -273,8 +274,27 @@ async def test_stopped_server_tells_all_and_leaves_nothing(tmp_path: pathlib.Pat
         os.kill(pid, 0)
 
 
-async def test_who_does_not_read_is_taken_off_and_told(tmp_path: pathlib.Path) -> None:
-    """Of a flood, a slow client is a bounded number of bytes behind, then off; the others get all of it."""
+async def test_program_is_no_faster_than_the_slowest_who_reads(tmp_path: pathlib.Path) -> None:
+    """Of a flood, a client that reads a line now and then gets all, as do the others; nobody is taken off."""
+    total = 3_000_000
+    program = (sys.executable, "-ISc", f"input(); print('x' * {total} + 'end'); input()")
+    async with lab(tmp_path, Share("lab", program, history=0)) as server:
+        slow, reader = await server.connect(), await server.attach()
+        await slow.send({"v": 1, "do": "attach", "name": "lab", "mode": "watch"})
+        while "attached" not in await slow.receive():
+            pass
+        await reader.types(b"\n")
+        got = b""
+        while b"end" not in got:
+            await settle()
+            got += base64.b64decode((await slow.receive()).get("data", ""))
+        await reader.hears(b"end")
+        assert got.count(b"x") == reader.output.count(b"x") == total
+
+
+async def test_who_does_not_read_is_taken_off_and_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a flood, a client that does not read is a bounded number of bytes behind, then off; the others get all of it."""
+    monkeypatch.setattr(console, "open_pty", functools.partial(open_pty, patience=0.1))
     total = 3_000_000
     program = (
         sys.executable,
@@ -379,6 +399,78 @@ async def test_keyboard_of_a_stalled_device_changes_hands(tmp_path: pathlib.Path
         if how in ("force", "lab/root/keyboard"):  # he may watch
             await stuck.control.send({"detach": True})
             assert await stuck.ends() == "detached"
+
+
+#: Reads nothing; ctrl-C ends it, if it comes through.
+DEAF = ("sh", "-c", "stty raw isig -echo; echo ready; exec sleep 1000")
+KILLED = "the program has ended with status -2"
+
+
+async def pasted(server: Lab) -> Attached:
+    """Who has pasted more than the terminal of a deaf program takes, all of which has come as far as it can."""
+    client, admin = await server.attach(), await server.connect()
+    await client.hears(b"ready")
+    for _ in range(24):
+        await client.types(b"x" * 4096)
+    while ("lab/root/keyboard", 1) not in [(node["path"], node["in_use"]) for node in await admin.list()]:
+        pass
+    for _ in range(100):
+        await admin.list()
+    return client
+
+
+@pytest.mark.parametrize("how", ["force", "lab/root/keyboard", "lab/root", "lab/sh/root"])
+async def test_what_was_typed_goes_with_who_is_taken_off(tmp_path: pathlib.Path, how: str) -> None:
+    """Also what the terminal has: the next one's ctrl-C is the first that the program gets."""
+    async with lab(tmp_path, Share("lab", DEAF)) as server:
+        await pasted(server)
+        heir = await server.attach("force" if how == "force" else "write")
+        if how != "force":
+            assert (await (await server.connect()).revoke(how))["report"]["errors"] == []
+        await heir.is_told(yours=True)
+        await heir.types(b"\x03")
+        assert await heir.ends() == KILLED
+
+
+@pytest.mark.parametrize("whose", ["mine", "another's"])
+async def test_interrupt_passes_what_is_stuck(tmp_path: pathlib.Path, whose: str) -> None:
+    """It is typed before all that waits for the program, whether I have typed that, or one who has left."""
+    async with lab(tmp_path, Share("lab", DEAF)) as server:
+        client = await pasted(server)
+        if whose == "another's":
+            before, client = client, await server.attach()
+            await before.control.aclose()
+            await client.is_told(yours=True)
+            await client.types(b"stuck, too")
+        await client.control.send({"interrupt": True})
+        assert await client.ends() == KILLED
+
+
+async def test_interrupt_needs_the_keyboard(tmp_path: pathlib.Path) -> None:
+    """Of one who has not got it, it does nothing."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        writer, watcher = await server.attach(), await server.attach()
+        await watcher.control.send({"interrupt": True})
+        await watcher.control.send({"detach": True})
+        assert await watcher.ends() == "detached"
+        await writer.types(b"on")
+        await writer.hears(b"on")
+        assert writer.output == b"on"
+
+
+async def test_what_was_typed_stays_when_one_leaves(tmp_path: pathlib.Path) -> None:
+    """Who detaches has typed all that he sent, also what the program reads later."""
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    program = ("sh", "-c", f"stty raw -echo; echo ready; read line < {go}; exec head -c 4")
+    async with lab(tmp_path, Share("lab", program)) as server:
+        typist, watcher = await server.attach(), await server.attach("watch")
+        await watcher.hears(b"ready")
+        await typist.types(b"text")
+        await typist.control.send({"detach": True})
+        assert await typist.ends() == "detached"
+        go.write_text("\n")
+        await watcher.hears(b"text")
 
 
 async def test_who_has_left_has_left_nothing(tmp_path: pathlib.Path) -> None:
@@ -623,7 +715,7 @@ async def test_log_is_not_for_everybody(tmp_path: pathlib.Path) -> None:
 async def test_output_is_logged_and_a_full_disk_is_no_end(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All output is appended to the log; where that fails, it is told, and the console goes on."""
+    """All output is appended to the log; where that fails, it is told, once, with what was lost, and the console goes on."""
     log = tmp_path / "log"
     log.write_bytes(b"before\n")
     async with lab(tmp_path, Share("lab", ECHO, log=str(log)), Share("full", ECHO, log="/dev/full")) as server:
@@ -633,7 +725,71 @@ async def test_output_is_logged_and_a_full_disk_is_no_end(
                 await client.types(text)
                 await client.hears(text)
     assert log.read_bytes() == b"before\none two three"
-    assert [each.message[:24] for each in caplog.records] == ["full is logged no longer"]
+    assert [each.message for each in caplog.records] == [
+        "output of 'full' is lost to the log '/dev/full': No space left on device",
+        "13 bytes of output of 'full' were lost to the log '/dev/full'",
+    ]
+
+
+@contextlib.contextmanager
+def read_pipe(path: pathlib.Path) -> Iterator[int]:
+    """A pipe at that path, and a reader of it, which does not wait."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        yield reader
+    finally:
+        os.close(reader)
+
+
+async def test_slow_reader_of_a_log_loses_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full pipe is waited for, and the program with it."""
+    monkeypatch.setattr(console_log, "_PATIENCE", math.inf)
+    program = (sys.executable, "-ISc", "input(); print('x' * 400_000 + 'end'); input()")
+    with read_pipe(tmp_path / "log") as reader:
+        async with lab(tmp_path, Share("lab", program, log=str(tmp_path / "log"))) as server:
+            client = await server.attach()
+            await client.types(b"\n")
+            logged = b""
+            with anyio.fail_after(30):
+                while b"end" not in logged:
+                    await anyio.wait_readable(reader)
+                    await settle()
+                    logged += os.read(reader, 4096)
+    assert logged.count(b"x") == 400_000
+    assert not caplog.records
+
+
+async def test_log_that_takes_nothing_holds_up_nobody_and_is_tried_again(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind a full pipe output is lost, and told. When it is read again, the log goes on, and the loss is counted."""
+    monkeypatch.setattr(console_log, "_PATIENCE", 0.1)
+    program = (
+        sys.executable,
+        "-ISc",
+        "import os; os.system('stty -echo'); input(); print('x' * 400_000); os.execlp('cat', 'cat')",
+    )
+    with read_pipe(tmp_path / "log") as reader:
+        async with lab(tmp_path, Share("lab", program, log=str(tmp_path / "log"), history=0)) as server:
+            client = await server.attach()
+            await client.types(b"\n")
+            await client.until(lambda: client.output.count(b"x") == 400_000)
+            with anyio.fail_after(30):
+                while not caplog.records:
+                    await settle()
+            logged = os.read(reader, 1 << 20).count(b"x")
+            await client.types(b"again\n")
+            with anyio.fail_after(30):
+                await anyio.wait_readable(reader)
+                while len(caplog.records) < 2:
+                    await settle()
+        logged += os.read(reader, 1 << 20).count(b"x")
+    said, counted = (each.message for each in caplog.records)
+    assert said == f"output of 'lab' is lost to the log '{tmp_path / 'log'}': nothing was taken for 0.1 s"
+    assert abs(400_000 - logged - int(counted.split()[0])) < 10, "but for the ends of lines"
 
 
 async def test_recorder_that_is_taken_away_comes_again(tmp_path: pathlib.Path) -> None:

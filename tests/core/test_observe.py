@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncrevoke import Event, Registry, Revokable, log_events, observe, revoke_all, revoke_threadsafe
+from asyncrevoke import Event, Registry, Revokable, RevokedError, log_events, observe, revoke_all, revoke_threadsafe
 from calls import parked
 from conftest import settle
 from operations import Log, operate, slowly, stubborn
@@ -285,6 +285,29 @@ async def test_log_events_has_levels_and_fields(caplog: pytest.LogCaptureFixture
     revoked = caplog.records[1]
     assert revoked.message == "'root/alice' revoked (away)"
     assert {"event": "revoked", "path": "root/alice", "reason": "away"}.items() <= vars(revoked).items()
+
+
+async def test_text_of_others_is_told_printable() -> None:
+    """Whatever a name or a reason has in it forges no line of a log, and tells a terminal nothing; the fields are as given."""
+    evil = "x\n2026 INFO 'root' revoked (no)\x1b[2J\x9b\u202e\udc80"
+    root = Revokable(evil)
+    leave = anyio.Event()
+    events: list[Event] = []
+    async with observed(root, events.append, patience=0) as (told, tasks):
+        alice = root.open(evil)
+        tasks.start_soon(stubborn, alice, [], leave)
+        await parked(alice)
+        act = alice.revoke(evil)
+        await told.until(f"{alice.path} straggler")
+        shown = [str(alice.users()[0]), str(act.stragglers()[0])]
+        leave.set()
+        report = await act
+    with pytest.raises(RevokedError) as caught, alice.using():
+        pass
+    shown += [str(caught.value), caught.value.strerror, repr(caught.value), str(report), *map(str, events)]
+    assert [text for text in shown if not text.isprintable()] == []
+    assert (caught.value.reason, report.reason, events[1].fields["reason"]) == (evil, evil, evil)
+    await root.aclose()
 
 
 def test_an_observer_hears_nothing_once_its_loop_is_closed() -> None:

@@ -992,8 +992,8 @@ class FromTerminal(TrioFace):
 
 
 def test_a_terminal_passes_the_suite_of_trio() -> None:
-    """One way, slave to master. The other way a terminal is no stream: a write to a master never breaks, and what a
-    closing master has written is lost. Nor can one be clogged for sure: a worker of the kernel goes on moving bytes.
+    """One way, slave to master. The other way a terminal is no stream: what a closing master has written is
+    lost. Nor can one be clogged for sure: a worker of the kernel goes on moving bytes.
     """
 
     async def make() -> tuple[TrioFace, TrioFace]:
@@ -1050,3 +1050,14 @@ async def test_what_cannot_be_waited_for_leaves_nothing_on_the_owner() -> None:
     assert owner.children == ()
     await owner.revoke()
     os.close(fd)
+
+
+async def test_nothing_is_sent_to_a_terminal_that_nobody_has_open() -> None:
+    """A pty's master takes bytes also when its other side is closed: both ways of sending say that nobody reads them."""
+    master, slave = pty.openpty()
+    async with FdStream(master) as stream:
+        await stream.send(b"somebody")
+        os.close(slave)
+        for send in stream.send, stream.send_some:
+            with pytest.raises(anyio.BrokenResourceError, match="nobody has the terminal open"):
+                await send(b"nobody")

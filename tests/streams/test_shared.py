@@ -1,6 +1,7 @@
 """One line for several streams, over a line in memory."""
 
 import array
+import math
 from typing import Literal
 
 import anyio
@@ -23,9 +24,17 @@ class Line:
     """A line in memory: what comes is put there by the test, what is sent is taken in bits, as long as there is room."""
 
     def __init__(
-        self, *, backlog: int | None = None, exact: bool = True, room: int = 1 << 20, history: int = 0
+        self,
+        *,
+        backlog: int | None = None,
+        exact: bool = True,
+        room: int = 1 << 20,
+        history: int = 0,
+        patience: float = 0.0,
     ) -> None:
-        self.shared = Shared(self.receive, self.send_some, backlog=backlog, exact=exact, history=history)
+        self.shared = Shared(
+            self.receive, self.send_some, backlog=backlog, exact=exact, history=history, patience=patience
+        )
         self.port = Revokable("port")
         self.sent = bytearray()
         self._room = room
@@ -96,10 +105,76 @@ async def test_who_is_too_far_behind_is_revoked() -> None:
     assert await fast.receive() == b"more"
 
 
+async def read(stream: Stream, size: int) -> bytes:
+    """So many bytes, as they come."""
+    data = b""
+    while len(data) < size:
+        data += await stream.receive(size - len(data))
+    return data
+
+
+async def test_who_goes_on_receiving_is_waited_for() -> None:
+    """The line is as fast as the slowest who reads: nobody loses a byte, and nobody is taken away."""
+    line = Line(backlog=10, patience=math.inf)
+    fast, slow = line.open("fast"), line.open("slow")
+    text = bytes(range(200))
+    line.arrive(text)
+    async with anyio.create_task_group() as tasks:
+        ahead = start(tasks, read, fast, len(text))
+        await parked(fast.handle)
+        got = b""
+        while len(got) < len(text):
+            got += await slow.receive(3)
+            assert len(slow.unread) <= 10
+            await settle()
+    assert ahead.outcome == got == text
+
+
+async def test_who_receives_nothing_holds_up_nobody() -> None:
+    """After the patience the others read on, without waiting again, and who is too far behind is revoked."""
+    line = Line(backlog=10, patience=0.05)
+    fast, slow = line.open("fast"), line.open("slow")
+    line.arrive(bytes(1000))
+    with anyio.fail_after(30):
+        assert len(await read(fast, 1000)) == 1000
+    with pytest.raises(RevokedError, match="bytes behind, and may be 10"):
+        await slow.receive()
+
+
+@pytest.mark.parametrize("how", ["revoke", "aclose"])
+async def test_who_goes_holds_up_nobody(how: str) -> None:
+    """The line is read on at once when the one it waits for is taken away, or leaves."""
+    line = Line(backlog=10, patience=math.inf)
+    fast, slow = line.open("fast"), line.open("slow")
+    line.arrive(bytes(1000))
+    async with anyio.create_task_group() as tasks:
+        ahead = start(tasks, read, fast, 1000)
+        await parked(fast.handle)
+        await settle()
+        assert not ahead.done.is_set()
+        await getattr(slow, how)()
+    assert ahead.outcome == bytes(1000)
+
+
+async def test_who_had_nothing_to_receive_is_waited_for_as_well() -> None:
+    """The patience begins with the first byte that waits: a line that was silent for long takes nothing from it."""
+    line = Line(backlog=10, patience=60)
+    fast, slow = line.open("fast"), line.open("slow")
+    for stream in fast, slow:
+        stream.received -= 3600
+    line.arrive(bytes(20))
+    async with anyio.create_task_group() as tasks:
+        ahead = start(tasks, read, fast, 20)
+        await parked(fast.handle)
+        await settle()
+        assert not ahead.done.is_set()
+        assert await read(slow, 20) == bytes(20)
+
+
 @pytest.mark.parametrize(("history", "kept"), [(0, b""), (4, b"3456"), (6, b"123456"), (9, b"123456")])
 async def test_late_stream_gets_what_came_last(history: int, kept: bytes) -> None:
     """Opened with `replay`, a stream gets as much of what was read as is kept, then what comes, and nothing twice."""
-    line = Line(backlog=6, history=history)
+    line = Line(backlog=12, history=history)
     early = line.open("early")
     for piece in (b"123", b"456"):
         line.arrive(piece)

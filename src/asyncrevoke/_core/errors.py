@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from .text import printable
+
 if TYPE_CHECKING:
     from .revokable import Revokable
 
@@ -63,7 +65,7 @@ class RevokedError(anyio.BrokenResourceError, OSError):
         number = "" if generation is None else f" (generation {generation})"
         why = f": {reason}" if reason else ""
         sent = f"; {self.sent} bytes were accepted before" if self.in_flight and self.sent is not None else ""
-        return f"{name or 'the file'!r}{number} was revoked{why}{sent}"
+        return printable(f"{name or 'the file'!r}{number} was revoked{why}{sent}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"

@@ -12,6 +12,7 @@ import anyio.abc
 
 from .revocation import Revocation, users_of
 from .revokable import Revokable, below, have_observed
+from .text import printable
 
 logger = logging.getLogger("asyncrevoke")
 
@@ -47,7 +48,7 @@ class Event:
     def __str__(self) -> str:
         who = f": {self.who}" if self.who else ""
         reason = f" ({self.node.reason})" if self.node.reason else ""
-        return f"{self.node.path or 'everything'!r} {self.what}{who}{reason}"
+        return printable(f"{self.node.path or 'everything'!r} {self.what}{who}{reason}")
 
 
 #: Is called in the loop, in the midst of things: it notes what it is told, and does not wait. What it raises is logged.

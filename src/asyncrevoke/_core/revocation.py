@@ -18,6 +18,7 @@ import anyio.lowlevel
 
 from . import loop
 from .errors import RevokeDeadlock
+from .text import printable
 from .use import Releasing, chain
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class User:
         who = f"{self.kind} of {self.name!r}" if self.kind != "open file" else f"open file {self.name!r}"
         since = "" if self.since is None else f" for {self.since:.1f} s"
         where = f" at {self.where}" if self.where else ""
-        return f"{who} in {self.path!r}{since}{where}"
+        return printable(f"{who} in {self.path!r}{since}{where}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Report:
         parts += [f"{self.remaining} remaining"] if self.remaining else []
         parts += [f"{self.unclosed} unclosed"] if self.unclosed else []
         parts += [f"{len(self.errors)} failed: " + "; ".join(map(repr, self.errors))] if self.errors else []
-        return f"{self.name!r} revoked{why}: {', '.join(parts)}, in {self.seconds:.3f} s"
+        return printable(f"{self.name!r} revoked{why}: {', '.join(parts)}, in {self.seconds:.3f} s")
 
 
 class _Waiter(NamedTuple):

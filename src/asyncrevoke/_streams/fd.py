@@ -90,7 +90,7 @@ class FdStream(Face):
             await anyio.lowlevel.checkpoint()
             try:
                 self._check_end()
-                return await self._transfer(self._fd.writable, lambda: os.write(self._fd.number, item))
+                return await self._transfer(self._fd.writable, lambda: self._fd.write(item))
             except RevokedError as error:
                 self._answer(error, "write")
                 raise
@@ -108,7 +108,7 @@ class FdStream(Face):
         def write() -> None:
             nonlocal sent
             while sent < len(view):
-                sent += os.write(self._fd.number, view[sent:])
+                sent += self._fd.write(view[sent:])
 
         try:
             await self._transfer(self._fd.writable, write)
@@ -178,6 +178,7 @@ class Fd:
         except (OSError, ValueError, OverflowError) as exc:
             raise OSError(errno.EBADF, f"descriptor {fd} is not open for reading or writing") from exc
         self.number = fd
+        self._tty = os.isatty(fd)
         self.readable = _Side(fd, "reader", anyio.wait_readable)
         self.writable = _Side(fd, "writer", anyio.wait_writable)
         self._node = node
@@ -203,7 +204,7 @@ class Fd:
     async def write_some(self, item: memoryview) -> int:
         """Write what is accepted at once, at least one byte, and return how many. Cancellation: nothing was written."""
         await anyio.lowlevel.checkpoint()
-        while isinstance(written := self.attempt(lambda: os.write(self.number, item)), BlockingIOError):
+        while isinstance(written := self.attempt(lambda: self.write(item)), BlockingIOError):
             await self.writable.ready()
         return written
 
@@ -220,6 +221,12 @@ class Fd:
                 if self._shared or not settings[3] & termios.ICANON:
                     raise BlockingIOError
         return data
+
+    def write(self, item: bytes | memoryview) -> int:
+        """Write what is accepted at once, and return how many bytes. Raises as os.write(); use `attempt`."""
+        if self._tty and _polls(self.number, select.POLLHUP):  # a pty's master takes what nobody will read
+            raise OSError(errno.EIO, "nobody has the terminal open on the other side")
+        return os.write(self.number, item)
 
     def attempt(self, call: Callable[[], T]) -> T | BlockingIOError:
         """Make a system call, which returns or, if it would block, gives BlockingIOError."""
@@ -298,7 +305,7 @@ class _Side:
         return self._future
 
     def _ready(self) -> None:
-        if self._lost_by_errors and _failed(self._fd):
+        if self._lost_by_errors and _polls(self._fd, select.POLLERR):
             self.disarm()  # libuv has ended it, and uvloop tells nobody: the next wait begins anew
         if self._future is not None and not self._future.done():
             self._future.set_result(True)
@@ -322,8 +329,8 @@ def os_errors(what: str) -> Iterator[None]:
         raise OSError(*exc.args, what) from exc
 
 
-def _failed(fd: int) -> bool:
-    """Whether poll(2) tells of an error, which it tells unasked."""
+def _polls(fd: int, event: int) -> bool:
+    """Whether poll(2) tells of that now: POLLERR or POLLHUP, which it tells unasked."""
     poller = select.poll()
     poller.register(fd, 0)
-    return any(events & select.POLLERR for _, events in poller.poll(0))
+    return any(events & event for _, events in poller.poll(0))

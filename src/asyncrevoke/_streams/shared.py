@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from types import EllipsisType
 from typing import TypedDict, Unpack
@@ -21,10 +22,14 @@ _ATOMIC = 4096  # bytes that are not mixed with another writer's, as pipe(7) has
 class Shared:
     """A line that any number of streams are open on. It is pulled: whoever waits for data reads, for all.
 
+    With a backlog, a stream that is more than half of it behind holds the line up as long as it goes on receiving: the
+    fastest is no faster than the slowest. One that has received nothing for `patience` seconds holds up nobody.
+
     :param receive: receives 1 to so many bytes, or raises EndOfStream; cancelled, it has consumed nothing
     :param send_some: sends at least one byte of what it is given, and returns how many
     :param backlog: bytes that a stream may be behind before it is revoked as too slow. None: nobody gets a copy; who
         reads gets what he reads
+    :param patience: seconds since it last received, or had nothing to receive, for which a stream holds the line up
     :param exact: whether `send_some`, cancelled, has sent nothing
     :param history: bytes of what came last that are kept for streams opened with `replay`; with a backlog only
     """
@@ -37,6 +42,7 @@ class Shared:
         backlog: int | None,
         exact: bool = True,
         history: int = 0,
+        patience: float = 0.0,
     ) -> None:
         if backlog is not None and not backlog > 0:
             raise ValueError(f"backlog is {backlog!r}: give bytes, 1 or more")
@@ -52,6 +58,8 @@ class Shared:
         self._backlog = backlog
         self._exact = exact
         self._kept = history
+        self._patience = patience
+        self._taken = anyio.Event()  # set when a stream has received, or has gone
         self._ended = False  # the last byte was read
         self._turn_to_read = anyio.Lock()
 
@@ -66,23 +74,46 @@ class Shared:
                     break
                 if self._ended:
                     raise anyio.EndOfStream
+                await self._wait_for_slow(self._backlog)
                 await self._read_for_all(self._backlog)
         data = bytes(unread[:max_bytes])
         del unread[:max_bytes]
+        reader.received = time.monotonic()
+        self._taken.set()
         return data
+
+    async def _wait_for_slow(self, backlog: int) -> None:
+        """Wait until all who go on receiving have room for half of the backlog."""
+        while until := [
+            stream.received + self._patience
+            for stream in self.streams
+            if len(stream.unread) > self._kept + backlog // 2
+            if stream.received + self._patience > time.monotonic()
+        ]:
+            self._taken = anyio.Event()
+            with anyio.move_on_after(max(until) - time.monotonic()):
+                await self._taken.wait()
 
     async def _read_for_all(self, backlog: int) -> None:
         try:
-            data = await self._receive(backlog)
+            data = await self._receive(backlog - backlog // 2)
         except anyio.EndOfStream:
             self._ended = True
             return
         self.history += data
         del self.history[: -self._kept or None]
+        now = time.monotonic()
         for stream in list(self.streams):
+            if not stream.unread:
+                stream.received = now
             stream.unread += data
             if len(stream.unread) > (most := backlog + self._kept):  # what was replayed is no delay of the reader's
                 stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {most}")
+
+    def leave(self, stream: SharedStream) -> None:
+        """The stream is gone."""
+        self.streams.pop(stream, None)
+        self._taken.set()
 
     async def send(self, item: bytes, handle: Revokable) -> None:
         """Send all of `item` as an operation of `handle`, in pieces that are not mixed with those of others."""
@@ -114,16 +145,21 @@ class SharedOptions(TypedDict, total=False):
 
 
 class SharedStream(Face):
-    """A stream of its own handle on a shared line."""
+    """A stream of its own handle on a shared line.
+
+    :ivar unread: what has come for it, and was not received
+    :ivar received: when it last received, or had nothing to receive
+    """
 
     def __init__(
         self, shared: Shared, owner: Revokable, name: str = "", *, tty: bool = False, **options: Unpack[SharedOptions]
     ) -> None:
-        release = functools.partial(shared.streams.pop, self, None)
+        release = functools.partial(shared.leave, self)
         handle = owner.open(name, also=options.get("also", ()), release=release, answers=options.get("answers", ...))
         super().__init__(handle, tty=tty)
         self.shared = shared
         self.unread = bytearray(shared.history if options.get("replay") else b"")
+        self.received = time.monotonic()
         shared.streams[self] = None
 
     async def _receive(self, max_bytes: int) -> bytes:

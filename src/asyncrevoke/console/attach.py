@@ -18,10 +18,13 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from asyncrevoke.control.client import Control, Record
 from asyncrevoke.control.lines import VERSION, ControlError
-from asyncrevoke.lowlevel import os_errors
+from asyncrevoke.lowlevel import os_errors, printable
 
 ESCAPE = 0x1D  # ctrl-], as telnet has it
-HELP = "ctrl-] then q, or a dot, detaches; ctrl-] twice sends one; ctrl-] then ? shows this"
+HELP = (
+    "ctrl-] then q, or a dot, detaches; ctrl-] then c throws away input that is stuck, and types ctrl-C; "
+    "ctrl-] twice sends one; ctrl-] then ? shows this"
+)
 _HINT = "ctrl-] q detaches, ctrl-] ? helps"
 QUIET = 1.0  # seconds without output after which who has nothing more to send detaches
 _LONGEST = 10.0  # seconds after which he does so in any case
@@ -249,6 +252,10 @@ class _Attachment:
                         await self._type(bytes(typed))
                         await self._detach()
                         return
+                    if key == ord("c"):
+                        typed.clear()
+                        await self._interrupt()
+                        continue
                     if key != ESCAPE:
                         self._tasks.start_soon(self._terminal.say, HELP)  # ctrl-] q works meanwhile
                         continue
@@ -279,14 +286,16 @@ class _Attachment:
         if data:  # what is typed without the keyboard, the server throws away
             await self._unsent.send({"data": base64.b64encode(data).decode()})
 
+    async def _interrupt(self) -> None:
+        """Have ctrl-C typed before all that was typed so far, which is thrown away."""
+        with contextlib.suppress(anyio.WouldBlock):
+            while True:
+                self._to_send.receive_nowait()
+        await self._unsent.send({"interrupt": True})
+
     async def _detach(self) -> None:
         """What was typed comes first; a server that does not answer is left alone."""
         with anyio.move_on_after(_PATIENCE):
             await self._unsent.send({"detach": True})
             await anyio.sleep_forever()
         self._end("detached")
-
-
-def printable(text: str) -> str:
-    """A text whose control characters are shown, and do nothing to the terminal."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

@@ -20,8 +20,9 @@ import anyio
 from asyncrevoke.console import Share, host, read_config
 from asyncrevoke.control.client import Control, Record
 from asyncrevoke.control.lines import ControlError
+from asyncrevoke.lowlevel import printable
 
-from .attach import HELP, attach, printable
+from .attach import HELP, attach
 from .demo import demo
 from .kernel import HeldTerminal
 from .sockets import Servers, look, new_socket

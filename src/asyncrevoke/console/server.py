@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,12 +24,14 @@ from asyncrevoke.control.request import Request
 from asyncrevoke.control.server import serve
 from asyncrevoke.lowlevel import Registry, Revokable, RevokedError, SharedStream, log_events, observe
 
+from .log import Log
 from .share import Share
 
 logger = logging.getLogger("asyncrevoke")
 
 _LOOPBACK = ("sh", "-c", "stty raw -echo; exec cat")
 _PIECE = 8192  # bytes of output in a line; a Unix socket takes such a line as a whole or not at all
+_AHEAD = 256  # lines that a client may type ahead, and an interrupt passes
 _LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told
 
 Session = PtySession | SerialDevice
@@ -121,6 +122,8 @@ class _Console:
     :ivar ended: why it has ended by itself
     :ivar clients: who are attached, in order
     :ivar keyboard: who has it
+    :ivar typing: is held by who types, until he has lost the keyboard
+    :ivar typist: whose typing is what may still be on its way to the device
     """
 
     def __init__(self, share: Share, registry: Registry) -> None:
@@ -130,8 +133,10 @@ class _Console:
         self.ended = ""
         self.clients: dict[_Client, None] = {}
         self.keyboard: _Client | None = None
+        self.typing = anyio.Lock()
+        self.typist: _Client | None = None
         self._left = anyio.Event()
-        self._log = open(share.log, "ab", buffering=0, opener=_open_log) if share.log else None  # noqa: SIM115
+        self._log = Log(share.log, share.name) if share.log else None
         try:
             if share.device:
                 self._devices = serial_device(
@@ -184,28 +189,25 @@ class _Console:
         self.session = session
         self._change()
         while not session.node.revoked:
+            recorder = session.open("recorder")
             with contextlib.suppress(RevokedError):  # perhaps of the recorder alone: it is opened anew
-                async for data in session.open("recorder"):
-                    self._record(data)
+                async for data in recorder:
+                    await self._record(data)
                 break
+            await self._record(bytes(recorder.unread))  # others have read it, and may have shown it
 
     async def _status(self, session: PtySession) -> str:
         with anyio.move_on_after(1):
             return f"the program has ended with status {await session.wait()}"
         return "the program has closed its terminal"
 
-    def _record(self, data: bytes) -> None:
+    async def _record(self, data: bytes) -> None:
         if self._log is not None:
-            try:
-                self._log.write(data)
-            except OSError as exc:
-                logger.error("%s is logged no longer: %s", self.share.name, exc)  # noqa: TRY400
-                self._close_log()
+            await self._log.write(data)
 
     def _close_log(self) -> None:
-        log, self._log = self._log, None
-        if log is not None:
-            log.close()
+        if self._log is not None:
+            self._log.close()
 
     def _change(self) -> None:
         self.changed.set()
@@ -218,13 +220,19 @@ class _Console:
             return "it has not come yet"
         return self.session.node.reason or "closed" if self.session.node.revoked else None
 
+    def discard(self) -> None:
+        """Throw away what was typed and the device has not taken."""
+        if self.session is not None:
+            with contextlib.suppress(RevokedError, anyio.ClosedResourceError):
+                self.session.discard()
+
     # -- the keyboard --
 
     def enter(self, client: _Client, *, force: bool) -> None:
         """Somebody has come."""
         self.clients[client] = None
         if force or (client.writes and self.keyboard is None):
-            self._hand_to(client)
+            self.hand_to(client)
 
     def leave(self, client: _Client) -> None:
         """Somebody has gone."""
@@ -233,9 +241,10 @@ class _Console:
 
     def _hand_on(self) -> None:
         """Nobody has it any more: it is for whoever has been here longest."""
-        self._hand_to(next((each for each in self.clients if each.writes and not each.handle.revoked), None))
+        self.hand_to(next((each for each in self.clients if each.writes and not each.handle.revoked), None))
 
-    def _hand_to(self, client: _Client | None) -> None:
+    def hand_to(self, client: _Client | None) -> None:
+        """Give the keyboard to this one, or to nobody. What is being typed with the old one is thrown away."""
         before, self.keyboard = self.keyboard, client
         if before is not None and before.keyboard is not None:
             keyboard, before.keyboard = before.keyboard, None
@@ -243,6 +252,8 @@ class _Console:
         if client is not None:
 
             def lost() -> None:
+                if self.typist is client and not client.leaves:
+                    self.discard()
                 if client.keyboard is new:  # it was closed or taken away, alone or with all that the client has
                     client.keyboard, client.writes, client.why = None, False, new.reason
                     self._hand_on()
@@ -259,6 +270,7 @@ class _Client:
     :ivar handle: pinned to the name: who takes it away takes all that the client has
     :ivar writes: whether the keyboard may come to this one
     :ivar keyboard: a handle on it, for as long as this one has it
+    :ivar leaves: it goes by itself, and what it has typed stays
     :ivar why: it alone was taken away from this one
     :ivar news: set when it may have changed hands
     """
@@ -271,6 +283,7 @@ class _Client:
         )
         self.writes = writes
         self.keyboard: Revokable | None = None
+        self.leaves = False
         self.why = ""
         self.news = anyio.Event()
         self._console = console
@@ -280,6 +293,7 @@ class _Client:
         self._stream: SharedStream | None = None  # the latest
         self._outcome: str | Exception | None = None
         self.handle = console.node.pin(self.name)
+        self._typed, self._to_type = anyio.create_memory_object_stream[tuple[Revokable, bytes] | None](_AHEAD)
 
     async def run(self, *, force: bool) -> str:
         """Show it all that comes, take what it types, until it ends; it returns why.
@@ -290,9 +304,12 @@ class _Client:
         try:
             await self._connection.send({"attached": self.handle.path})
             async with anyio.create_task_group() as tasks:
-                for part in (self._show, self._hear, self._tell):
+                for part in (self._show, self._hear, self._type, self._tell):
                     tasks.start_soon(self._run, part, tasks.cancel_scope)
         finally:
+            self.leaves = not isinstance(self._outcome, ControlError)
+            self._typed.close()
+            self._to_type.close()
             try:
                 await self.handle.aclose()
             finally:
@@ -362,21 +379,41 @@ class _Client:
             except anyio.EndOfStream:  # nothing more is typed; if it has gone, the request is cancelled
                 await anyio.sleep_forever()
             if "data" in line:
-                await self._type(_bytes(line["data"]))
+                await self._pass_on(_bytes(line["data"]))
+            elif line.get("interrupt") is True:
+                await self._interrupt()
             elif "size" in line:
                 self._size = _size(line["size"])
                 self.resize()
             elif line.get("detach") is True:
-                return "detached"
+                await self._typed.send(None)
             else:
-                raise ControlError("bad-request", "attached, send 'data', 'size' or 'detach'")
+                raise ControlError("bad-request", "attached, send 'data', 'size', 'interrupt' or 'detach'")
 
-    async def _type(self, data: bytes) -> None:
-        keyboard, stream = self.keyboard, self._stream
-        if keyboard is not None and stream is not None:
-            # What was taken away, or is at its end, is told elsewhere.
-            with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError), keyboard.using():
-                await stream.send(data)
+    async def _pass_on(self, data: bytes) -> None:
+        if self.keyboard is not None:
+            await self._typed.send((self.keyboard, data))
+
+    async def _type(self) -> str:
+        """Type what was typed ahead with a keyboard that this one still has, until it detaches."""
+        async for typed in self._to_type:
+            if typed is None:
+                break
+            keyboard, data = typed
+            if (stream := self._stream) is not None:
+                async with self._console.typing:
+                    # What was taken away, or is at its end, is told elsewhere.
+                    with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError), keyboard.using():
+                        self._console.typist = self
+                        await stream.send(data)
+        return "detached"
+
+    async def _interrupt(self) -> None:
+        """Type ctrl-C before all that is on its way to the device, which is thrown away, whoever typed it."""
+        if self._console.keyboard is self:
+            self._console.hand_to(self)  # anew: what waits to be typed goes with the old one
+            self._console.discard()
+            await self._pass_on(b"\x03")
 
     def resize(self) -> None:
         """Give the terminal the size of this one's window, if it has the keyboard."""
@@ -398,11 +435,6 @@ class _Client:
             else:
                 await self.news.wait()
             self.news = anyio.Event()
-
-
-def _open_log(path: str, flags: int) -> int:
-    """What is shown is not for everybody; a pipe that nobody reads is an error, and no reason to wait."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
 
 
 def _bytes(value: object) -> bytes:

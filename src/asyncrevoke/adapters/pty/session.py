@@ -24,6 +24,8 @@ from asyncrevoke.lowlevel import Fd, Resource, Revokable, Shared, SharedOptions,
 
 from .program import Program
 
+_TIOCGPTPEER = 0x5441  # include/uapi/asm-generic/ioctls.h
+
 
 def open_pty(
     argv: Sequence[str | os.PathLike[str]],
@@ -34,6 +36,7 @@ def open_pty(
     cwd: str | os.PathLike[str] | None = None,
     size: tuple[int, int] = (24, 80),
     backlog: int = 65536,
+    patience: float = 10.0,
     history: int = 0,
     kill_after: float = 5.0,
     answers: Answers | EllipsisType = ...,
@@ -48,7 +51,9 @@ def open_pty(
     :param name: for errors and reports; left out: the program's
     :param env: its whole environment; None: this process's
     :param size: rows and columns
-    :param backlog: bytes that a client may be behind before it is revoked as too slow
+    :param backlog: bytes that a client may be behind before it is revoked as too slow. The program is held up first, for a
+        client that is more than half of it behind and goes on receiving
+    :param patience: seconds without receiving after which a client holds the program up no longer
     :param history: bytes of the last output that are kept for streams opened with `replay`
     :param kill_after: seconds from the hang-up to SIGKILL for those who stay. A revocation waits until they are gone; what
         the kernel keeps for 5 s more, as it waits for a dead disk, is named in a `TimeoutError`
@@ -61,7 +66,8 @@ def open_pty(
     if not kill_after >= 0:
         raise ValueError(f"kill_after is {kill_after!r}: give seconds, 0 or more")
     make = functools.partial((owner or Revokable()).open, name or pathlib.PurePath(argv[0]).name, answers=answers)
-    return PtySession(wanted, make, kill_after, backlog, history)
+    line = functools.partial(Shared, backlog=backlog, patience=patience, history=history)
+    return PtySession(wanted, make, line, kill_after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +112,10 @@ class PtySession(Resource):
     """
 
     def __init__(
-        self, wanted: _Wanted, make: Callable[[], Revokable], kill_after: float, backlog: int, history: int
+        self, wanted: _Wanted, make: Callable[[], Revokable], line: Callable[..., Shared], kill_after: float
     ) -> None:
         self._kill_after = kill_after
-        self._shared = Shared(
-            lambda most: self._master.read(most),  # noqa: PLW0108  # which is made later
-            lambda item: self._master.write_some(item),  # noqa: PLW0108
-            backlog=backlog,
-            history=history,
-        )
+        self._shared = line(self._read, self._write_some)
         self.node = make()
         started = None
         try:
@@ -169,6 +170,21 @@ class PtySession(Resource):
         with self.node.using():
             _set_size(self._master.number, (rows, columns))
 
+    def discard(self) -> None:
+        """Throw away what was sent and the program has not read: what is sent next comes first.
+
+        :raises RevokedError, ~anyio.ClosedResourceError: if the session is gone
+        :raises OSError: if there is no descriptor left, or the program keeps others from opening its terminal
+        """
+        with self.node.using():
+            # A master's output cannot be flushed: it is the input of the other side.
+            slave = fcntl.ioctl(self._master.number, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            try:
+                with os_errors(self.node.path):
+                    termios.tcflush(slave, termios.TCIFLUSH)
+            finally:
+                os.close(slave)
+
     def kill(self, signum: int) -> None:
         """Send a signal to the program's process group.
 
@@ -179,6 +195,12 @@ class PtySession(Resource):
 
     def __repr__(self) -> str:
         return f"<PtySession pid={self.pid} returncode={self.returncode} of {self.node!r}>"
+
+    def _read(self, max_bytes: int) -> Awaitable[bytes]:
+        return self._master.read(max_bytes)
+
+    def _write_some(self, item: memoryview) -> Awaitable[int]:
+        return self._master.write_some(item)
 
     async def _send_eof(self) -> None:
         with os_errors(self.node.path):
@@ -200,7 +222,11 @@ class PtySession(Resource):
 
 
 class PtyStream(SharedStream):
-    """One stream on a `PtySession`, as `PtySession.open` gives it."""
+    """One stream on a `PtySession`, as `PtySession.open` gives it.
+
+    :raises ~anyio.BrokenResourceError: from `send` and `send_eof`, if nobody has the terminal open any more: the program and
+        all its children have ended, or closed it. What was sent is what the terminal has taken; a program may end unread
+    """
 
     def __init__(self, session: PtySession, name: str, **options: Unpack[SharedOptions]) -> None:
         super().__init__(session._shared, session.node, name, tty=True, **options)

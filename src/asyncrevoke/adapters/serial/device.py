@@ -118,7 +118,8 @@ def open_serial(
         asyncio alone
     :param fan_out: each stream gets a copy of all that comes. Else one task may read at a time. What a stream has not
         received when the port is taken away is thrown away
-    :param backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow
+    :param backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow. Nobody is waited for:
+        a device sends on, and what the driver has no room for is lost to all
     :param history: with `fan_out`, bytes of what came last that are kept for streams opened with `replay`
     :param close_timeout: seconds to wait for the kernel to close it; a stalled line takes it 31
     :param owner: what the device is opened on; a `Name` gives it a generation
@@ -234,6 +235,15 @@ class SerialDevice(Resource):
             return SerialStream(self, self._shared, name, **options)
         except RevokedError as error:
             raise SerialRevokedError.of(error) from None
+
+    def discard(self) -> None:
+        """Throw away what was sent and the driver has not: what is sent next comes first. It does not wait.
+
+        :raises RevokedError, ~anyio.ClosedResourceError: if the device is gone
+        :raises OSError: if the driver refuses it
+        """
+        with self.node.using(), os_errors(self.url):
+            termios.tcflush(self.fileno(), termios.TCOFLUSH)
 
     def fileno(self) -> int:
         """The port's descriptor."""
