@@ -878,6 +878,34 @@ async def test_a_writer_alone_can_be_wrapped() -> None:
         reader._transport.close()  # type: ignore[attr-defined]  # nothing else closes it
 
 
+class Slotted(asyncio.Protocol):
+    """A protocol that takes no other `connection_lost`, as uvloop's own for TLS takes none."""
+
+    __slots__ = ("reader",)
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self.reader = reader
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.reader.set_transport(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.reader.feed_data(data)
+
+
+async def test_a_reader_of_any_protocol_is_closed() -> None:
+    """Also where it cannot be told to anybody that the connection is lost."""
+    near, far = socket.socketpair()
+    with far, anyio.fail_after(20):
+        reader = asyncio.StreamReader()
+        await asyncio.get_running_loop().create_unix_connection(lambda: Slotted(reader), sock=near)
+        wrap_streams(reader, None)
+        far.send(b"x")
+        assert await reader.read(1) == b"x"
+        await node_of(reader).revoke("taken")
+        assert near.fileno() == -1
+
+
 @pytest.mark.parametrize("stalled", [False, True])
 async def test_a_socket_of_a_reader_alone_is_closed_at_once(*, stalled: bool) -> None:
     """Whatever there is still to send by a writer that was not wrapped."""

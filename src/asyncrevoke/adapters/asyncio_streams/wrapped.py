@@ -101,11 +101,15 @@ def _lost(stream: Any) -> asyncio.Future[None]:
             if not lost.done():
                 lost.set_result(None)
 
-    protocol.connection_lost = connection_lost
+    try:
+        protocol.connection_lost = connection_lost
+    except AttributeError:  # one with slots; uvloop's of TLS, below the transport of the writer, which tells
+        lost.set_result(None)
     return lost
 
 
 async def _closed(handle: Revokable, lost: set[asyncio.Future[None]]) -> None:
+    await asyncio.sleep(0)  # in which those are closed that cannot tell
     _, pending = await asyncio.wait(lost, timeout=_PATIENCE)
     if pending:
         raise TimeoutError(f"{handle.path!r}: its transport was aborted {_PATIENCE} s ago and is not closed yet")
@@ -114,10 +118,7 @@ async def _closed(handle: Revokable, lost: set[asyncio.Future[None]]) -> None:
 def _abort(transport: Any) -> None:
     try:
         transport.abort()
-    except (
-        AttributeError,
-        NotImplementedError,
-    ):  # asyncio's and uvloop's pipe that is read; pyserial-asyncio's, if lost
+    except (AttributeError, NotImplementedError):  # a pipe that is read; pyserial-asyncio's, if it is lost
         transport.close()
 
 
