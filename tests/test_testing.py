@@ -271,9 +271,15 @@ class ReleasesWhatWasUsedOnly(Bell):
 
 
 class LastReason(Revokable):
+    last = ""
+
+    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
+        self.last = reason
+        return super().revoke(reason, grace=grace)
+
     @property
     def reason(self) -> str:
-        return self._acts[-1].reason if self._acts else ""
+        return self.last or super().reason
 
 
 class ForgetsTheFirstReason(Bell):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import gc
@@ -15,6 +16,7 @@ import struct
 import termios
 import threading
 import traceback
+import tty
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -784,3 +786,202 @@ async def test_tls_is_taken_away_while_it_begins() -> None:
         await settle()
         await node_of(writer).revoke("taken")
         assert isinstance(await outcome(lambda: starting), RevokedError)
+
+
+# -- two transports, and one half --
+
+
+@contextlib.asynccontextmanager
+async def halves(kind: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Any]]:
+    """A reader and a writer of a transport each, not wrapped yet; b"hello" comes. The last tells what the far side meets."""
+    loop = asyncio.get_running_loop()
+    with anyio.fail_after(20), contextlib.ExitStack() as far:
+        if kind == "child":
+            say = "echo hello; cat >/dev/null; exec yes"  # ends when it can neither read nor write
+            child = await asyncio.create_subprocess_exec("sh", "-c", say, stdin=-1, stdout=-1)
+            assert child.stdout
+            assert child.stdin
+            yield child.stdout, child.stdin, lambda: None
+            await child.wait()
+            return
+        if kind == "terminal":
+            write, far_write = os.openpty()
+            tty.setraw(far_write)
+            read, far_read = os.dup(write), os.dup(far_write)
+        else:
+            (read, far_write), (far_read, write) = os.pipe(), os.pipe()
+        far.callback(os.close, far_write)
+        far.callback(os.close, far_read)
+        os.write(far_write, b"hello")
+        reader = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read, "rb", 0))
+        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(write, "wb", 0))
+
+        def met() -> tuple[object, ...]:
+            ends: list[object] = []
+            for call in (lambda: os.write(far_write, b"late"), lambda: os.read(far_read, 1 << 20)):
+                try:
+                    ends.append(call())
+                except OSError as exc:
+                    ends.append(errno.errorcode[exc.errno or 0])
+            return tuple(ends)
+
+        os.set_blocking(far_read, False)
+        yield reader, asyncio.StreamWriter(transport, protocol, reader, loop), met
+
+
+CLOSED = {"pipes": ("EPIPE", b""), "terminal": ("EIO", b""), "child": None}
+
+
+@pytest.mark.parametrize("end", [CLOSE, REVOKE, "owner"])
+@pytest.mark.parametrize("kind", CLOSED)
+async def test_both_transports_of_a_pair_are_closed_when_it_is_taken_away(kind: str, end: str) -> None:
+    """Whoever ends it: when that is complete, the far side can neither send nor receive, and nothing is taken in."""
+    owner = Revokable("owner")
+    async with halves(kind) as (reader, writer, met):
+        wrap_streams(reader, writer, owner)
+        assert await reader.readexactly(5) == b"hello"
+        if end == "owner":
+            await owner.revoke("taken")
+        else:
+            finish(writer, end)
+            await writer.wait_closed()
+            await node_of(writer).revoke()
+        assert met() == CLOSED[kind]
+
+
+async def test_a_reader_alone_can_be_wrapped() -> None:
+    """None comes back for the writer. What waits is kicked, its pipe alone is closed, and the writer goes on."""
+    async with halves("pipes") as (reader, writer, met):
+        assert wrap_streams(reader, None, name="ours") == (reader, None)
+        assert await reader.readexactly(5) == b"hello"
+        reading = asyncio.create_task(reader.read())
+        await settle()
+        await node_of(reader).revoke("taken")
+        assert isinstance(await outcome(lambda: reading), RevokedError)
+        writer.write(b"still")
+        assert met() == ("EPIPE", b"still")
+        writer.close()
+
+
+async def test_a_writer_alone_can_be_wrapped() -> None:
+    """None comes back for the reader. What waits is kicked, its pipe alone is closed, and the reader goes on."""
+    async with halves("pipes") as (reader, writer, met):
+        assert wrap_streams(None, writer) == (None, writer)
+        writer.write(BIG)
+        draining = asyncio.create_task(writer.drain())
+        await settle()
+        await node_of(writer).revoke("taken")
+        assert isinstance(await outcome(lambda: draining), RevokedError)
+        assert met()[1] in BIG
+        assert met()[1] == b""
+        assert await reader.readexactly(9) == b"hellolate"
+        reader._transport.close()  # type: ignore[attr-defined]  # nothing else closes it
+
+
+class Slotted(asyncio.Protocol):
+    """A protocol that takes no other `connection_lost`, as uvloop's own for TLS takes none."""
+
+    __slots__ = ("reader",)
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self.reader = reader
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.reader.set_transport(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.reader.feed_data(data)
+
+
+async def test_a_reader_of_any_protocol_is_closed() -> None:
+    """Also where it cannot be told to anybody that the connection is lost."""
+    near, far = socket.socketpair()
+    with far, anyio.fail_after(20):
+        reader = asyncio.StreamReader()
+        await asyncio.get_running_loop().create_unix_connection(lambda: Slotted(reader), sock=near)
+        wrap_streams(reader, None)
+        far.send(b"x")
+        assert await reader.read(1) == b"x"
+        await node_of(reader).revoke("taken")
+        assert near.fileno() == -1
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+async def test_a_socket_of_a_reader_alone_is_closed_at_once(*, stalled: bool) -> None:
+    """Whatever there is still to send by a writer that was not wrapped."""
+    near, far = socket.socketpair()
+    with far, anyio.fail_after(20):
+        reader, writer = await asyncio.open_unix_connection(sock=near)
+        wrap_streams(reader, None)
+        if stalled:
+            writer.write(BIG * 16)
+        await node_of(reader).aclose()
+        assert near.fileno() == -1
+
+
+async def test_a_close_sends_what_was_written_whatever_the_protocol() -> None:
+    """Also where the protocol cannot tell when it is closed, as that of a pipe cannot that asyncio's recipes use."""
+    async with halves("pipes") as (reader, writer, met):
+        wrap_streams(reader, writer)
+        writer.write(BIG)
+        writer.close()
+        closing = asyncio.create_task(writer.wait_closed())
+        got = bytearray()
+        while len(got) < len(BIG):
+            piece = met()[1]
+            got += piece if isinstance(piece, bytes) else b""
+            await anyio.lowlevel.checkpoint()
+        assert bytes(got) == BIG
+        await closing
+
+
+@pytest.mark.parametrize("kind", ["lost", "bare"])
+async def test_what_has_no_transport_any_more_can_be_wrapped(kind: str) -> None:
+    """It is closed already: nobody waits, and its revocation has nothing to do."""
+    reader, writer = asyncio.StreamReader(), None
+    if kind == "lost":
+        near, far = socket.socketpair()
+        far.close()
+        reader, writer = await asyncio.open_unix_connection(sock=near)
+        writer.close()
+        await writer.wait_closed()
+    wrap_streams(reader, writer, name="gone")
+    with anyio.fail_after(20):
+        await node_of(reader).revoke("taken")
+        if writer:
+            await writer.wait_closed()
+
+
+def test_a_writer_can_be_closed_between_two_runs_of_its_loop(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    """As asyncio's can, once and again; in the next run it sends what was written, and is closed."""
+    near, far = socket.socketpair()
+
+    async def wrap() -> Pair:
+        return wrap_streams(*await asyncio.open_unix_connection(sock=near))
+
+    uvloop = anyio_backend[1].get("use_uvloop")
+    factory = pytest.importorskip("uvloop").new_event_loop if uvloop else anyio_backend[1].get("loop_factory")
+    with far, asyncio.Runner(loop_factory=factory) as runner:
+        _, writer = runner.run(wrap())
+        writer.write(BIG)
+        writer.close()
+        writer.close()
+        with pytest.raises(anyio.ClosedResourceError):
+            writer.write(b"too late")
+        thread = threading.Thread(target=lambda: got.append(far.makefile("rb").read()))
+        got: list[bytes] = []
+        thread.start()
+        runner.run(asyncio.wait_for(writer.wait_closed(), 20))
+        thread.join()
+    assert got == [BIG]
+    assert node_of(writer).released
+
+
+async def test_a_writer_that_another_thread_closes_goes_on() -> None:
+    """It is a RuntimeError, and nothing has changed: its loop would never be told."""
+    async with revocable("unix") as ((_, writer), far):
+        with pytest.raises(RuntimeError, match="revoke_threadsafe"):
+            await anyio.to_thread.run_sync(writer.close)
+        writer.write(b"x")
+        assert far.recv(1) == b"x"

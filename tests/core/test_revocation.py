@@ -1,6 +1,9 @@
 """The view of one revocation: awaiting it, the report, who is still inside, and the deadlocks it refuses."""
 
 import contextlib
+import gc
+import inspect
+import math
 import re
 from collections.abc import Awaitable, Callable
 
@@ -71,6 +74,120 @@ async def test_it_completes_however_many_revoked_it() -> None:
         assert sorted(log[2:]) == ["child", "close"]
         other.stop_using()
     assert sorted(log[4:]) == ["again", "all", "root"]
+
+
+async def give_up(node: Revokable) -> None:
+    with anyio.move_on_after(0):
+        await node.aclose()
+
+
+async def leave_unclosed(node: Revokable) -> None:
+    """Ask for what is released, but of which a file is not closed by its owner."""
+    if not node.released:
+        node.stop_using()
+        await node.revoke()
+    node.revoke()
+
+
+ASKS: dict[str, Callable[[Revokable, Revokable], object]] = {
+    "revoke": lambda node, _: node.revoke("again"),
+    "with a grace": lambda node, _: node.revoke(grace=3600),
+    "close": lambda node, _: node.close(),
+    "from above": lambda node, other: (node.revoke(), other.revoke()),
+    "all": lambda node, other: revoke_all([node, other]),
+    "give up": lambda node, _: give_up(node),
+    "unclosed": lambda node, _: leave_unclosed(node),
+}
+
+
+@pytest.mark.invariant("I4")
+@pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
+async def test_asking_again_keeps_nothing(ask: Callable[[Revokable, Revokable], object]) -> None:
+    """While one who is inside does not leave, a further act is kept by whoever holds it, and by nobody else."""
+
+    def kept() -> tuple[int, int]:
+        gc.collect()
+        return sum(type(each) is Revocation for each in gc.get_objects()), len(anyio.get_running_tasks())
+
+    node = Revokable("node")
+    handle = node.open("handle", at_close=lambda: None)
+    other = node.open("other")
+    assert node.start_using()
+    found = []
+    for _ in range(10):
+        asked = ask(node, other)
+        if inspect.isawaitable(asked) and not isinstance(asked, Revocation):
+            await asked
+        del asked
+        await settle()
+        found.append(kept())
+    assert found == [found[0]] * 10
+    if not node.released:
+        node.stop_using()
+    await node.revoke()
+    await handle.close()
+
+
+@pytest.mark.invariant("I4")
+async def test_a_later_act_tells_what_came_after_it() -> None:
+    """It has a reason of its own, and it counts what was kicked, released and raised since it was called."""
+    log: Log = []
+    done = anyio.Event()
+
+    def fail(_: Revokable) -> None:
+        raise ZeroDivisionError
+
+    node = Revokable("node", kick=fail)
+    node.open("handle")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stubborn, node, log, done)
+        await settle()
+        first = node.revoke("first")
+        later = node.revoke("later")
+        assert (later.reason, later.remaining, len(later.stragglers())) == ("later", 1, 1)
+        done.set()
+        report = await later
+    assert [(act.report.kicked, act.report.released, len(act.report.errors)) for act in (first, later)] == [
+        (1, 2, 2),
+        (0, 1, 0),
+    ]
+    assert (report.name, report.reason) == ("node", "later")
+    late = await node.revoke("too late")
+    assert (late.kicked, late.released, late.remaining) == (0, 0, 0)
+    assert late.seconds >= 0
+    with pytest.raises(ExceptionGroup):
+        await first
+
+
+@pytest.mark.parametrize(
+    "graces", [(3600, 7200, 0), (3600, math.inf, 0), (math.inf, 3600, 0), (3600, 0, 3600)], ids=str
+)
+async def test_a_later_act_can_only_bring_the_kick_forward(graces: tuple[float, ...]) -> None:
+    """Whichever grace is over first: a longer one that is given later changes nothing, a shorter one counts."""
+    log: Log = []
+    node = Revokable("node")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(operate, node, log)
+        await settle()
+        kicked = []
+        for grace in graces:
+            node.revoke(grace=grace)
+            kicked.append(node.kicked)
+        assert kicked == [0 in graces[: end + 1] for end in range(3)]
+    await node.revoke()
+
+
+async def test_a_shorter_grace_is_kept_beside_a_longer_one() -> None:
+    """It ends in its own time, also where a longer one follows it."""
+    log: Log = []
+    node = Revokable("node")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(operate, node, log)
+        await settle()
+        for grace in 3600, 0.001, 3600:
+            act = node.revoke(grace=grace)
+        with anyio.fail_after(20):
+            assert (await act).released == 1
 
 
 @pytest.mark.invariant("I4")

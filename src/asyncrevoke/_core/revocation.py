@@ -106,6 +106,9 @@ class Revocation:
         self, roots: tuple[Revokable, ...], reason: str, closer: Revokable | None = None, spare: loop.Task | None = None
     ) -> None:
         self._roots = roots
+        self._whole = self  # whose counts these are: the first act of the same roots, as a later one adds no node
+        self._before = (0, 0, 0)  # what that had kicked, released, and noted of errors, when this one was called
+        self._deadline: float | None = None  # when all are kicked, whoever asked for it
         self.reason = reason
         self._closer = closer  # the node whose owner closed it, in an act of close()
         self._spare = spare  # the task whose own operations are not kicked
@@ -124,7 +127,7 @@ class Revocation:
 
     def done(self) -> bool:
         """Whether everything is drained and released."""
-        return not self._unreleased
+        return not self._whole._unreleased
 
     @functools.cached_property
     def name(self) -> str:
@@ -134,21 +137,25 @@ class Revocation:
     @property
     def remaining(self) -> int:
         """The number of nodes that are not released yet."""
-        return self._unreleased
+        return self._whole._unreleased
 
     @property
     def report(self) -> Report:
         """What has been done so far, without waiting."""
+        whole, (kicked, released, _) = self._whole, self._before
         return Report(
             name=self.name,
             reason=self.reason,
-            kicked=self._kicked,
-            released=self._released,
-            remaining=self._unreleased,
-            seconds=(self._ended or time.monotonic()) - self._began,
+            kicked=whole._kicked - kicked,
+            released=whole._released - released,
+            remaining=self.remaining,
+            seconds=max(0.0, (whole._ended or time.monotonic()) - self._began),
             unclosed=sum(node._unclosed for node in self._roots),
-            errors=tuple(self._errors),
+            errors=self._raised(),
         )
+
+    def _raised(self) -> tuple[BaseException, ...]:
+        return tuple(self._whole._errors[self._before[2] :])
 
     def __await__(self) -> Generator[Any, Any, Report]:
         return self._complete().__await__()
@@ -167,7 +174,7 @@ class Revocation:
             self._log_untold()
             raise
         self._reporters -= 1
-        if self._errors:
+        if self._raised():
             raise self._failures()
 
     async def wait_drained(self) -> None:
@@ -175,7 +182,7 @@ class Revocation:
 
         :raises RevokeDeadlock: if an operation of the caller's own is one of them
         """
-        await self._until(lambda: not self._undrained, of_release=False)
+        await self._until(lambda: not self._whole._undrained, of_release=False)
 
     async def wait_closed(self) -> None:
         """Wait until everything is released and every owner of a file with an `at_close` has closed it, too.
@@ -184,12 +191,12 @@ class Revocation:
 
         :raises RevokeDeadlock: as awaiting the revocation itself
         """
-        await self._until(lambda: not self._unreleased and not any(node.unclosed for node in self._roots))
+        await self._until(lambda: self.done() and not any(node.unclosed for node in self._roots))
 
     def stragglers(self) -> list[User]:
         """Who is still inside: operations that have not left, and releases that run (I8). `str()` of each says it all."""
         found: list[User] = []
-        for node in self._nodes:
+        for node in self._whole._nodes:
             found += (user for user in node.users() if user.kind != "open file")
         return found
 
@@ -220,16 +227,16 @@ class Revocation:
             call()
         else:
             self._reporters += 1
-            self._waiters[call] = _Waiter(self.done, call, None, of_release=True)
+            self._whole._waiters[call] = _Waiter(self.done, call, None, of_release=True)
 
     def _log_untold(self) -> None:
-        if self.done() and self._errors and not self._told and not self._reporters:
+        if self.done() and self._raised() and not self._told and not self._reporters:
             failures = self._failures()
             logger.error("%s", failures, exc_info=failures)
 
     def _failures(self) -> BaseExceptionGroup[BaseException]:
         self._told = True
-        return BaseExceptionGroup(f"revoking {', '.join(node.path for node in self._roots)!r} failed", self._errors)
+        return BaseExceptionGroup(f"revoking {', '.join(node.path for node in self._roots)!r} failed", self._raised())
 
     async def _until(self, ready: Callable[[], bool], *, of_release: bool = True) -> None:
         home = None if ready() else loop.current()
@@ -241,13 +248,16 @@ class Revocation:
             await anyio.lowlevel.checkpoint()
             return
         assert home is not None
-        self._refuse_deadlock(home, task, of_release)  # before any checkpoint, or the caller's own kick comes first
+        self._whole._refuse_deadlock(
+            home, task, of_release
+        )  # before any checkpoint, or the caller's own kick comes first
         event = anyio.Event()
-        self._waiters[event] = _Waiter(ready, functools.partial(home.wake, event), task, of_release)
+        waiters = self._whole._waiters
+        waiters[event] = _Waiter(ready, functools.partial(home.wake, event), task, of_release)
         try:
             await event.wait()
         finally:
-            self._waiters.pop(event, None)
+            waiters.pop(event, None)
 
     def _refuse_deadlock(self, home: loop.Home, task: loop.Task | None, of_release: bool) -> None:
         """Go from the caller to those who wait for it, and on, looking for one whom this revocation waits for."""
@@ -294,8 +304,9 @@ def begin(act: Revocation, home: loop.Home | None, grace: float) -> None:
     for root in act._roots:
         if root._home is not home:
             root._settle()
-    _refuse(act, home)
-    if not act._nodes:  # it was over before
+    if not _is_again(act, home):
+        _refuse(act, home)
+    if not act._whole._nodes:  # it was over before
         return
     _announce(act, home)
     work = _work(act, grace)
@@ -328,6 +339,18 @@ def _announce(act: Revocation, home: loop.Home | None) -> None:
             tell("closed" if act._closer else "revoked", root, act)
         for observation in tuple(home.observations if home is not None else ()):
             observation.begun(act)
+
+
+def _is_again(act: Revocation, home: loop.Home | None) -> bool:
+    """Whether the same roots were revoked before. Then all refuse, and it is one more view of that, which no node keeps."""
+    acts = [earlier for root in act._roots[:1] for earlier in root._acts if earlier._roots == act._roots]
+    if not acts or acts[-1] is act:
+        return False
+    act._whole = whole = acts[-1]
+    act._before = whole._kicked, whole._released, len(whole._errors)
+    for node in whole._nodes:
+        node._home = home or node._home
+    return True
 
 
 def _refuse(act: Revocation, home: loop.Home | None) -> None:
@@ -366,11 +389,15 @@ _PAUSE, _END = object(), object()
 
 def _work(act: Revocation, grace: float) -> Generator[object, None, None]:
     """All that follows the refusal, in steps: one kick, or one release."""
+    whole, deadline = act._whole, time.monotonic() + grace
+    hastens = whole._deadline is None or deadline < whole._deadline
+    if hastens and act._spare is None:
+        whole._deadline = deadline
     yield from _kick(act, idle_only=grace > 0)
-    for node in reversed(act._nodes):
+    for node in reversed(act._whole._nodes):
         last_out(node)
         yield None
-    if grace:
+    if hastens and grace:
         yield _PAUSE
         yield from _kick(act, idle_only=False)
 
@@ -386,7 +413,7 @@ def _slice(work: Generator[object, None, None]) -> object:
 
 def _kick(act: Revocation, *, idle_only: bool) -> Generator[None, None, None]:
     """Tell those who wait to leave, parents before children."""
-    for node in act._nodes:
+    for node in act._whole._nodes:
         if node._state < RELEASING:
             if node._state < KICKED and not idle_only:
                 _enter_kicked(node)

@@ -573,7 +573,7 @@ def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) 
             future.set_exception(exc)
         else:
             act._when_done(
-                lambda: future.set_exception(act._failures()) if act._errors else future.set_result(act.report)
+                lambda: future.set_exception(act._failures()) if act._raised() else future.set_result(act.report)
             )
 
     _hand_over(node, revoke)

@@ -16,8 +16,8 @@ import anyio.lowlevel
 from asyncrevoke.answers import Answers
 from asyncrevoke.lowlevel import Revokable, RevokedError, answer, handle_of
 
-R = TypeVar("R", bound=asyncio.StreamReader)
-W = TypeVar("W", bound=asyncio.StreamWriter)
+R = TypeVar("R", bound=asyncio.StreamReader | None)
+W = TypeVar("W", bound=asyncio.StreamWriter | None)
 T = TypeVar("T")
 Convert = Callable[[RevokedError], RevokedError]
 
@@ -36,23 +36,33 @@ def wrap_streams(
     """Make a connection of asyncio's revocable, as a handle of `owner`: its reader and writer, in place.
 
     From now on they answer as our streams do: what they await is kicked, and what comes later is refused, with a fresh
-    `RevokedError` each time; every operation is a checkpoint, at the end of data, too. `writer.handle` is the node. A
-    revocation of it aborts the transport, so the peer cannot be told why.
+    `RevokedError` each time; every operation is a checkpoint, at the end of data, too. `writer.handle` is the node, and
+    `reader.handle` the same one. A revocation of it aborts the transport, so the peer cannot be told why. A child's stdout
+    and stdin, or a pty as two pipes, have a transport each: both are closed when the revocation is complete, and by
+    `writer.close()`. To end only what you send, call `writer.write_eof()`.
 
+    :param reader, writer: the two of one connection. None: there is no such half, and None is returned for it. A reader
+        alone is closed by ``await reader.handle.aclose()``
     :param owner: what it is opened on. None: it is a root of its own
     :param answers: a profile of `asyncrevoke.answers`: where it says end of data, `read` gives ``b""``
     :param also: further parents; whichever goes first takes it
     :raises RevokedError: if the owner was revoked; the connection is still yours then
+    :raises TypeError: if they are not asyncio's, or are revocable already, or both are None
     """
-    if not (isinstance(reader, asyncio.StreamReader) and isinstance(writer, asyncio.StreamWriter)):
-        raise TypeError(f"{reader!r} and {writer!r}: give asyncio's StreamReader and StreamWriter")
-    if isinstance(reader, _Reader) or isinstance(writer, _Writer):
+    given: list[Any] = [each for each in (writer, reader) if each is not None]
+    typed = isinstance(reader, asyncio.StreamReader | None) and isinstance(writer, asyncio.StreamWriter | None)
+    if not typed or not given:
+        raise TypeError(f"{reader!r} and {writer!r}: give asyncio's StreamReader and StreamWriter, or None for one")
+    if any(isinstance(each, _Reader | _Writer) for each in given):
         raise TypeError(f"{reader!r} and {writer!r} are revocable already")
-    name = name or str(writer.get_extra_info("peername") or writer.get_extra_info("pipe") or "connection")
+    transports = [transport for each in given if (transport := each._transport) is not None]
+    extra = (transport.get_extra_info(key) for transport in transports for key in ("peername", "pipe"))
+    name = name or next((str(each) for each in extra if each), "connection")
 
     def release() -> Awaitable[None]:
-        assert isinstance(writer, _Writer)
-        return writer.aborted()
+        for each in given:
+            each.abort()
+        return _closed(handle, {each.lost for each in given})
 
     handle = handle_of(owner, name, also, release, answers)
     return revocable(reader, writer, handle, lambda error: error)
@@ -61,10 +71,55 @@ def wrap_streams(
 def revocable(reader: R, writer: W, handle: Revokable, convert: Convert) -> tuple[R, W]:
     each: Any
     uses = handle.open("streams")
-    for each, face in (reader, _Reader), (writer, _Writer):
-        each.handle, each.uses, each.convert = handle, uses, convert
-        each.__class__ = type(type(each).__name__, (face, type(each)), {})
+    lost: dict[object, asyncio.Future[None]] = {}
+    for each, face in (writer, _Writer), (reader, _Reader):
+        if each is not None:
+            each.handle, each.uses, each.convert = handle, uses, convert
+            each.lost = lost.get(each._transport) or lost.setdefault(each._transport, _lost(each))
+            each.__class__ = type(type(each).__name__, (face, type(each)), {})
     return reader, writer
+
+
+def _lost(stream: Any) -> asyncio.Future[None]:
+    """Told when the transport of a reader or a writer is closed, of which asyncio tells nobody but the protocol."""
+    lost: asyncio.Future[None] = stream._loop.create_future()
+    protocol: Any = None
+    if stream._transport is not None:
+        try:
+            protocol = stream._transport.get_protocol()
+        except NotImplementedError:  # pyserial-asyncio's
+            protocol = stream._protocol
+    if protocol is None or getattr(protocol, "_connection_lost", False):
+        lost.set_result(None)
+        return lost
+    tell = protocol.connection_lost
+
+    def connection_lost(exc: Exception | None) -> None:
+        try:
+            tell(exc)
+        finally:
+            if not lost.done():
+                lost.set_result(None)
+
+    try:
+        protocol.connection_lost = connection_lost
+    except AttributeError:  # one with slots; uvloop's of TLS, below the transport of the writer, which tells
+        lost.set_result(None)
+    return lost
+
+
+async def _closed(handle: Revokable, lost: set[asyncio.Future[None]]) -> None:
+    await asyncio.sleep(0)  # in which those are closed that cannot tell
+    _, pending = await asyncio.wait(lost, timeout=_PATIENCE)
+    if pending:
+        raise TimeoutError(f"{handle.path!r}: its transport was aborted {_PATIENCE} s ago and is not closed yet")
+
+
+def _abort(transport: Any) -> None:
+    try:
+        transport.abort()
+    except (AttributeError, NotImplementedError):  # a pipe that is read; pyserial-asyncio's, if it is lost
+        transport.close()
 
 
 async def _guarded(face: _Reader | _Writer, kind: Literal["read", "write"], operation: Callable[[], Awaitable[T]]) -> T:
@@ -87,6 +142,12 @@ class _Reader(asyncio.StreamReader):
     handle: Revokable
     uses: Revokable  # closed by a close that goes on sending: what its operations are on, too
     convert: Convert
+    lost: asyncio.Future[None]
+    _transport: asyncio.ReadTransport | None
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            _abort(self._transport)
 
     async def read(self, n: int = -1) -> bytes:
         return await self._read_or_end(functools.partial(super().read, n))
@@ -127,8 +188,13 @@ class _Writer(asyncio.StreamWriter):
     handle: Revokable
     uses: Revokable  # closed by a close that goes on sending: what its operations are on, too
     convert: Convert
-    _lost: asyncio.Future[None] | None = None
+    lost: asyncio.Future[None]
+    _loop: asyncio.AbstractEventLoop
+    _protocol: asyncio.BaseProtocol
     _closing: asyncio.Task[None] | None = None
+
+    def abort(self) -> None:
+        _abort(self.transport)
 
     def write(self, data: Any) -> None:
         with self._admitted():
@@ -150,31 +216,18 @@ class _Writer(asyncio.StreamWriter):
             await _guarded(self, "write", functools.partial(super().start_tls, *args, **options))
         except BaseException:
             if self.transport.is_closing():  # by a handshake that failed, of which asyncio does not tell the protocol
-                self._connection_lost().cancel()
+                self.lost.cancel()
             raise
 
     def close(self) -> None:
         if self._closing is None:
+            self.uses.close()  # first: in another thread or loop it raises, and nothing has changed
             super().close()
-            self.uses.close()
-            self._closing = asyncio.get_running_loop().create_task(self._close(), name=f"close of {self.handle.path!r}")
+            self._closing = self._loop.create_task(self._close(), name=f"close of {self.handle.path!r}")
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed, by whomever. It raises nothing, and may be cancelled."""
-        await asyncio.wait((self._closing or self._connection_lost(),))
-
-    def aborted(self) -> Awaitable[None]:
-        """Abort it now. Await that it is closed."""
-        with contextlib.suppress(AttributeError):  # what pyserial-asyncio answers if it is lost already
-            self.transport.abort()
-        return self._aborted()
-
-    async def _aborted(self) -> None:
-        await asyncio.wait((self._connection_lost(),), timeout=_PATIENCE)
-        if not self._connection_lost().done():
-            raise TimeoutError(
-                f"{self.handle.path!r}: its transport was aborted {_PATIENCE} s ago and is not closed yet"
-            )
+        await asyncio.wait((self._closing or self.lost,))
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -193,13 +246,6 @@ class _Writer(asyncio.StreamWriter):
 
     async def _close(self) -> None:
         with contextlib.suppress(RevokedError, anyio.ClosedResourceError), self.handle.using():
-            await asyncio.wait((self._connection_lost(),))
+            await asyncio.wait((self.lost,))
         await self.handle.close()
-        await asyncio.wait((self._connection_lost(),))
-
-    def _connection_lost(self) -> asyncio.Future[None]:
-        """Told when the connection is lost. asyncio's own may be awaited once only: cancelled, it is no use to others."""
-        if self._lost is None:
-            self._lost = asyncio.ensure_future(super().wait_closed())
-            self._lost.add_done_callback(lambda lost: lost.cancelled() or lost.exception())
-        return self._lost
+        await asyncio.wait((self.lost,))
