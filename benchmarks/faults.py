@@ -65,7 +65,7 @@ def errors() -> Iterator[tuple[str, Callable[[], Exception]]]:
     """The calls that may fail, each with its error. Those that close or kill cannot, or leave nothing if they do."""
     for number, calls in {
         errno.EMFILE: "posix.open posix.openpty posix.dup posix.pipe2 posix.eventfd posix.memfd_create posix.pidfd_open"
-        " posix.listdir posix.scandir _io.open _socket.socketpair _socket.dup socket._accept fcntl.fcntl",
+        " posix.listdir posix.scandir _io.open socket.socket _socket.socketpair _socket.dup socket._accept fcntl.fcntl",
         errno.ENOMEM: "posix.posix_spawn _posixsubprocess.fork_exec posix.stat posix.lstat posix.fstat posix.readlink"
         " posix.ftruncate posix.chmod posix.chown posix.rename posix.link posix.mkdir posix.ttyname socket.bind socket.listen"
         " socket.setsockopt socket.getsockopt",
@@ -95,15 +95,19 @@ class Fault:
         self.hit = ""
 
     def __call__(self, frame: FrameType, event: str, called: Any) -> None:
-        if event != "c_call" or self.hit or frame.f_code.co_name == "_write_to_self":  # a pipe of the loop's own
+        if self.hit or frame.f_code.co_name == "_write_to_self":  # a pipe of the loop's own
             return
-        owner = called.__module__ or type(called.__self__).__name__
-        make = ERRORS.get(f"{owner}.{called.__name__}")
+        name = ""
+        if event == "c_call":
+            name = f"{called.__module__ or type(called.__self__).__name__}.{called.__name__}"
+        elif event == "call" and frame.f_code is socket.socket.__init__.__code__ and frame.f_locals["fileno"] is None:
+            name = "socket.socket"
+        make = ERRORS.get(name)
         where = ours(frame) if make else ""
         if make and where:
             self._left -= 1
             if not self._left:
-                self.hit = f"{owner}.{called.__name__} at {where}"
+                self.hit = f"{name} at {where}"
                 raise make()
 
 
