@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Self
@@ -964,6 +965,67 @@ def test_nonsense_of_a_server_does_nothing_to_a_terminal(
             tasks.cancel_scope.cancel()
 
     anyio.run(scenario)
+
+
+USER = {"kind": "operation", "name": "x", "path": "x", "since": None, "where": ""}
+REPORT = {
+    "name": "x",
+    "reason": "",
+    "kicked": 0,
+    "released": 1,
+    "remaining": 0,
+    "unclosed": 0,
+    "seconds": 0.1,
+    "errors": [],
+}
+
+
+@contextlib.contextmanager
+def answering(path: pathlib.Path, answer: bytes) -> Iterator[None]:
+    """A server that says the same to everybody, whatever is asked."""
+
+    def serve_one() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        thread = threading.Thread(target=serve_one)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["ls"], {"node": 1}),
+        (["ls"], {"node": {"path": "x"}}),
+        (["ls", "--watch"], {"event": 1}),
+        (["ls", "--watch"], {"event": {"event": "opened", "path": 1}}),
+        (["revoke", "x"], {"ok": True}),
+        (["revoke", "x"], {"ok": True, "done": True, "report": {}, "stragglers": []}),
+        (["revoke", "x"], {"ok": True, "done": "yes", "report": REPORT, "stragglers": []}),
+        (["revoke", "x"], {"ok": True, "done": True, "report": REPORT, "stragglers": [1]}),
+        (["revoke", "x"], {"ok": True, "done": True, "report": REPORT, "stragglers": [{**USER, "name": 1}]}),
+        (["attach", "x"], {"node": None}),
+    ],
+)
+def test_answer_that_makes_no_sense_is_told_so(
+    words: list[str], answer: dict[str, Any], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a server says, the command ends with a word about it."""
+    with answering(path := tmp_path / "socket", json.dumps(answer).encode() + b"\n"):
+        main([*words, "--socket", str(path)])
+    assert "the server sent what makes no sense" in capsys.readouterr().err
 
 
 def test_reader_of_the_output_may_leave() -> None:
