@@ -1028,6 +1028,25 @@ def test_answer_that_makes_no_sense_is_told_so(
     assert "the server sent what makes no sense" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [COMMAND, [str(pathlib.Path(sys.executable).with_name("asyncrevoke"))]])
+@pytest.mark.parametrize("at", ["anyio", "asyncrevoke.console.cli"])
+def test_interrupted_while_it_starts_it_says_nothing(command: list[str], at: str, tmp_path: pathlib.Path) -> None:
+    """Ctrl-C is no traceback, whatever is just being imported."""
+    finder = f"""
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {at!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+    (tmp_path / "sitecustomize.py").write_text(finder)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([*command, "ls"], capture_output=True, text=True, timeout=60, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_reader_of_the_output_may_leave() -> None:
     """A closed pipe is no traceback."""
     with sharing("--name", "lab"), subprocess.Popen([*COMMAND, "ls"], stdout=-1, stderr=-1, text=True) as ls:

@@ -34,6 +34,8 @@ _SOCKET = "of the control server; left out: $ASYNCREVOKE_SOCKET, or all in your 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; it returns the exit status."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `_program`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = _parser()
     words = list(sys.argv[1:] if argv is None else argv)
     program: list[str] = []
