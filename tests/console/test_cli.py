@@ -744,7 +744,11 @@ def test_silent_server_is_named_and_hides_nobody(
         assert main(["revoke", "a"]) == 1
         assert "a.sock (it does not answer)" in capsys.readouterr().err
         assert main(["revoke", "a", "--socket", str(folder / "a.sock")]) == 1
-        says = f"{folder / 'a.sock'}: it does not answer" if full else "a: the server does not answer"
+        says = (
+            f"{folder / 'a.sock'}: it does not answer"
+            if full
+            else "a: the server does not answer, and may still take it away later"
+        )
         assert capsys.readouterr().err == f"asyncrevoke: {says}\n"
 
 

@@ -164,7 +164,7 @@ _REVOKE = """
 
 exit status:
   0  it is gone
-  1  it is not: unknown, forbidden, no server
+  1  it is not, as far as is known: unknown, forbidden, no server, or one that does not answer
   2  wrong usage
   3  it is refused to everybody, but still in use after the timeout: those inside are listed
   4  it is gone, but something failed when it was released"""
@@ -370,7 +370,7 @@ async def _revoke_at(server: Control, what: str, args: argparse.Namespace) -> Re
             return await server.revoke(path, args.reason, below=below, grace=args.grace, timeout=args.timeout)
     except TimeoutError:
         who = "the server, or the file system," if what.startswith("/") else "the server"
-        raise TimeoutError(f"{what}: {who} does not answer") from None
+        raise TimeoutError(f"{what}: {who} does not answer, and may still take it away later") from None
 
 
 async def _revoke_by_path(servers: Servers, path: str, args: argparse.Namespace) -> list[Record]:
