@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from asyncrevoke.lowlevel import FdStream, off_loop, places
+from asyncrevoke.lowlevel import FdStream, off_loop, places, printable
 
 from .lines import VERSION, ControlError, Lines
 
@@ -160,7 +160,7 @@ class Control(anyio.abc.AsyncResource):
 
     def _raise(self, record: Record) -> None:
         if "error" in record:
-            raise ControlError(str(record["error"]), str(record.get("message", "")))
+            raise ControlError(str(record["error"]), printable(str(record.get("message", ""))))
 
 
 class _Answer(AsyncIterator[Record]):
