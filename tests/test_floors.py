@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(asyncrevoke.__file__).parent
 ADAPTER = {"lowlevel", "answers"}
 #: The rooms, from the ground up, and from which others each imports. A folder is a room; of the adapters, each is one.
 ROOMS: dict[str, set[str]] = {
+    "_program": set(),
     "_core": set(),
     "answers": {"_core"},
     "_streams": {"_core"},

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import answers as answers
+from . import _program as _program, answers as answers
 from ._core.errors import RevokeDeadlock as RevokeDeadlock, RevokedError as RevokedError
 from ._core.observe import Event as Event, log_events as log_events, observe as observe
 from ._core.offloop import OffLoop as OffLoop, in_loop as in_loop, off_loop as off_loop

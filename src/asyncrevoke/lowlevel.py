@@ -3,7 +3,7 @@
 Adapters import this, and not the package's face, which hands adapters on.
 """
 
-from ._core.errors import RevokeDeadlock as RevokeDeadlock, RevokedError as RevokedError
+from ._core.errors import RevokeDeadlock as RevokeDeadlock, RevokedError as RevokedError, printable as printable
 from ._core.observe import Event as Event, log_events as log_events, observe as observe
 from ._core.offloop import OffLoop as OffLoop, in_loop as in_loop, off_loop as off_loop
 from ._core.resource import Handled as Handled, Resource as Resource
@@ -14,7 +14,6 @@ from ._core.revokable import (
     revoke_threadsafe as revoke_threadsafe,
     stop_using_threadsafe as stop_using_threadsafe,
 )
-from ._core.text import printable as printable
 from ._core.use import Use as Use
 from ._core.watch import HasDescriptor as HasDescriptor, Watch as Watch
 from ._registry.name import Name as Name

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Self
@@ -743,7 +744,11 @@ def test_silent_server_is_named_and_hides_nobody(
         assert main(["revoke", "a"]) == 1
         assert "a.sock (it does not answer)" in capsys.readouterr().err
         assert main(["revoke", "a", "--socket", str(folder / "a.sock")]) == 1
-        says = f"{folder / 'a.sock'}: it does not answer" if full else "a: the server does not answer"
+        says = (
+            f"{folder / 'a.sock'}: it does not answer"
+            if full
+            else "a: the server does not answer, and may still take it away later"
+        )
         assert capsys.readouterr().err == f"asyncrevoke: {says}\n"
 
 
@@ -964,6 +969,86 @@ def test_nonsense_of_a_server_does_nothing_to_a_terminal(
             tasks.cancel_scope.cancel()
 
     anyio.run(scenario)
+
+
+USER = {"kind": "operation", "name": "x", "path": "x", "since": None, "where": ""}
+REPORT = {
+    "name": "x",
+    "reason": "",
+    "kicked": 0,
+    "released": 1,
+    "remaining": 0,
+    "unclosed": 0,
+    "seconds": 0.1,
+    "errors": [],
+}
+
+
+@contextlib.contextmanager
+def answering(path: pathlib.Path, answer: bytes) -> Iterator[None]:
+    """A server that says the same to everybody, whatever is asked."""
+
+    def serve_one() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        thread = threading.Thread(target=serve_one)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["ls"], {"node": 1}),
+        (["ls"], {"node": {"path": "x"}}),
+        (["ls", "--watch"], {"event": 1}),
+        (["ls", "--watch"], {"event": {"event": "opened", "path": 1}}),
+        (["revoke", "x"], {"ok": True}),
+        (["revoke", "x"], {"ok": True, "done": True, "report": {}, "stragglers": []}),
+        (["revoke", "x"], {"ok": True, "done": "yes", "report": REPORT, "stragglers": []}),
+        (["revoke", "x"], {"ok": True, "done": True, "report": REPORT, "stragglers": [1]}),
+        (["revoke", "x"], {"ok": True, "done": True, "report": REPORT, "stragglers": [{**USER, "name": 1}]}),
+        (["attach", "x"], {"node": None}),
+    ],
+)
+def test_answer_that_makes_no_sense_is_told_so(
+    words: list[str], answer: dict[str, Any], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a server says, the command ends with a word about it."""
+    with answering(path := tmp_path / "socket", json.dumps(answer).encode() + b"\n"):
+        main([*words, "--socket", str(path)])
+    assert "the server sent what makes no sense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [COMMAND, [str(pathlib.Path(sys.executable).with_name("asyncrevoke"))]])
+@pytest.mark.parametrize("at", ["anyio", "asyncrevoke.console.cli"])
+def test_interrupted_while_it_starts_it_says_nothing(command: list[str], at: str, tmp_path: pathlib.Path) -> None:
+    """Ctrl-C is no traceback, whatever is just being imported."""
+    finder = f"""
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {at!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+    (tmp_path / "sitecustomize.py").write_text(finder)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([*command, "ls"], capture_output=True, text=True, timeout=60, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_reader_of_the_output_may_leave() -> None:

@@ -595,6 +595,16 @@ async def test_unplugged_device_comes_back_to_those_who_wait(
         plug.close()
 
 
+async def test_device_that_was_never_there_is_away(tmp_path: pathlib.Path) -> None:
+    """It is listed as what it is, and why; a share of a program is live."""
+    shares = Share("ghost", device=str(tmp_path / "port")), Share("lab", ECHO)
+    async with lab(tmp_path, *shares) as server:
+        nodes = {node["path"]: node for node in await (await server.connect()).list() if node["kind"] != "generation"}
+        ghost = nodes["ghost"]
+        assert (ghost["state"], ghost["generation"], ghost["reason"]) == ("away", None, "it has not come yet")
+        assert (nodes["lab"]["state"], nodes["lab"]["generation"], nodes["lab"]["reason"]) == ("live", 1, "")
+
+
 @pytest.mark.parametrize("what", ["lab", "lab/root"])
 async def test_who_waits_for_a_device_can_be_taken_off(
     tmp_path: pathlib.Path, what: str, caplog: pytest.LogCaptureFixture

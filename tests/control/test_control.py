@@ -419,9 +419,13 @@ async def test_of_records_one_of_which_is_too_long_none_is_sent() -> None:
         assert peer.recv(100) == b'{"c":3}\n'
 
 
-def test_an_answer_of_the_other_side_is_told_printable() -> None:
+async def test_error_of_the_other_side_is_told_printable() -> None:
     """What a server says is text of others."""
-    assert str(ControlError("failed", "x\n\x1b[2J")) == r"x\n\x1b[2J"
+    async with socket_stream() as (stream, peer):
+        peer.sendall(json.dumps({"error": "failed", "message": "x\n\x1b[2J"}).encode() + b"\n")
+        with pytest.raises(ControlError) as told:
+            await Control(stream).receive()
+        assert str(told.value) == r"x\n\x1b[2J"
 
 
 async def test_the_reason_is_read_behind_a_line_that_was_cut_off() -> None:

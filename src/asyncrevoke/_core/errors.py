@@ -1,4 +1,4 @@
-"""The errors of what was taken away."""
+"""The errors of what was taken away, and how they show text of others."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from .text import printable
-
 if TYPE_CHECKING:
     from .revokable import Revokable
+
+
+def printable(text: str) -> str:
+    """A text whose control characters are shown, and do nothing: they begin no line, and tell a terminal nothing."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 class RevokedError(anyio.BrokenResourceError, OSError):

@@ -10,9 +10,9 @@ from typing import Any, Literal, cast
 import anyio
 import anyio.abc
 
+from .errors import printable
 from .revocation import Revocation, users_of
 from .revokable import Revokable, below, have_observed
-from .text import printable
 
 logger = logging.getLogger("asyncrevoke")
 

@@ -17,8 +17,7 @@ import anyio
 import anyio.lowlevel
 
 from . import loop
-from .errors import RevokeDeadlock
-from .text import printable
+from .errors import RevokeDeadlock, printable
 from .use import Releasing, chain
 
 if TYPE_CHECKING:

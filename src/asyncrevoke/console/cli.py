@@ -34,6 +34,8 @@ _SOCKET = "of the control server; left out: $ASYNCREVOKE_SOCKET, or all in your 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; it returns the exit status."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `_program`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = _parser()
     words = list(sys.argv[1:] if argv is None else argv)
     program: list[str] = []
@@ -162,7 +164,7 @@ _REVOKE = """
 
 exit status:
   0  it is gone
-  1  it is not: unknown, forbidden, no server
+  1  it is not, as far as is known: unknown, forbidden, no server, or one that does not answer
   2  wrong usage
   3  it is refused to everybody, but still in use after the timeout: those inside are listed
   4  it is gone, but something failed when it was released"""
@@ -368,7 +370,7 @@ async def _revoke_at(server: Control, what: str, args: argparse.Namespace) -> Re
             return await server.revoke(path, args.reason, below=below, grace=args.grace, timeout=args.timeout)
     except TimeoutError:
         who = "the server, or the file system," if what.startswith("/") else "the server"
-        raise TimeoutError(f"{what}: {who} does not answer") from None
+        raise TimeoutError(f"{what}: {who} does not answer, and may still take it away later") from None
 
 
 async def _revoke_by_path(servers: Servers, path: str, args: argparse.Namespace) -> list[Record]:

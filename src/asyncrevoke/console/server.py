@@ -304,7 +304,7 @@ class _Client:
         try:
             await self._connection.send({"attached": self.handle.path})
             async with anyio.create_task_group() as tasks:
-                for part in (self._show, self._hear, self._type, self._tell):
+                for part in (self._show, self._hear, self._tell, self._type):
                     tasks.start_soon(self._run, part, tasks.cancel_scope)
         finally:
             self.leaves = not isinstance(self._outcome, ControlError)

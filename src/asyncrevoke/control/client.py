@@ -6,17 +6,28 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import anyio
 import anyio.abc
 
-from asyncrevoke.lowlevel import FdStream, off_loop, places
+from asyncrevoke.lowlevel import FdStream, off_loop, places, printable
 
 from .lines import VERSION, ControlError, Lines
 
 Record = dict[str, Any]
+_NAMED = {"path": str, "kind": str, "since": float | int | None}
+_USER = _NAMED | {"name": str, "where": str}
+_NODE = _NAMED | {"generation": int | None, "state": str, "in_use": int, "open": int, "reason": str}
+_EVENT = {"event": str, "path": str, "generation": int | None, "reason": str, "who": str}
+_REVOKED = {"done": bool, "report": dict, "stragglers": list}
+_REPORT = dict.fromkeys(("kicked", "released", "remaining", "unclosed"), int) | {
+    "name": str,
+    "reason": str,
+    "seconds": float | int,
+    "errors": list,
+}
 
 
 async def connect(path: str | os.PathLike[str]) -> Control:
@@ -62,9 +73,9 @@ class Control(anyio.abc.AsyncResource):
         nodes: list[Record] = []
         async for record in self.request("list", path=path, who=who):
             if "node" in record:
-                nodes.append(record["node"] | ({"users": []} if who else {}))
-            elif "user" in record and nodes:
-                nodes[-1]["users"].append(record["user"])
+                nodes.append(_as(_NODE, record["node"]) | ({"users": []} if who else {}))
+            elif who and "user" in record and nodes:
+                nodes[-1]["users"].append(_as(_USER, record["user"]))
         return nodes
 
     async def revoke(
@@ -86,7 +97,7 @@ class Control(anyio.abc.AsyncResource):
         """
         fields = {"path": path, "below": below, "reason": reason, "grace": grace, "timeout": timeout}
         try:
-            return await self._answer("revoke", **fields)
+            return await self._revoke(**fields)
         except ControlError as error:
             if not path.startswith("/") or error.code not in ("unknown-path", "forbidden"):
                 raise
@@ -94,13 +105,15 @@ class Control(anyio.abc.AsyncResource):
                 found = await off_loop(lambda: places(path))
             except (OSError, ValueError, LookupError) as exc:
                 raise ControlError(error.code, f"{error}: {exc}") from exc
-        return await self._answer("revoke", places=found, **fields)
+        return await self._revoke(places=found, **fields)
 
-    async def _answer(self, do: str, **fields: Any) -> Record:
-        """The last line that answers a request."""
+    async def _revoke(self, **fields: Any) -> Record:
         last: Record = {}
-        async for record in self.request(do, **fields):
-            last = record
+        async for record in self.request("revoke", **fields):
+            last = _as(_REVOKED, record)
+        _as(_REPORT, last.get("report"))
+        for user in last["stragglers"]:
+            _as(_USER, user)
         return last
 
     def watch(self, path: str = "") -> AsyncIterator[Record]:
@@ -147,7 +160,7 @@ class Control(anyio.abc.AsyncResource):
 
     def _raise(self, record: Record) -> None:
         if "error" in record:
-            raise ControlError(str(record["error"]), str(record.get("message", "")))
+            raise ControlError(str(record["error"]), printable(str(record.get("message", ""))))
 
 
 class _Answer(AsyncIterator[Record]):
@@ -167,5 +180,16 @@ class _Answer(AsyncIterator[Record]):
             await self._control.send(request)
         record = await self._control.receive()
         self._over = "ok" in record
-        unwrapped: Record = record.get(self._unwrap, record)
-        return unwrapped
+        return _as(_EVENT, record[self._unwrap]) if self._unwrap in record else record
+
+
+def _as(fields: Mapping[str, Any], record: object) -> Record:
+    """A record that has these fields.
+
+    :raises ControlError: "garbage"
+    """
+    if isinstance(record, dict) and all(
+        name in record and isinstance(record[name], kind) for name, kind in fields.items()
+    ):
+        return record
+    raise ControlError("garbage", f"the server sent what makes no sense: {str(record)[:100]}")

@@ -9,7 +9,7 @@ import anyio.abc
 import anyio.lowlevel
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from asyncrevoke.lowlevel import FdStream, RevokedError, printable
+from asyncrevoke.lowlevel import FdStream, RevokedError
 
 from .peer import Peer
 
@@ -27,7 +27,7 @@ class ControlError(Exception):
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(message)
         self.code = code
 
 

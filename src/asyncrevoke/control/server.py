@@ -45,6 +45,7 @@ _AT_ONCE = 64  # nodes that are listed before others have their turn
 _EVENTS = 500  # that are sent at once
 _PAUSE = 0.05  # seconds from one sending of events to the next, so that many who watch do not take the loop
 _ENDED = "the control server has ended"
+_NOT_YET = "it has not come yet"
 _OVER = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)  # the connection is
 
 
@@ -278,19 +279,20 @@ class _Server:
         return {"nodes": found}
 
     def _tell(self, node: Revokable, who: bool) -> Iterator[bytes]:
-        latest = node.current if isinstance(node, Name) and node.current.generation else node
+        latest = node.current if isinstance(node, Name) else node
+        away = latest.revoked and not node.revoked
         opened = self._opened.get(node)
         yield encode(
             {
                 "node": {
                     "path": short(node.path),
                     "kind": "file" if type(node) is Revokable else type(node).__name__.lower(),
-                    "generation": latest.generation,
-                    "state": "away" if latest.revoked and not node.revoked else _state(node),
+                    "generation": latest.generation or None,
+                    "state": "away" if away else _state(node),
                     "in_use": node.in_use,
                     "open": len(node.children),
                     "since": None if opened is None else round(time.monotonic() - opened, 3),
-                    "reason": short(node.reason or latest.reason),
+                    "reason": short(node.reason or latest.reason or (_NOT_YET if latest.generation == 0 else "")),
                 }
             }
         )
