@@ -97,11 +97,15 @@ class Home(abc.ABC):
 
     def wake(self, event: anyio.Event) -> None:
         """Set the event of a task that waits in this loop, from whatever thread; if the loop is over, nobody waits."""
+        self.call(event.set)
+
+    def call(self, call: Callable[[], object]) -> None:
+        """Have it called in the loop: now, if it runs here, else when it runs, and not at all if it is over."""
         if current() is self:
-            event.set()
+            call()
         else:
             with contextlib.suppress(RuntimeError):
-                self.call_threadsafe(event.set)
+                self.call_threadsafe(call)
 
 
 class _AsyncioHome(Home):

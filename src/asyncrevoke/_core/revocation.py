@@ -121,6 +121,7 @@ class Revocation:
         self._reporters = 0  # who wait, and will tell
         self._began = time.monotonic()
         self._beginning = True  # until revoke() returns
+        self._in_loop = True  # else tasks that wait are told by the loop when it runs again
         self._ended: float | None = None
         self._waiters: dict[object, _Waiter] = {}
 
@@ -310,6 +311,7 @@ def begin(act: Revocation, home: loop.Home | None, grace: float) -> None:
     _announce(act, home)
     work = _work(act, grace)
     if home is None:
+        act._in_loop = False
         deque(work, 0)
         return
     step = _slice(work)

@@ -36,8 +36,9 @@ Invariants, by the numbers used in code and tests:
 - I8 Every wait that is started here ends, or is named by `stragglers()`.
 
 Only one thread touches a tree, that of the loop it was first used in; so there are no locks, and no code that does not
-suspend can be interrupted by a revocation. Other threads, signal handlers and finalizers call `revoke_threadsafe` or
-`stop_using_threadsafe`. When the loop is over, the tree goes on in the next one.
+suspend can be interrupted by a revocation. Elsewhere each call that would touch it is a RuntimeError, and changes nothing:
+other threads, signal handlers and finalizers call `revoke_threadsafe` or `stop_using_threadsafe`. Between two runs of the
+loop its thread may call all that is not awaited. When the loop is over, the tree goes on in the next one.
 
 Kernel models: fs/proc/inode.c (use_pde, unuse_pde, close_pdeo, proc_entry_rundown), drivers/tty/tty_io.c
 (__tty_hangup), sound/core/init.c (snd_card_disconnect, snd_card_free).
@@ -280,8 +281,7 @@ class Revokable:
         return child
 
     def _admit_child(self) -> None:
-        if self._home is None or self._home.over:
-            self._settle()
+        self._here()
         if self.revoked:
             raise self._refusal()
 
@@ -358,8 +358,11 @@ class Revokable:
     def stop_using(self) -> None:
         """Leave what `start_using` entered. Models unuse_pde (fs/proc/inode.c).
 
-        :raises RuntimeError: if nothing was entered
+        :raises RuntimeError: if nothing was entered, or in another thread or loop: `stop_using_threadsafe` is for that
         """
+        home = self._home
+        if home is not None and home.thread != threading.get_ident():
+            _refuse_elsewhere(self, home, loop.current())
         if not self._bare:
             raise RuntimeError(f"stop_using() of {self.path!r} without a start_using() that reported True")
         self._bare -= 1
@@ -423,16 +426,13 @@ class Revokable:
     def _settle(self) -> loop.Home | None:
         """The home of this tree, found or chosen now.
 
-        :raises RuntimeError: in another loop than that of the tree
+        :raises RuntimeError: in another thread or loop than that of the tree
         """
         root = _root(self)
         here = loop.current()
         home = before = root._home
-        if here is not None and here is not home:
-            if home is not None and not home.over and home.loop is not here.loop:
-                raise RuntimeError(
-                    f"{self.path!r} belongs to another event loop; only revoke_threadsafe() may be called here"
-                )
+        _refuse_elsewhere(self, home, here)
+        if here is not None:
             root._home = home = here
         self._home = home
         if before is not None and before.over:
@@ -606,17 +606,22 @@ def _check(roots: Iterable[Revokable], grace: float) -> loop.Home | None:
     if here is None and grace:
         raise RuntimeError("a grace needs a running event loop")
     for root in roots:
-        home = _root(root)._home
-        if home is not None and home is not here and not home.over and (here is None or home.loop is not here.loop):
-            if home.thread != threading.get_ident():
-                raise RuntimeError(f"{root.path!r} lives in another thread: use revoke_threadsafe()")
-            if here is not None:
-                raise RuntimeError(f"{root.path!r} belongs to another event loop: use revoke_threadsafe()")
+        _refuse_elsewhere(root, _root(root)._home, here)
         if here is None:
             for node in below(root):
                 if inspect.iscoroutinefunction(node._release):
                     raise RuntimeError(f"the release of {node.path!r} needs a running event loop")
     return here
+
+
+def _refuse_elsewhere(node: Revokable, home: loop.Home | None, here: loop.Home | None) -> None:
+    """Raise where another loop runs than the tree's, or none in another thread. A loop that is over refuses nobody."""
+    if home is None or home is here or home.over or (here is not None and home.loop is here.loop):
+        return
+    if here is not None or home.thread != threading.get_ident():
+        raise RuntimeError(
+            f"{node.path!r} belongs to another event loop: here, call revoke_threadsafe() or stop_using_threadsafe()"
+        )
 
 
 def have_observed(node: Revokable, observers: tuple[Told, ...]) -> None:

@@ -165,7 +165,8 @@ class Use(Operation):
             return False
         self.act = act
         if scope is not None:
-            self.node._call(scope.cancel)
+            home = self.node._home
+            self.node._call(scope.cancel if act._in_loop or home is None else lambda: home.call(scope.cancel))
         for hook in self._hooks or ():
             self.node._call(hook)
         return scope is not None or self._hooks is not None

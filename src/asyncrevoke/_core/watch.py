@@ -1,6 +1,5 @@
 """What happens to a thing while nobody uses it: a descriptor watched in the background."""
 
-import contextlib
 import logging
 from collections.abc import Callable
 from typing import Protocol
@@ -36,6 +35,7 @@ class Watch:
         home = loop.current()
         if home is None:
             raise RuntimeError("a watch needs a running event loop")
+        self._home = home
         self._scope = anyio.CancelScope()
 
         async def run() -> None:
@@ -54,5 +54,4 @@ class Watch:
 
     def close(self) -> None:
         """Call no more, from now on. Twice does no harm."""
-        with contextlib.suppress(RuntimeError):  # its loop is over, and so is the watch
-            self._scope.cancel()
+        self._home.call(self._scope.cancel)

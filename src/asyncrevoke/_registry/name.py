@@ -57,6 +57,7 @@ class Name(Revokable):
         self._inode: Callable[[], object] | None = None  # lets go of that file
         self._current = Generation(0, name)  # before the first
         self._current.revoke()
+        self._current._home = None  # as of any node that was not used yet
 
     @property
     def current(self) -> Generation:
