@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import pathlib
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,12 @@ def _be_an_init(tests: int) -> None:
 # The first process of a container gets the orphans of all others: the tests run in a child of it, where they get none.
 if os.getpid() == 1 and (tests := os.fork()):
     _be_an_init(tests)
+
+# Under nohup, or in a script's background, the tests ignore these. So would the programs that they start, and no handler is
+# inherited.
+for _number in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT:
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 BACKENDS = [
     pytest.param(("asyncio", {}), id="asyncio"),

@@ -1709,8 +1709,6 @@ import anyio, anyio.lowlevel
 from asyncrevoke import revoke_all
 from asyncrevoke.adapters.pty import open_pty
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background ignores it
-
 STUBBORN = ["sh", "-c", "trap '' HUP INT TERM; echo ready; while :; do sleep 1; done"]
 MEEK = ["sh", "-c", "echo ready; while :; do sleep 1; done"]
 GROUP = ["sh", "-c", "sleep 1000 & echo ready; wait"]

@@ -159,12 +159,7 @@ class Client:
 def sharing(*words: str, by: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
     """A console server, perhaps started by a command; its log must have no traceback."""
     command = [*by, *COMMAND, "share", *words]
-
-    def heed() -> None:
-        for signum in signal.SIGINT, signal.SIGHUP:  # which the tests ignore in the background, or under nohup
-            signal.signal(signum, signal.SIG_DFL)
-
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, preexec_fn=heed) as server:  # noqa: PLW1509
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as server:
         assert server.stdout
         assert server.stderr
         try:
@@ -1043,7 +1038,6 @@ class Interrupt:
         if name == {at!r}:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupt())
-signal.signal(signal.SIGINT, signal.default_int_handler)
 """
     (tmp_path / "sitecustomize.py").write_text(finder)
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}

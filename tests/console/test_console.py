@@ -632,7 +632,11 @@ async def test_size_may_be_told_when_there_is_no_terminal_any_more(tmp_path: pat
     """Who waits although it was taken away may resize his window, until the program has ended."""
     leave = tmp_path / "leave"
     os.mkfifo(leave)
-    program = ("sh", "-c", f"trap 'read line < {leave}; exit 3' HUP; echo ready; while :; do sleep 0.01; done")
+    program = (
+        "sh",
+        "-c",
+        f"trap 'until read line < {leave}; do :; done; exit 3' HUP; echo ready; while :; do sleep 0.01; done",
+    )
     async with lab(tmp_path, Share("lab", program)) as server:
         client, admin = await server.attach(wait=True, size=[24, 80]), await server.connect()
         await client.hears(b"ready")
