@@ -480,6 +480,19 @@ async def test_on_kick_runs_once_at_the_kick() -> None:
 
 
 @pytest.mark.invariant("kick")
+def test_who_leaves_by_the_hook_of_another_is_not_kicked() -> None:
+    """A kick may end several operations at once, as the hook of a connection does: the rest are over, and are not told."""
+    log: Log = []
+    node = Revokable("node")
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        first.enter_context(node.using()).on_kick(second.close)
+        second.enter_context(node.using()).on_kick(says(log, "kicked"))
+        act = node.revoke()
+    assert log == []
+    assert act.report.kicked == 1
+
+
+@pytest.mark.invariant("kick")
 async def test_on_kick_that_comes_after_the_kick_runs_at_once() -> None:
     """debugfs_enter_cancellation: who registers too late must not wait for ever."""
     log: Log = []
