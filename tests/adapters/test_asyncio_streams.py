@@ -378,6 +378,79 @@ async def test_a_flush_throws_away_what_was_written_before_it_only() -> None:
         assert told.flow() == ["pause", "resume"]
 
 
+FLUSHES: dict[str, Callable[[SerialTransport], Any]] = {
+    "await": lambda transport: transport.flush(),
+    "task": lambda transport: asyncio.ensure_future(transport.flush()),
+    "wait_for": lambda transport: asyncio.wait_for(transport.flush(), 20),
+}
+
+
+@pytest.mark.parametrize("flush", FLUSHES.values(), ids=FLUSHES)
+@pytest.mark.parametrize("closing", [False, True], ids=["open", "closing"])
+async def test_an_awaited_flush_sends_all_in_order(flush: Callable[[SerialTransport], Any], *, closing: bool) -> None:
+    """As serialx's: it waits until all is sent, and throws nothing away, however it comes to be awaited."""
+
+    async def flushing() -> None:
+        await flush(told.transport)
+
+    async with connection() as told:
+        told.transport.write(BIG)
+        await settle()
+        if closing:
+            told.transport.close()
+        task = asyncio.create_task(flushing())
+        await settle()
+        assert not task.done()
+        told.transport.write(b"" if closing else b"after")
+        expected = len(BIG) + (0 if closing else 5)
+        got = bytearray()
+        while len(got) < expected or not task.done():
+            got += told.far.received()
+            await anyio.lowlevel.checkpoint()
+        assert bytes(got) == (BIG if closing else BIG + b"after")
+        assert closing or await outcome(lambda: task) is None
+        await outcome(lambda: task)
+
+
+async def test_a_flush_with_nothing_to_send_is_over_at_once() -> None:
+    """Before anything was written, and after all was sent; awaited twice, too."""
+    async with connection() as told:
+        flush = told.transport.flush()
+        await flush
+        await flush
+        told.transport.write(b"x")
+        await told.transport.flush()
+        assert told.far.received() == b"x"
+        await told.transport.flush()
+
+
+@pytest.mark.parametrize("end", [ABORT, REVOKE])
+async def test_an_awaited_flush_is_ended_with_its_port(end: str) -> None:
+    """On a stalled line, too: by the error of whoever ends it, and by the same when it comes later."""
+    async with connection() as told:
+        told.transport.write(BIG)
+        await settle()
+        flush = asyncio.ensure_future(told.transport.flush())
+        await settle()
+        finish(told.transport, end)
+        for each in flush, asyncio.ensure_future(told.transport.flush()):
+            error = await outcome(lambda each=each: each)  # type: ignore[misc]
+            assert isinstance(error, SerialRevokedError if end == REVOKE else anyio.ClosedResourceError)
+
+
+@pytest.mark.parametrize("end", [ABORT, REVOKE])
+async def test_nothing_is_buffered_after_the_end(end: str) -> None:
+    """After an abort at once, as with asyncio's transports; after a revocation when it is lost."""
+    async with connection() as told:
+        told.transport.write(BIG)
+        await settle()
+        assert told.transport.get_write_buffer_size() > len(BIG) // 2
+        finish(told.transport, end)
+        if end == REVOKE:
+            await told.lost.wait()
+        assert told.transport.get_write_buffer_size() == 0
+
+
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
 @pytest.mark.parametrize("failing", ["data", "pause", "resume", "lost"])
 async def test_what_a_callback_raises_is_reported_and_loses_nothing(failing: str, error: type[BaseException]) -> None:

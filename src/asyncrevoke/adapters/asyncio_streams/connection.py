@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
 import anyio
@@ -93,6 +93,9 @@ class SerialTransport(asyncio.Transport):
         self._stream = device.open("transport")
         self.handle = device.node
         self._unsent = bytearray()
+        self._sending = 0  # bytes that were taken out of it, and are on their way
+        self._sent = asyncio.Event()  # all that was written
+        self._sent.set()
         self._written = asyncio.Event()  # something was, or it is closing
         self._reading = asyncio.Event()
         self._reading.set()
@@ -118,6 +121,7 @@ class SerialTransport(asyncio.Transport):
             if isinstance(why, RevokedError):
                 why = SerialRevokedError.of(why)
             self._closing = True
+            self._take_unsent()
             grace = math.inf if self.handle.revoked else 0.0  # others' grace is not cut short
             try:
                 await (self.handle.close() if why is None else self.handle.revoke(str(why), grace=grace))
@@ -144,22 +148,25 @@ class SerialTransport(asyncio.Transport):
         while self._unsent or not self._closing:
             if self._unsent:
                 with self.handle.using(), self._stream.handle.using():  # all of it is one operation, which has a grace
-                    while unsent := self._unsent:
-                        piece = bytes(unsent[:4096])
+                    while self._unsent:
+                        piece = bytes(self._unsent[:4096])
+                        del self._unsent[:4096]
+                        self._sending = len(piece)
                         await self._stream.send(piece)
-                        del unsent[: len(piece)]
+                        self._sending = 0
                         self._perhaps_resume()
+                self._sent.set()
             else:
                 self._written.clear()
                 await self._written.wait()
 
     def _perhaps_pause(self) -> None:
-        if not self._full and len(self._unsent) > self._high:
+        if not self._full and self.get_write_buffer_size() > self._high:
             self._full = True
             self._tell("pause_writing")
 
     def _perhaps_resume(self) -> None:
-        if self._full and len(self._unsent) <= self._low:
+        if self._full and self.get_write_buffer_size() <= self._low:
             self._full = False
             self._tell("resume_writing")
 
@@ -183,6 +190,14 @@ class SerialTransport(asyncio.Transport):
         if self.is_closing() or not data:
             return
         self._unsent += data
+        self._wake_writer()
+
+    def _take_unsent(self) -> bytearray:
+        unsent, self._unsent, self._sending = self._unsent, bytearray(), 0  # too late for what is on its way
+        return unsent
+
+    def _wake_writer(self) -> None:
+        self._sent.clear()
         self._written.set()
         self._perhaps_pause()
 
@@ -200,6 +215,7 @@ class SerialTransport(asyncio.Transport):
     def abort(self) -> None:
         """Close the port now, and throw away what was written."""
         if not self.handle.revoked:  # whichever was first is told
+            self._take_unsent()
             self.handle.close()
 
     def is_closing(self) -> bool:
@@ -211,10 +227,29 @@ class SerialTransport(asyncio.Transport):
     def write_eof(self) -> None:
         raise NotImplementedError(f"{self.handle.path!r} is a serial port: it has no end of data but close()")
 
-    def flush(self) -> None:
-        """Throw away what was written and not sent, as pyserial-asyncio's does."""
-        self._unsent = bytearray()  # not cleared: a piece of the old one may be on its way
+    def flush(self) -> Awaitable[None]:
+        """Throw away what was written and not sent, as pyserial-asyncio's does. But awaited, as serialx's is: send all of it.
+
+        ``await transport.flush()`` throws nothing away. It waits until the driver, too, has sent what it was given.
+
+        :raises SerialRevokedError: if awaited, and the port was or is taken away or unplugged
+        :raises ~anyio.ClosedResourceError: if awaited, and it was or is closed
+        Cancellation: ends the waiting; all of it is sent.
+        """
+        flush = _Flush(self, bytearray() if self._closing else self._take_unsent())  # a close sends all
         self._perhaps_resume()
+        return flush
+
+    async def _flushed(self, taken: bytearray) -> None:
+        try:
+            with self.handle.using():
+                if taken:
+                    self._unsent[:0] = taken
+                    self._wake_writer()
+                await self._sent.wait()
+                await self._stream.drain()
+        except RevokedError as error:
+            raise SerialRevokedError.of(error) from error.__cause__
 
     def pause_reading(self) -> None:
         self._reading.clear()
@@ -238,7 +273,7 @@ class SerialTransport(asyncio.Transport):
         return self._low, self._high
 
     def get_write_buffer_size(self) -> int:
-        return len(self._unsent)
+        return len(self._unsent) + self._sending
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return self._protocol  # type: ignore[no-any-return]
@@ -256,3 +291,15 @@ class SerialTransport(asyncio.Transport):
 
     def __repr__(self) -> str:
         return f"<SerialTransport of {self.handle!r}>"
+
+
+class _Flush(Awaitable[None]):
+    """What was taken out to be thrown away; and is put back, if this is awaited."""
+
+    def __init__(self, transport: SerialTransport, taken: bytearray) -> None:
+        self._transport = transport
+        self._taken = taken
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        taken, self._taken = self._taken, bytearray()
+        return self._transport._flushed(taken).__await__()
