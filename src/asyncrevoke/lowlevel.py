@@ -5,7 +5,12 @@ Adapters import this, and not the package's face, which hands adapters on.
 
 from ._core.errors import RevokeDeadlock as RevokeDeadlock, RevokedError as RevokedError, printable as printable
 from ._core.observe import Event as Event, log_events as log_events, observe as observe
-from ._core.offloop import OffLoop as OffLoop, in_loop as in_loop, off_loop as off_loop
+from ._core.offloop import (
+    OffLoop as OffLoop,
+    close_off_loop as close_off_loop,
+    in_loop as in_loop,
+    off_loop as off_loop,
+)
 from ._core.resource import Handled as Handled, Resource as Resource
 from ._core.revocation import Report as Report, Revocation as Revocation, User as User
 from ._core.revokable import (

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import tty as raw
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -319,10 +320,11 @@ async def test_the_queue_is_bounded_can_be_left_and_ends_with_the_name() -> None
         second = start(group, tty.open)
         await settle()
         assert not second.done.is_set()
-        tty.revoke("unplugged")
+        act = tty.revoke("unplugged")
         await second.done.wait()
         assert (second.error.reason, second.error.in_flight) == ("unplugged", True)
         old.handle.stop_using()
+        await act
         assert driver.log == ["open", "hangup"]
 
 
@@ -535,6 +537,29 @@ def test_leaders_are_looked_for_while_others_end(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(pathlib.Path, "stat", stat)
     assert adapter._session_leaders(-1) == []
+
+
+async def test_the_last_close_is_not_made_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stalled line the kernel waits half a minute there, for what was not sent."""
+    close = os.close
+    closed: list[tuple[bool, bool]] = []
+
+    def closing(fd: int) -> None:
+        links = [each.readlink() for each in pathlib.Path("/proc/self/fd").iterdir() if each.is_symlink()]
+        if pathlib.Path(f"/proc/self/fd/{fd}").readlink() == path:
+            closed.append((links.count(path) == 1, threading.current_thread() is threading.main_thread()))
+        close(fd)
+
+    master, slave = os.openpty()
+    path = pathlib.Path(os.ttyname(slave))
+    async with awake(), Tty(path) as tty:
+        stream = await tty.open()
+        os.close(slave)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "close", closing)
+            await stream.aclose()
+    os.close(master)
+    assert [in_loop for last, in_loop in closed if last] == [False]
 
 
 async def test_a_terminal_that_is_hung_up_while_it_is_opened_is_an_oserror(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ class FdStream(Face):
     :param owner: what it is opened on; a handle of it is made. None: the stream is a root of its own
     :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
     :param also: further parents of the handle, such as a token; whichever goes first takes it
-    :param close: what closes the descriptor, as its release
+    :param close: what closes the descriptor, as its release, which may be async
     :raises OSError: if `fd` is not open, or was opened with O_PATH
     :raises RevokedError: if the owner was revoked
 
@@ -239,12 +239,12 @@ class Fd:
         except OSError as exc:
             raise anyio.BrokenResourceError(f"{self._node.path!r}: {exc}") from exc
 
-    def close(self) -> None:
-        """Wait no more, and close it."""
+    def close(self) -> Any:
+        """Wait no more, and close it. As a release: what closes it may return an awaitable."""
         fd, self.number = self.number, -1
         self.readable.disarm()
         self.writable.disarm()
-        self._close(fd)
+        return self._close(fd)
 
     def __repr__(self) -> str:
         return f"<descriptor {self.number} of {self._node!r}>"

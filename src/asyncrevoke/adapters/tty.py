@@ -31,7 +31,17 @@ from types import EllipsisType
 from typing import Any, Protocol
 
 from asyncrevoke.answers import Answers
-from asyncrevoke.lowlevel import FdStream, Name, Registry, Resource, Revocation, Revokable, os_errors
+from asyncrevoke.lowlevel import (
+    FdStream,
+    Name,
+    OffLoop,
+    Registry,
+    Resource,
+    Revocation,
+    Revokable,
+    close_off_loop,
+    os_errors,
+)
 
 TIOCVHANGUP = 0x5437  # include/uapi/asm-generic/ioctls.h
 
@@ -185,12 +195,12 @@ class Tty(Resource):
         fd = _open(self.path)
         generation: Revokable | None = None
 
-        def close(fd: int) -> None:
-            os.close(fd)
+        def close(fd: int) -> OffLoop[object] | None:
             if generation is not None and generation.revoked:
                 self._hung += 1  # the generation's release tells the driver
             else:
                 self.driver.close()
+            return close_off_loop(lambda: os.close(fd))  # on a stalled line the kernel takes half a minute
 
         try:
             self.driver.open(fd)

@@ -13,9 +13,7 @@ import termios
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-import anyio
-
-from asyncrevoke.lowlevel import Fd, OffLoop, Revokable, off_loop
+from asyncrevoke.lowlevel import Fd, OffLoop, Revokable, close_off_loop, off_loop
 
 if TYPE_CHECKING:
     from serial import SerialException as SerialException  # noqa: PLC0414  # which is handed on
@@ -81,14 +79,6 @@ async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any]) -> 
     port = await off_loop(open_url, late=lambda port: port.close())
     node.release = functools.partial(close_off_loop, port.close)
     return port
-
-
-def close_off_loop(close: Callable[[], object]) -> OffLoop[object] | None:
-    try:
-        return off_loop(close, patience=1.0)  # most ports close at once, also when the loop ends
-    except (anyio.NoEventLoopError, OSError):  # without a loop, or with no thread to be had: it must not stay open
-        close()
-        return None
 
 
 @contextlib.contextmanager

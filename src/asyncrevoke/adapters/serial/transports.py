@@ -11,9 +11,9 @@ from typing import Any
 
 import anyio
 
-from asyncrevoke.lowlevel import OffLoop, Revokable
+from asyncrevoke.lowlevel import OffLoop, Revokable, close_off_loop
 
-from .port import Port, close_off_loop, imported, open_pyserial
+from .port import Port, imported, open_pyserial
 
 _BACKLOG = 65536  # bytes of a transport's that nobody has read, before it is stopped
 
