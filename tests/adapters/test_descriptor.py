@@ -527,14 +527,16 @@ async def test_a_handler_of_the_program_stays(handler: str) -> None:
 
 
 STOPPED = """
-import anyio, os, select, signal, threading
+import anyio, ctypes, os, select, signal, struct, threading
 from asyncrevoke.adapters.descriptor import Descriptor
 near, far = os.pipe()
+libc = ctypes.CDLL(None)
 
-def poll():
-    poll = select.poll()
-    poll.register(near, select.POLLIN)
-    print(poll.poll(100_000))
+def poll():  # in C, as a newer Python calls ppoll(2)
+    polled = ctypes.create_string_buffer(struct.pack("ihh", near, select.POLLIN, 0), 8)
+    while libc.poll(polled, 1, 100_000) < 0:
+        pass
+    print(struct.unpack("ihh", polled.raw)[2])
 
 async def main():
     descriptor = Descriptor(near)
@@ -549,6 +551,7 @@ anyio.run(main)
 """
 
 
+@pytest.mark.skipif("poll" not in NUMBERS, reason="ppoll(2), which is all that there is here, is begun again as itself")
 async def test_a_poll_that_sigstop_has_interrupted_is_found() -> None:
     """After SIGCONT the kernel goes on with it by a system call that does not tell on what."""
     with subprocess.Popen(
@@ -561,8 +564,7 @@ async def test_a_poll_that_sigstop_has_interrupted_is_found() -> None:
             tasks = pathlib.Path(f"/proc/{program.pid}/task").iterdir()
             return [(task / "syscall").read_text().split()[0] for task in tasks]
 
-        polls = {str(NUMBERS.get(call)) for call in ("poll", "ppoll")}  # which it is depends on the Python
-        while not polls.intersection(calls()):
+        while str(NUMBERS["poll"]) not in calls():
             await anyio.lowlevel.checkpoint()
         program.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, program.pid, os.WSTOPPED | os.WNOWAIT)
@@ -570,7 +572,7 @@ async def test_a_poll_that_sigstop_has_interrupted_is_found() -> None:
         while str(NUMBERS["restart_syscall"]) not in calls():
             await anyio.lowlevel.checkpoint()
         out, _ = program.communicate("go\n", timeout=60)
-        assert re.fullmatch(r"\[\(\d+, 25\)\]\n", out)  # POLLIN, POLLERR and POLLHUP: the tombstone
+        assert out == "25\n"  # POLLIN, POLLERR and POLLHUP: the tombstone
         assert program.returncode == 0
 
 
