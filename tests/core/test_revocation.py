@@ -177,6 +177,15 @@ async def test_a_later_act_can_only_bring_the_kick_forward(graces: tuple[float, 
     await node.revoke()
 
 
+async def test_a_grace_after_a_close_is_for_the_closers_own_operation() -> None:
+    """A close kicks all but the operations of the task that calls it; a revocation kicks those, too, when its grace is over."""
+    node = Revokable("node")
+    with anyio.fail_after(20), pytest.raises(RevokedError), node.using():
+        node.close()
+        node.revoke(grace=0.001)
+        await anyio.sleep_forever()
+
+
 async def test_a_shorter_grace_is_kept_beside_a_longer_one() -> None:
     """It ends in its own time, also where a longer one follows it."""
     log: Log = []
