@@ -374,6 +374,17 @@ async def test_without_the_privilege_it_goes_as_far_as_it_goes(monkeypatch: pyte
     assert sent[:3] == [signal.SIGSTOP, signal.SIGHUP, signal.SIGCONT]
 
 
+async def test_the_settings_are_those_of_before_the_first_open() -> None:
+    """What an earlier opener has left behind, when all had closed it, is not restored."""
+    async with device() as (tty, _):
+        async with await tty.open() as first:
+            raw.setraw(first.fileno())
+        async with await tty.open(console=True) as console:
+            assert not cooked(console)
+            await tty.hangup()
+            assert cooked(console)
+
+
 def test_without_a_free_descriptor_it_is_reset_all_the_same() -> None:
     """Only its leader cannot be looked for, which is told."""
     with terminal() as (master, slave):

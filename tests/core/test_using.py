@@ -111,7 +111,7 @@ async def test_a_bare_use_grants_no_nested_one() -> None:
 
 @pytest.mark.invariant("I1")
 async def test_a_use_that_is_left_grants_nothing() -> None:
-    """After the outer use has been left, also out of order, the task is inside no more."""
+    """After the outer use has been left, the task is inside no more."""
     node, other = Revokable("node"), Revokable("other")
     assert other.start_using()
     first, second = node.using(), other.using()
@@ -126,6 +126,31 @@ async def test_a_use_that_is_left_grants_nothing() -> None:
     assert not other.start_using()
     other.stop_using()
     await act
+
+
+@pytest.mark.invariant("I1")
+async def test_a_use_that_is_left_out_of_order_grants_nothing() -> None:
+    """AnyIO refuses to leave its scope before an inner one; the operation is left all the same."""
+    node, other = Revokable("node"), Revokable("other")
+    granted: list[bool] = []
+
+    async def disorderly() -> None:
+        first, second = node.using(), other.using()
+        first.__enter__()
+        second.__enter__()
+        with pytest.raises(RuntimeError):
+            first.__exit__(None, None, None)
+        node.revoke(grace=3600)
+        granted.append(node.start_using())
+        second.__exit__(None, None, None)
+
+    assert node.start_using()
+    with contextlib.suppress(ExceptionGroup):  # AnyIO's own scope is of no more use
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(disorderly)
+    node.stop_using()
+    assert granted == [False]
+    assert not other.in_use
 
 
 # -- idle --

@@ -163,7 +163,6 @@ class _AsyncioHome(Home):
             yield
         finally:
             while self._tasks:
-                await asyncio.sleep(0)  # their first step, in which they may do what must be done
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.wait(self._tasks)
