@@ -16,6 +16,7 @@ import contextlib
 import errno
 import functools
 import gc
+import importlib.util
 import logging
 import os
 import pathlib
@@ -40,7 +41,6 @@ from asyncrevoke.adapters.alsa import Cards
 from asyncrevoke.adapters.asyncio_streams import create_serial_connection, wrap_streams
 from asyncrevoke.adapters.descriptor import Descriptor
 from asyncrevoke.adapters.entries import Directory
-from asyncrevoke.adapters.fuse import mount
 from asyncrevoke.adapters.hotplug import watch_devices
 from asyncrevoke.adapters.mapping import Mapping
 from asyncrevoke.control import ControlError, connect, serve
@@ -372,6 +372,8 @@ async def a_control_server(_: Revokable) -> None:
 
 
 async def a_mounted_tree(_: Revokable) -> None:
+    from asyncrevoke.adapters.fuse import mount  # noqa: PLC0415  # which needs libfuse
+
     tree = Directory("status")
     tree.create("state", show=lambda: "x")
     with tempfile.TemporaryDirectory() as folder:
@@ -395,7 +397,7 @@ SCENARIOS: dict[str, Scenario] = {
     "alsa": a_sound_card,
     "descriptor": a_descriptor,
     "mapping": a_mapping,
-    "fuse": a_mounted_tree,
+    **({"fuse": a_mounted_tree} if importlib.util.find_spec("pyfuse3") else {}),
     "control": a_control_server,
 }
 

@@ -412,9 +412,28 @@ async def test_an_awaited_flush_sends_all_in_order(flush: Callable[[SerialTransp
         await outcome(lambda: task)
 
 
-async def test_a_flush_with_nothing_to_send_is_over_at_once() -> None:
-    """Before anything was written, and after all was sent; awaited twice, too."""
+async def test_an_awaited_flush_in_a_grace_throws_nothing_away() -> None:
+    """It is refused then; what was written is sent all the same."""
     async with connection() as told:
+        told.transport.write(BIG)
+        await settle()
+        act = told.transport.handle.revoke(grace=3600)
+        with pytest.raises(SerialRevokedError):
+            await told.transport.flush()
+        got = bytearray()
+        while len(got) < len(BIG):
+            got += told.far.received()
+            await anyio.lowlevel.checkpoint()
+        assert bytes(got) == BIG
+        await act
+
+
+async def test_a_flush_with_nothing_to_send_is_over_at_once() -> None:
+    """Before anything was written, after all was thrown away, and after all was sent; awaited twice, too."""
+    async with connection() as told:
+        told.transport.write(b"x")
+        told.transport.flush()
+        await settle()
         flush = told.transport.flush()
         await flush
         await flush
@@ -921,6 +940,27 @@ async def test_both_transports_of_a_pair_are_closed_when_it_is_taken_away(kind: 
             await writer.wait_closed()
             await node_of(writer).revoke()
         assert met() == CLOSED[kind]
+
+
+@pytest.mark.parametrize(
+    ("program", "size", "eof"),
+    [("cat", 300_000, True), ("head -c 60000 /dev/zero", 60_000, False), ("exec <&-; read x; echo world", 6, False)],
+    ids=["end of data", "it ends", "it closes its input"],
+)
+async def test_a_child_that_reads_no_more_is_read_to_its_end(program: str, size: int, *, eof: bool) -> None:
+    """Its input ends by itself, or by `write_eof`: that takes nothing of its output away."""
+    child = await asyncio.create_subprocess_exec("sh", "-c", program, stdin=-1, stdout=-1)
+    assert child.stdin
+    assert child.stdout
+    reader, writer = wrap_streams(child.stdout, child.stdin)
+    if eof:
+        writer.write(bytes(size))
+        writer.write_eof()
+    await child.wait() if not eof else await settle()
+    with anyio.fail_after(30):
+        assert len(await reader.read()) == size
+    await node_of(reader).aclose()
+    await child.wait()
 
 
 async def test_a_reader_alone_can_be_wrapped() -> None:

@@ -1528,10 +1528,42 @@ async def test_an_interpreter_that_fails_is_named(monkeypatch: pytest.MonkeyPatc
 
 @on_one
 @loops
+async def test_environment_may_have_an_empty_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may be inherited that no call takes; it is left out."""
+    monkeypatch.setattr(os, "environb", {**os.environb, b"": b"x=y"})
+    async with open_pty(["sh", "-c", "exit 3"]) as session:
+        assert await session.wait() == 3
+
+
+@on_one
+@loops
+async def test_job_whose_first_thread_has_ended_is_killed() -> None:
+    """It looks like a zombie, and its other threads run on."""
+    program = (
+        "import ctypes, os, signal, threading\n"
+        "if os.fork(): signal.pause()\n"
+        "os.setpgid(0, 0); signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "def on():\n"
+        "    while open(f'/proc/{os.getpid()}/stat').read().rpartition(')')[2].split()[0] != 'Z': pass\n"
+        "    os.write(1, b'pid %d.' % os.getpid()); threading.Event().wait()\n"
+        "threading.Thread(target=on).start(); ctypes.CDLL(None).syscall(60, 0)\n"
+    )
+    async with open_pty(python(program), kill_after=0.2) as session:
+        pidfd = os.pidfd_open(await pid_from(session.open()))
+        await session.aclose()
+        assert await ended(pidfd)
+        gone = not pathlib.Path(f"/proc/{session.pid}").exists()
+    assert gone
+
+
+@on_one
+@loops
 async def test_status_that_nobody_knows_is_no_status() -> None:
-    """With SIGCHLD ignored the kernel reaps the program: `wait` says so, rather than 0."""
+    """With SIGCHLD ignored the kernel reaps the program: `wait` says so, rather than 0. What cannot start says why."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
+        with pytest.raises(FileNotFoundError, match="no-such-program"):
+            open_pty(["no-such-program"])
         async with open_pty(["sh", "-c", "exit 7"]) as session:
             with anyio.fail_after(10), pytest.raises(ChildProcessError, match="SIGCHLD is ignored"):
                 await session.wait()
@@ -1835,7 +1867,7 @@ def test_killed_host_leaves_nobody_in_the_group(backend: str) -> None:
     """A kill -9 of the host also ends a member of a program's group that ignores the hang-up."""
     main = """
 async def main():
-    async with open_pty(["sh", "-c", "trap '' HUP; sleep 1000 & trap - HUP; echo ready; wait"]) as session:
+    async with open_pty(["sh", "-c", "(trap '' HUP; echo ready; exec sleep 1000) & wait"]) as session:
         await session.open().receive()
         say("up")
         await session.wait()

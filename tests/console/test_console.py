@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import socket
 import stat
 import sys
 import termios
@@ -444,6 +445,35 @@ async def test_interrupt_passes_what_is_stuck(tmp_path: pathlib.Path, whose: str
             await client.types(b"stuck, too")
         await client.control.send({"interrupt": True})
         assert await client.ends() == KILLED
+
+
+async def test_where_nothing_can_be_thrown_away_the_keyboard_is_handed_on(tmp_path: pathlib.Path) -> None:
+    """A port behind a socket cannot flush what was typed: an interrupt is typed all the same, and the next one types."""
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        device = f"socket://127.0.0.1:{port.getsockname()[1]}"
+        async with lab(tmp_path, Share("lab", device=device)) as server:
+            far, _ = await anyio.to_thread.run_sync(port.accept)
+            with far:
+                far.settimeout(20)
+                first, second = await server.attach(), await server.attach()
+                await first.types(b"a")
+                assert await anyio.to_thread.run_sync(far.recv, 1) == b"a"
+                await first.control.send({"interrupt": True})
+                assert await anyio.to_thread.run_sync(far.recv, 1) == b"\x03"
+                done = await (await server.connect()).revoke("lab/root/keyboard")
+                assert done["report"]["errors"] == []
+                await second.is_told(yours=True)
+
+
+async def test_log_counts_what_never_came_to_it(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As what came while the recorder had been taken away."""
+    log = console_log.Log(str(tmp_path / "log"), "lab")
+    log.miss(5)
+    await log.write(b"on")
+    log.close()
+    assert [each.message for each in caplog.records] == [
+        f"5 bytes of output of 'lab' were lost to the log '{tmp_path / 'log'}'"
+    ]
 
 
 async def test_interrupt_needs_the_keyboard(tmp_path: pathlib.Path) -> None:

@@ -226,6 +226,27 @@ def test_between_two_runs_of_the_loop_every_door_is_open(door: str, runner: asyn
     assert tree.registry.root.released
 
 
+@asyncio_only
+def test_in_another_loop_of_the_same_thread_nobody_leaves_what_drains(runner: asyncio.Runner) -> None:
+    """It would be the last one, and the release would run in the wrong loop."""
+
+    async def make() -> Revokable:
+        node = Revokable("node")
+        assert node.start_using()
+        return node
+
+    async def leave() -> None:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            node.stop_using()
+
+    node = runner.run(make())
+    node.revoke()
+    asyncio.run(leave())
+    assert not node.released
+    node.stop_using()
+    assert node.released
+
+
 @pytest.fixture
 def runner(anyio_backend: tuple[str, dict[str, Any]]) -> Iterator[asyncio.Runner]:
     """A loop that is run several times."""

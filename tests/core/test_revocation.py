@@ -95,6 +95,7 @@ ASKS: dict[str, Callable[[Revokable, Revokable], object]] = {
     "close": lambda node, _: node.close(),
     "from above": lambda node, other: (node.revoke(), other.revoke()),
     "all": lambda node, other: revoke_all([node, other]),
+    "what is released first": lambda node, other: revoke_all([other, node]),
     "give up": lambda node, _: give_up(node),
     "unclosed": lambda node, _: leave_unclosed(node),
 }

@@ -1,6 +1,7 @@
 """One line for several streams, over a line in memory."""
 
 import array
+import contextlib
 import math
 from typing import Literal
 
@@ -154,6 +155,33 @@ async def test_who_goes_holds_up_nobody(how: str) -> None:
         assert not ahead.done.is_set()
         await getattr(slow, how)()
     assert ahead.outcome == bytes(1000)
+
+
+async def test_who_is_revoked_and_still_inside_holds_up_nobody() -> None:
+    """In its grace it gets nothing more: the line is read on."""
+    line = Line(backlog=10, patience=math.inf)
+    fast, slow = line.open("fast"), line.open("slow")
+    line.arrive(bytes(1000))
+    async with anyio.create_task_group() as tasks:
+        ahead = start(tasks, read, fast, 1000)
+        await parked(fast.handle)
+        with contextlib.suppress(RevokedError), slow.handle.using():
+            slow.revoke("enough", grace=3600)
+            with anyio.fail_after(30):
+                await ahead.done.wait()
+    assert ahead.outcome == bytes(1000)
+
+
+async def test_a_stream_tells_how_much_of_the_line_it_has_seen() -> None:
+    """So that one which comes after another knows what both have missed."""
+    line = Line(backlog=10)
+    first, other = line.open("first"), line.open("other")
+    line.arrive(bytes(4))
+    await other.receive()
+    await first.revoke()
+    line.arrive(bytes(3))
+    await other.receive()
+    assert line.open("second").place - first.place == 3
 
 
 async def test_who_had_nothing_to_receive_is_waited_for_as_well() -> None:

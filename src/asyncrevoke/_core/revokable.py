@@ -361,8 +361,8 @@ class Revokable:
         :raises RuntimeError: if nothing was entered, or in another thread or loop: `stop_using_threadsafe` is for that
         """
         home = self._home
-        if home is not None and home.thread != threading.get_ident():
-            _refuse_elsewhere(self, home, loop.current())
+        if home is not None and (self._acts or home.thread != threading.get_ident()):
+            _refuse_elsewhere(self, _root(self)._home, loop.current())
         if not self._bare:
             raise RuntimeError(f"stop_using() of {self.path!r} without a start_using() that reported True")
         self._bare -= 1

@@ -51,6 +51,7 @@ class Shared:
                 f"history is {history!r}: give bytes, 0 or more, and more only where each stream gets a copy"
             )
         self.streams: dict[SharedStream, None] = {}
+        self.read = 0  # bytes, in all
         self.history = bytearray()
         self.turn_to_write = anyio.Lock()
         self._receive = receive
@@ -87,11 +88,11 @@ class Shared:
         while until := [
             stream.received + self._patience
             for stream in self.streams
-            if len(stream.unread) > self._kept + backlog // 2
+            if len(stream.unread) > self._kept + backlog // 2 and not stream.handle.revoked
             if stream.received + self._patience > time.monotonic()
         ]:
             self._taken = anyio.Event()
-            with anyio.move_on_after(max(until) - time.monotonic()):
+            with anyio.move_on_after(min(0.5, max(until) - time.monotonic())):  # which may have been revoked meanwhile
                 await self._taken.wait()
 
     async def _read_for_all(self, backlog: int) -> None:
@@ -100,6 +101,7 @@ class Shared:
         except anyio.EndOfStream:
             self._ended = True
             return
+        self.read += len(data)
         self.history += data
         del self.history[: -self._kept or None]
         now = time.monotonic()
@@ -107,6 +109,7 @@ class Shared:
             if not stream.unread:
                 stream.received = now
             stream.unread += data
+            stream.place = self.read
             if len(stream.unread) > (most := backlog + self._kept):  # what was replayed is no delay of the reader's
                 stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {most}")
 
@@ -149,6 +152,7 @@ class SharedStream(Face):
 
     :ivar unread: what has come for it, and was not received
     :ivar received: when it last received, or had nothing to receive
+    :ivar place: where on the line `unread` ends, in bytes from the beginning
     """
 
     def __init__(
@@ -160,6 +164,7 @@ class SharedStream(Face):
         self.shared = shared
         self.unread = bytearray(shared.history if options.get("replay") else b"")
         self.received = time.monotonic()
+        self.place = shared.read
         shared.streams[self] = None
 
     async def _receive(self, max_bytes: int) -> bytes:

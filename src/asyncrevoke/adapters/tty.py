@@ -251,11 +251,14 @@ def _open(path: str) -> int:
 def _session_leaders(device: int) -> list[int]:
     """The leaders of sessions whose controlling terminal that device is."""
     leaders = []
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
+    for process in os.listdir("/proc"):  # noqa: PTH208  # pathlib hides an error, such as that there is no descriptor left
+        if not process.isdigit():
+            continue
         try:
-            _, _, _, session, tty, _ = (process / "stat").read_bytes().rpartition(b")")[2].split(maxsplit=5)
+            stat = pathlib.Path(f"/proc/{process}/stat").read_bytes()
+            _, _, _, session, tty, _ = stat.rpartition(b")")[2].split(maxsplit=5)
         except (OSError, ValueError):  # ended meanwhile
             continue
-        if int(tty) == device and session == process.name.encode():
+        if int(tty) == device and session == process.encode():
             leaders.append(int(session))
     return leaders

@@ -65,7 +65,9 @@ class HeldTerminal(KernelDriver):
 
     def holders(self) -> Iterator[Holder]:
         """Who has it, but for this process; as far as we may see."""
-        for process in sorted(pathlib.Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        for process in sorted(
+            filter(lambda path: path.name.isdigit(), pathlib.Path("/proc").iterdir()), key=lambda path: int(path.name)
+        ):
             if int(process.name) != os.getpid():
                 with contextlib.suppress(OSError, ValueError):  # ended meanwhile
                     how = ["controlling terminal"] * self._controls(process)

@@ -40,6 +40,10 @@ class Log:
         else:
             self._tell_lost()
 
+    def miss(self, number: int) -> None:
+        """So many bytes never came here."""
+        self._lost += number
+
     def close(self) -> None:
         """Close it."""
         self._tell_lost()

@@ -188,13 +188,18 @@ class _Console:
         """Read all output, for the log and the history, until the end of data or the session's own."""
         self.session = session
         self._change()
-        while not session.node.revoked:
-            recorder = session.open("recorder")
+        recorder = session.open("recorder")
+        while True:
             with contextlib.suppress(RevokedError):  # perhaps of the recorder alone: it is opened anew
                 async for data in recorder:
                     await self._record(data)
                 break
             await self._record(bytes(recorder.unread))  # others have read it, and may have shown it
+            if session.node.revoked:
+                break
+            before, recorder = recorder, session.open("recorder")
+            if self._log is not None:
+                self._log.miss(recorder.place - before.place)
 
     async def _status(self, session: PtySession) -> str:
         with anyio.move_on_after(1):
@@ -223,8 +228,12 @@ class _Console:
     def discard(self) -> None:
         """Throw away what was typed and the device has not taken."""
         if self.session is not None:
-            with contextlib.suppress(RevokedError, anyio.ClosedResourceError):
+            try:
                 self.session.discard()
+            except (RevokedError, anyio.ClosedResourceError):
+                pass
+            except OSError as exc:  # it is no terminal, or there is no descriptor left
+                logger.warning("%r keeps what was typed: %s", self.share.name, exc)
 
     # -- the keyboard --
 

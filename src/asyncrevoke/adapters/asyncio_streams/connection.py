@@ -157,6 +157,7 @@ class SerialTransport(asyncio.Transport):
                         self._perhaps_resume()
                 self._sent.set()
             else:
+                self._sent.set()  # or thrown away
                 self._written.clear()
                 await self._written.wait()
 
@@ -230,13 +231,14 @@ class SerialTransport(asyncio.Transport):
     def flush(self) -> Awaitable[None]:
         """Throw away what was written and not sent, as pyserial-asyncio's does. But awaited, as serialx's is: send all of it.
 
-        ``await transport.flush()`` throws nothing away. It waits until the driver, too, has sent what it was given.
+        ``await transport.flush()`` throws nothing away. It waits until the driver, too, has sent what it was given. Await it
+        yourself: a task for it that is cancelled before it begins has thrown all away.
 
         :raises SerialRevokedError: if awaited, and the port was or is taken away or unplugged
         :raises ~anyio.ClosedResourceError: if awaited, and it was or is closed
         Cancellation: ends the waiting; all of it is sent.
         """
-        flush = _Flush(self, bytearray() if self._closing else self._take_unsent())  # a close sends all
+        flush = _Flush(self, bytearray() if self.is_closing() else self._take_unsent())  # a close sends all
         self._perhaps_resume()
         return flush
 

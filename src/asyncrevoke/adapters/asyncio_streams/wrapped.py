@@ -72,6 +72,9 @@ def revocable(reader: R, writer: W, handle: Revokable, convert: Convert) -> tupl
     each: Any
     uses = handle.open("streams")
     lost: dict[object, asyncio.Future[None]] = {}
+    protocol: Any = getattr(writer, "_protocol", None)
+    if writer is not None and getattr(protocol, "stdin", None) is writer:
+        protocol.stdin = None  # when a child reads no more, asyncio closes its stdin, and here that closes its stdout
     for each, face in (writer, _Writer), (reader, _Reader):
         if each is not None:
             each.handle, each.uses, each.convert = handle, uses, convert

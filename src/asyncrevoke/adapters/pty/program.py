@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import anyio
 
+_LEADER = (pkgutil.get_data(__package__, "leader.py") or b"").decode()
 #: Seconds that the kernel gets to end what was killed: a process that waits for a dead disk stays until that answers.
 STUCK = 5.0
 
@@ -40,10 +41,10 @@ class Program:
         self._ended = False
         self._spare = -1
         words = [os.fsencode(each) for each in argv]
-        environ = os.environb if env is None else {os.fsencode(name): os.fsencode(env[name]) for name in env}
+        environ = _environ() if env is None else {os.fsencode(name): os.fsencode(env[name]) for name in env}
         signums = [int(each) for each in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}]
         place = None if cwd is None else os.fsencode(cwd)
-        request = marshal.dumps((os.getpid(), signums, words, dict(environ), place))
+        request = marshal.dumps((os.getpid(), signums, words, environ, place))
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self.pid = _lead(theirs.fileno(), terminal)
@@ -51,8 +52,9 @@ class Program:
                 theirs.close()
                 self._begin(ours, request)
             except BaseException:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
+                if not self.ended():
+                    os.kill(self.pid, signal.SIGKILL)
+                self._reap()
                 raise
 
     def _begin(self, channel: socket.socket, request: bytes) -> None:
@@ -140,7 +142,8 @@ class Program:
             threading.Thread(target=self._reap, daemon=True).start()
         if left:
             who = ", ".join(f"{pid} ({_called(pid)})" for pid in sorted(left))
-            raise TimeoutError(errno.ETIMEDOUT, f"SIGKILL has not ended {who}: see /proc/PID/stack", self.name)
+            why = "it may be another user's, or wait in the kernel, as /proc/PID/stack tells"
+            raise TimeoutError(errno.ETIMEDOUT, f"SIGKILL has not ended {who}: {why}", self.name)
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -158,19 +161,20 @@ class Program:
         self._let_go()
         try:
             return _members(self.pid)
-        except OSError:  # no descriptor is left: somebody may be, so ask again
-            return {self.pid: self.pid}
+        except OSError as exc:
+            if exc.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise
+            return {self.pid: self.pid}  # somebody may be left, so ask again
         finally:
             self.keep_descriptor()
 
 
 def _lead(channel: int, terminal: str) -> int:
     """Start an interpreter that leads a session on that terminal, and does what `leader` says."""
-    source = pkgutil.get_data(__package__, "leader.py") or b""
     return os.posix_spawn(
         _interpreter(),
-        ["python", "-I", "-S", "-c", source.decode()],
-        os.environ,
+        ["python", "-I", "-S", "-c", _LEADER],
+        _environ(),
         # The session's leader opens a terminal, which so becomes the controlling one (drivers/tty/tty_jobctrl.c).
         file_actions=[
             (os.POSIX_SPAWN_DUP2, channel, 3),
@@ -181,6 +185,11 @@ def _lead(channel: int, terminal: str) -> int:
         setsid=True,
         setsigmask=[],
     )
+
+
+def _environ() -> dict[bytes, bytes]:
+    """The environment of this process, but for an empty name, which may be inherited and cannot be handed on."""
+    return {name: value for name, value in os.environb.items() if name}
 
 
 def _interpreter() -> str:
@@ -214,11 +223,19 @@ def _members(sid: int) -> dict[int, int]:
     members = {}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):  # noqa: PTH208  # there may be thousands
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # ended meanwhile
-            if os.getsid(pid) == sid != pid:
-                state = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-                if state not in (b"Z", b"X"):
-                    members[pid] = os.getpgid(pid)
+            if os.getsid(pid) == sid != pid and not _is_over(pid):
+                members[pid] = os.getpgid(pid)
     return members
+
+
+def _is_over(pid: int) -> bool:
+    """Whether a process has ended, and is not reaped."""
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        # One whose first thread has ended, and others run, looks the same.
+        return state in (b"Z", b"X") and len(os.listdir(f"/proc/{pid}/task")) == 1  # noqa: PTH208
+    except PermissionError:  # of another user, where /proc hides those
+        return False
 
 
 def _called(pid: int) -> str:
