@@ -304,7 +304,7 @@ def begin(act: Revocation, home: loop.Home | None, grace: float) -> None:
     for root in act._roots:
         if root._home is not home:
             root._settle()
-    if not _is_again(act, home):
+    if not _is_again(act):
         _refuse(act, home)
     if not act._whole._nodes:  # it was over before
         return
@@ -342,15 +342,13 @@ def _announce(act: Revocation, home: loop.Home | None) -> None:
             observation.begun(act)
 
 
-def _is_again(act: Revocation, home: loop.Home | None) -> bool:
+def _is_again(act: Revocation) -> bool:
     """Whether the same roots were revoked before. Then all refuse, and it is one more view of that, which no node keeps."""
     acts = [earlier for root in act._roots[:1] for earlier in root._acts if earlier._roots == act._roots]
     if not acts or acts[-1] is act:
         return False
     act._whole = whole = acts[-1]
     act._before = whole._kicked, whole._released, len(whole._errors)
-    for node in whole._nodes:
-        node._home = home or node._home
     return True
 
 

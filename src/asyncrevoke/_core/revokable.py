@@ -362,7 +362,7 @@ class Revokable:
         """
         home = self._home
         if home is not None and home.thread != threading.get_ident():
-            _refuse_elsewhere(self, home, loop.current())
+            _refuse_elsewhere(self, _root(self)._home, loop.current())
         if not self._bare:
             raise RuntimeError(f"stop_using() of {self.path!r} without a start_using() that reported True")
         self._bare -= 1
