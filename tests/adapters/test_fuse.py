@@ -230,6 +230,22 @@ async def test_a_program_that_does_not_block_drains_and_polls(place: pathlib.Pat
         assert await program.ends() == 0
 
 
+async def test_news_that_comes_while_a_poll_is_answered_wakes_it(place: pathlib.Path) -> None:
+    """Its answer is of before, and nothing else would tell."""
+    root, ready = tree(), 0
+
+    def late(_: object) -> int:
+        nonlocal ready
+        before, ready = ready, IN
+        if not before:
+            entry.notify()
+        return before
+
+    entry = root.create("entry", poll=late)
+    async with mounted(root, place), running(sys.executable, "-c", POLLS, place / "entry", "poll") as program:
+        await program.says(f"{IN})]\n".encode())
+
+
 async def test_ten_thousand_siblings_are_listed(place: pathlib.Path) -> None:
     """In parts, as a listing asks; each once."""
     root = tree()
