@@ -275,6 +275,14 @@ async def test_who_takes_what_away_is_logged(path: str, caplog: pytest.LogCaptur
     assert caplog.messages == [f"user {user_name(os.geteuid())!r} revokes 'alice'"]
 
 
+async def test_what_has_two_parents_is_listed_once(path: str) -> None:
+    """Also where one of them is the registry's root."""
+    async with served(path) as (registry, _):
+        token = registry.root.open("token")
+        registry.root.open("device", also=[token])
+        assert [each["node"]["path"] for each in (await ask(path, LIST))[:-1]] == ["token", "device"]
+
+
 async def test_watch_tells_what_happens_there(path: str) -> None:
     """From its first record on, a watch has every event at its path and below, and no other."""
     async with served(path) as (registry, _), await connect(path) as control:
