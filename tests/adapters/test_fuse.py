@@ -230,6 +230,22 @@ async def test_a_program_that_does_not_block_drains_and_polls(place: pathlib.Pat
         assert await program.ends() == 0
 
 
+async def test_news_that_comes_while_a_poll_is_answered_wakes_it(place: pathlib.Path) -> None:
+    """Its answer is of before, and nothing else would tell."""
+    root, ready = tree(), 0
+
+    def late(_: object) -> int:
+        nonlocal ready
+        before, ready = ready, IN
+        if not before:
+            entry.notify()
+        return before
+
+    entry = root.create("entry", poll=late)
+    async with mounted(root, place), running(sys.executable, "-c", POLLS, place / "entry", "poll") as program:
+        await program.says(f"{IN})]\n".encode())
+
+
 async def test_ten_thousand_siblings_are_listed(place: pathlib.Path) -> None:
     """In parts, as a listing asks; each once."""
     root = tree()
@@ -306,6 +322,42 @@ async def test_programs_are_taken_away_by_removal(place: pathlib.Path, name: str
             assert await each.ends() == 0
             assert each.output.decode().endswith(f"{mask})]\n{number}\n")
         assert "No such file" in await run("cat", place / "top/log")
+
+
+async def test_what_drains_is_there_no_more(place: pathlib.Path) -> None:
+    """A program is inside yet; the next one finds nothing."""
+    go_on = anyio.Event()
+
+    async def show() -> str:
+        with anyio.CancelScope(shield=True):
+            await go_on.wait()
+        return "text"
+
+    root = tree()
+    entry = root.create("slow", show=show)
+    async with mounted(root, place), running("cat", place / "slow") as cat:
+        await inside(entry)
+        removal = entry.remove()
+        said, drained = await run("cat", place / "slow"), removal.done()
+        go_on.set()
+        await cat.ends()
+    assert "No such file" in said
+    assert not drained
+
+
+async def test_what_is_removed_while_it_is_listed_is_left_out(place: pathlib.Path) -> None:
+    """The listing goes on with what follows."""
+    root = tree()
+
+    async def size() -> int:
+        await second.remove()
+        return 0
+
+    root.create("first", size=size)
+    second = root.create("second")
+    root.create("third")
+    async with mounted(root, place):
+        assert await run("ls", place) == "first\nthird\n"
 
 
 async def test_a_signal_ends_a_program_that_waits(place: pathlib.Path) -> None:

@@ -385,6 +385,17 @@ async def test_the_settings_are_those_of_before_the_first_open() -> None:
             assert cooked(console)
 
 
+async def test_a_console_is_reset_after_a_hangup_that_left_nobody() -> None:
+    """The books begin anew with the next open, be it a console's."""
+    async with device() as (tty, _):
+        await tty.open()
+        await tty.hangup()
+        async with await tty.open(console=True) as console:
+            raw.setraw(console.fileno())
+            await tty.hangup()
+            assert cooked(console)
+
+
 def test_without_a_free_descriptor_it_is_reset_all_the_same() -> None:
     """Only its leader cannot be looked for, which is told."""
     with terminal() as (master, slave):

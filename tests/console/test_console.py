@@ -836,6 +836,22 @@ async def test_log_that_takes_nothing_holds_up_nobody_and_is_tried_again(
     assert abs(400_000 - logged - int(counted.split()[0])) < 10, "but for the ends of lines"
 
 
+async def test_log_waits_for_its_reader_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When something is lost already, more is lost at once; the end tells how much."""
+    monkeypatch.setattr(console_log, "_PATIENCE", 0.01)
+    with read_pipe(tmp_path / "log") as reader:
+        log = console_log.Log(str(tmp_path / "log"), "lab")
+        await log.write(b"x" * 400_000)
+        monkeypatch.setattr(console_log, "_PATIENCE", math.inf)
+        with anyio.fail_after(10):
+            await log.write(b"more")
+        log.close()
+        lost = 400_004 - len(os.read(reader, 1 << 20))
+    assert caplog.messages[1:] == [f"{lost} bytes of output of 'lab' were lost to the log '{tmp_path / 'log'}'"]
+
+
 async def test_recorder_that_is_taken_away_comes_again(tmp_path: pathlib.Path) -> None:
     """All is logged on, and nobody who is attached notices."""
     log = tmp_path / "log"

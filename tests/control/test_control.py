@@ -23,6 +23,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 import pytest
+from anyio.streams.file import FileStreamAttribute
 
 from asyncrevoke import Registry, Revokable, RevokedError
 from asyncrevoke.control import Control, ControlError, Peer, Request, connect, serve, server as control_server
@@ -275,6 +276,14 @@ async def test_who_takes_what_away_is_logged(path: str, caplog: pytest.LogCaptur
     assert caplog.messages == [f"user {user_name(os.geteuid())!r} revokes 'alice'"]
 
 
+async def test_what_has_two_parents_is_listed_once(path: str) -> None:
+    """Also where one of them is the registry's root."""
+    async with served(path) as (registry, _):
+        token = registry.root.open("token")
+        registry.root.open("device", also=[token])
+        assert [each["node"]["path"] for each in (await ask(path, LIST))[:-1]] == ["token", "device"]
+
+
 async def test_watch_tells_what_happens_there(path: str) -> None:
     """From its first record on, a watch has every event at its path and below, and no other."""
     async with served(path) as (registry, _), await connect(path) as control:
@@ -469,6 +478,22 @@ async def test_a_command_has_a_name_of_its_own(path: str) -> None:
 
 
 # -- slow and dead clients --
+
+
+async def test_a_connection_that_is_closed_may_be_open_elsewhere(path: str) -> None:
+    """As in a process that was forked: when the client goes then, nobody's request is ended."""
+    taken: list[Any] = []
+
+    async def copy(request: Request) -> dict[str, Any]:
+        taken[:] = request.connection, os.dup(request.connection._stream.extra(FileStreamAttribute.fileno))
+        return {}
+
+    async with served(path, commands={"copy": copy}), await anyio.connect_unix(path) as client:
+        await client.send(line(do="copy") + b"nonsense\n")
+        await until(lambda: taken and taken[0].handle.released)
+        await client.aclose()
+        assert (await ask(path, LIST))[-1]["ok"]
+    os.close(taken[1])
 
 
 async def test_a_slow_watcher_is_taken_off_and_told(path: str) -> None:

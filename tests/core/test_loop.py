@@ -213,6 +213,25 @@ def test_a_tree_may_be_used_in_the_next_loop(run: Run) -> None:
 
 
 @pytest.mark.invariant("threads")
+def test_a_tree_in_the_next_loop_keeps_other_threads_out(run: Run) -> None:
+    """Of a child, too, that was not used in the new loop yet."""
+    root = Revokable("root")
+    child = root.open("child")
+
+    async def enter() -> None:
+        assert child.start_using()
+
+    async def elsewhere() -> None:
+        assert root.start_using()
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await anyio.to_thread.run_sync(child.stop_using)
+        child.stop_using()
+
+    run(enter)
+    run(elsewhere)
+
+
+@pytest.mark.invariant("threads")
 def test_a_tree_belongs_to_the_loop_it_is_used_in_now(run: Run) -> None:
     """In the second loop the rules are as in the first: other threads are refused, and revoke_threadsafe comes here."""
     log: Log = []

@@ -23,6 +23,7 @@ from asyncrevoke import FdStream, Revokable, RevokedError, answers
 from asyncrevoke.answers import Answer, Answers
 from calls import awake, parked, start
 from conftest import BACKENDS, settle
+from operations import asyncio_only
 from ports import terminal
 from sockets import BIG, read_on, socket_stream
 from test_stream import Counted, TrioFace, answered, clog, on_trio
@@ -703,6 +704,22 @@ async def test_the_next_file_of_the_number_keeps_its_registration(was: str) -> N
         assert waiting.outcome is None
         os.close(r)
         os.close(w2)
+
+
+@pytest.mark.parametrize("side", ["reader", "writer"])
+@asyncio_only
+async def test_no_registration_outlives_the_descriptor(side: str) -> None:
+    """The release takes it back before the number is another file's."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        stream = FdStream(ours.detach())
+        number = stream.fileno()
+        call = functools.partial(stream.send, BIG) if side == "writer" else stream.receive
+        async with anyio.create_task_group() as group:
+            start(group, call)
+            await parked(stream.handle)
+            await stream.revoke()
+        assert not getattr(asyncio.get_running_loop(), f"remove_{side}")(number)
 
 
 async def test_a_number_inherited_from_others_is_registered_anew() -> None:

@@ -309,6 +309,19 @@ async def test_a_backlog_that_is_none_is_refused(backlog: int) -> None:
         Line(backlog=backlog)
 
 
+async def test_what_was_replayed_holds_up_nobody() -> None:
+    """It is not behind with what had come before it was opened."""
+    line = Line(backlog=6, history=6, patience=math.inf)
+    early = line.open("early")
+    line.arrive(b"123456789")
+    with anyio.fail_after(10):
+        for data in b"123", b"456":
+            assert await early.receive() == data
+        late = line.open("late", replay=True)
+        assert await early.receive() == b"789"
+    assert await late.receive() == b"123456789"
+
+
 @pytest.mark.parametrize(("history", "backlog"), [(-1, 6), (6, None)])
 async def test_a_history_of_nothing_is_refused(history: int, backlog: int | None) -> None:
     """What is kept is kept of copies, which there are with a backlog only."""

@@ -410,7 +410,6 @@ class _Files(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # which m
 
     async def release(self, fh: int) -> None:
         file, _ = self._files.pop(fh)
-        self._polls.pop(fh, None)
         file.handle.close()
 
 
