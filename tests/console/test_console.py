@@ -455,12 +455,15 @@ async def test_where_nothing_can_be_thrown_away_the_keyboard_is_handed_on(tmp_pa
             far, _ = await anyio.to_thread.run_sync(port.accept)
             with far:
                 far.settimeout(20)
-                first, second = await server.attach(), await server.attach()
+                first, second = await server.attach(wait=True), await server.attach(wait=True)
+                admin = await server.connect()
+                while not [node for node in await admin.list("lab") if node["path"].endswith("/recorder")]:
+                    await anyio.lowlevel.checkpoint()  # it is not open yet
                 await first.types(b"a")
                 assert await anyio.to_thread.run_sync(far.recv, 1) == b"a"
                 await first.control.send({"interrupt": True})
                 assert await anyio.to_thread.run_sync(far.recv, 1) == b"\x03"
-                done = await (await server.connect()).revoke("lab/root/keyboard")
+                done = await admin.revoke("lab/root/keyboard")
                 assert done["report"]["errors"] == []
                 await second.is_told(yours=True)
 
