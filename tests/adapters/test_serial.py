@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import select
+import socket
 import subprocess
 import sys
 import termios
@@ -464,6 +465,33 @@ async def test_the_end_of_a_socket_is_an_unplug(backend: str) -> None:
             assert await stream.receive() == b"last words"
             with pytest.raises(SerialRevokedError, match="unplugged"):
                 await stream.receive()
+
+
+@on(["descriptor", "pyserial-asyncio"], "asyncio")
+async def test_what_the_far_end_of_a_socket_says_first_is_received(backend: str, monkeypatch: Patch) -> None:
+    """Also what comes while it is still being opened, which pyserial throws away."""
+    connect = socket.create_connection
+
+    def slowly(*args: Any, **options: Any) -> socket.socket:
+        connection = connect(*args, **options)
+        assert select.select([connection], [], [], 20)[0]
+        return connection
+
+    async def greet(peer: anyio.abc.SocketStream) -> None:
+        async with peer:
+            await peer.send(b"220 ready")
+            await anyio.sleep_forever()
+
+    monkeypatch.setattr(socket, "create_connection", slowly)
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(listener.serve, greet)
+        url = f"socket://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
+        async with opened(url, backend) as device:
+            assert await device.open().receive() == b"220 ready"
+        group.cancel_scope.cancel()
 
 
 # -- shared --

@@ -68,8 +68,13 @@ async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any]) -> 
 
     def open_url() -> Any:
         # The last option sets VMIN to 1: with 0, a read that finds no data gives the end of data, as a hang-up does.
-        port = serial.serial_for_url(url, timeout=0, write_timeout=0, inter_byte_timeout=0, **settings)
+        options = {"timeout": 0, "write_timeout": 0, "inter_byte_timeout": 0, "do_not_open": True, **settings}
+        port = serial.serial_for_url(url, **options)
+        if url.startswith("socket://"):
+            port.reset_input_buffer = lambda: None  # by which pyserial's open() throws away what the far end has sent
         try:
+            port.open()
+            vars(port).pop("reset_input_buffer", None)
             port.fileno()
         except BaseException:
             port.close()
