@@ -139,7 +139,8 @@ class Program:
         if self._ended:
             self._reap()
         else:
-            threading.Thread(target=self._reap, daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # no thread is left: it is a zombie then, until this process ends
+                threading.Thread(target=self._reap, daemon=True).start()
         if left:
             who = ", ".join(f"{pid} ({_called(pid)})" for pid in sorted(left))
             why = "it may be another user's, or wait in the kernel, as /proc/PID/stack tells"
