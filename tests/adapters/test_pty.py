@@ -1310,6 +1310,30 @@ async def test_without_descriptors_the_session_is_killed_all_the_same() -> None:
     assert gone
 
 
+@on_one
+@loops
+async def test_a_look_that_finds_no_descriptor_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread may have taken the one that was kept: nobody is taken for gone who was not looked for."""
+    program = f"set -m; trap '' HUP; {STUBBORN.format(member='sleep 1000')}"
+    async with open_pty(["sh", "-c", program], kill_after=0.1) as session:
+        pidfd = os.pidfd_open(await pid_from(session.open()))
+        listdir = os.listdir
+        failures = [OSError(errno.EMFILE, os.strerror(errno.EMFILE)) for _ in range(3)]
+
+        def look(path: str) -> list[str]:
+            if path == "/proc" and failures:
+                raise failures.pop()
+            return listdir(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "listdir", look)
+            await session.aclose()
+        gone = bool(select.select([pidfd], [], [], 0)[0])
+        await ended(pidfd)
+    assert gone
+    assert failures == []
+
+
 def take_all(hoard: list[int]) -> None:
     with contextlib.suppress(OSError):
         while True:

@@ -25,6 +25,7 @@ import pytest
 
 from asyncrevoke import FdStream, Registry, Revokable, RevokedError
 from asyncrevoke.adapters import tty as adapter
+from asyncrevoke.adapters.pty import open_pty
 from asyncrevoke.adapters.tty import TIOCVHANGUP, KernelDriver, Tty
 from calls import awake, parked, start
 from conftest import settle
@@ -372,6 +373,15 @@ async def test_without_the_privilege_it_goes_as_far_as_it_goes(monkeypatch: pyte
     monkeypatch.setattr(os, "kill", noted)
     await as_far_as_it_goes()
     assert sent[:3] == [signal.SIGSTOP, signal.SIGHUP, signal.SIGCONT]
+
+
+async def test_a_session_has_one_leader() -> None:
+    """Whatever else runs in it: SIGHUP and SIGCONT come once."""
+    async with open_pty(["sh", "-c", "sleep 1000 & echo ready; wait"]) as session:
+        assert await session.open().receive() == b"ready\r\n"
+        device = pathlib.Path(f"/proc/{session.pid}/fd/0").stat().st_rdev
+        found = adapter._session_leaders(device)  # and perhaps one in a container, whose ptys have the same numbers
+        assert [pid for pid in found if os.getsid(pid) == session.pid] == [session.pid]
 
 
 async def test_the_settings_are_those_of_before_the_first_open() -> None:
