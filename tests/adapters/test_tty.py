@@ -376,12 +376,12 @@ async def test_without_the_privilege_it_goes_as_far_as_it_goes(monkeypatch: pyte
 
 
 async def test_a_session_has_one_leader() -> None:
-    """Whatever else runs in it: SIGHUP and SIGCONT come once."""
+    """Whatever else runs in it: SIGHUP and SIGCONT come once, and not to whom a pty of that number is in a container."""
     async with open_pty(["sh", "-c", "sleep 1000 & echo ready; wait"]) as session:
         assert await session.open().receive() == b"ready\r\n"
-        device = pathlib.Path(f"/proc/{session.pid}/fd/0").stat().st_rdev
-        found = adapter._session_leaders(device)  # and perhaps one in a container, whose ptys have the same numbers
-        assert [pid for pid in found if os.getsid(pid) == session.pid] == [session.pid]
+        there = pathlib.Path(f"/proc/{session.pid}/fd/0").stat()
+        assert adapter._session_leaders(there.st_rdev, there.st_dev) == [session.pid]
+        assert session.pid not in adapter._session_leaders(there.st_rdev, there.st_dev + 1)
 
 
 async def test_the_settings_are_those_of_before_the_first_open() -> None:
@@ -568,7 +568,7 @@ def test_leaders_are_looked_for_while_others_end(monkeypatch: pytest.MonkeyPatch
         return look(path, **options)
 
     monkeypatch.setattr(pathlib.Path, "stat", stat)
-    assert adapter._session_leaders(-1) == []
+    assert adapter._session_leaders(-1, -1) == []
 
 
 async def test_the_last_close_is_not_made_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

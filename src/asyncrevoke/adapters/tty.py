@@ -44,6 +44,7 @@ from asyncrevoke.lowlevel import (
 )
 
 TIOCVHANGUP = 0x5437  # include/uapi/asm-generic/ioctls.h
+PTYS = range(136, 144)  # include/uapi/linux/major.h, UNIX98_PTY_SLAVE_MAJOR and those after it
 
 
 class Driver(Protocol):
@@ -114,7 +115,8 @@ class KernelDriver:
             termios.tcflush(self._fd, termios.TCIOFLUSH)
             if self._settings is not None:
                 termios.tcsetattr(self._fd, termios.TCSANOW, self._settings)
-        leaders = _session_leaders(os.fstat(self._fd).st_rdev)  # last: it needs descriptors, which may have run out
+        there = os.fstat(self._fd)
+        leaders = _session_leaders(there.st_rdev, there.st_dev)  # last: it needs descriptors, which may have run out
         for leader, signum in itertools.product(leaders, (signal.SIGHUP, signal.SIGCONT)):
             with contextlib.suppress(PermissionError, ProcessLookupError):
                 os.kill(leader, signum)
@@ -248,8 +250,11 @@ def _open(path: str) -> int:
     return fd
 
 
-def _session_leaders(device: int) -> list[int]:
-    """The leaders of sessions whose controlling terminal that device is."""
+def _session_leaders(device: int, devpts: int) -> list[int]:
+    """The leaders of sessions whose controlling terminal that device is: of ptys, those of this devpts.
+
+    A container has a devpts of its own, with the same numbers, and /proc may tell of its processes.
+    """
     leaders = []
     for process in os.listdir("/proc"):  # noqa: PTH208  # pathlib hides an error, such as that there is no descriptor left
         if not process.isdigit():
@@ -259,6 +264,12 @@ def _session_leaders(device: int) -> list[int]:
             _, _, _, session, tty, _ = stat.rpartition(b")")[2].split(maxsplit=5)
         except (OSError, ValueError):  # ended meanwhile
             continue
-        if int(tty) == device and session == process.encode():
+        if int(tty) != device or session != process.encode():
+            continue
+        try:
+            ours = os.major(device) not in PTYS or os.stat(f"/proc/{process}/root/dev/pts").st_dev == devpts  # noqa: PTH116
+        except OSError:  # another user's: the number is all that is known
+            ours = True
+        if ours:
             leaders.append(int(session))
     return leaders

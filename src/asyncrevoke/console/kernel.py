@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from asyncrevoke.adapters.tty import KernelDriver
+from asyncrevoke.adapters.tty import PTYS, KernelDriver
 from asyncrevoke.control.peer import user_name
 
-_PTYS = range(136, 144)  # include/uapi/linux/major.h, UNIX98_PTY_SLAVE_MAJOR and those after it
 _TIOCGDEV = 0x80045432  # include/uapi/asm-generic/ioctls.h: /dev/tty, too, tells which it is
 
 
@@ -50,7 +49,7 @@ class HeldTerminal(KernelDriver):
             os.close(fd)
         self.number = number[0]
         # Each container has a devpts, and so ptys, of its own, with the same numbers; /dev/tty tells of none.
-        is_pty = there.st_rdev == self.number and os.major(self.number) in _PTYS
+        is_pty = there.st_rdev == self.number and os.major(self.number) in PTYS
         self._devpts = there.st_dev if is_pty else None
         self.ours = _controlling(pathlib.Path("/proc/self")) == self.number
         return self
