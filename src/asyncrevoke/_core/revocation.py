@@ -345,7 +345,7 @@ def _announce(act: Revocation, home: loop.Home | None) -> None:
 def _is_again(act: Revocation) -> bool:
     """Whether the same roots were revoked before. Then all refuse, and it is one more view of that, which no node keeps."""
     acts = [earlier for root in act._roots for earlier in root._acts if earlier._roots == act._roots]
-    if not acts:
+    if not acts or act in acts:
         return False
     act._whole = whole = acts[-1]
     act._before = whole._kicked, whole._released, len(whole._errors)

@@ -214,7 +214,8 @@ class Tty(Resource):
                 fd, self.node.pin if console else self.node.open, answers, name=name, also=also, close=close
             )
         except BaseException:
-            close(fd)
+            if (closing := close(fd)) is not None:
+                await closing
             raise
         if not console:
             generation = stream.handle.parent
