@@ -248,9 +248,8 @@ class Revocation:
             await anyio.lowlevel.checkpoint()
             return
         assert home is not None
-        self._whole._refuse_deadlock(
-            home, task, of_release
-        )  # before any checkpoint, or the caller's own kick comes first
+        # Before any checkpoint, or the caller's own kick comes first.
+        self._whole._refuse_deadlock(home, task, of_release)
         event = anyio.Event()
         waiters = self._whole._waiters
         waiters[event] = _Waiter(ready, functools.partial(home.wake, event), task, of_release)
@@ -393,7 +392,7 @@ def _work(act: Revocation, grace: float) -> Generator[object, None, None]:
     if hastens and act._spare is None:
         whole._deadline = deadline
     yield from _kick(act, idle_only=grace > 0)
-    for node in reversed(act._whole._nodes):
+    for node in reversed(whole._nodes):
         last_out(node)
         yield None
     if hastens and grace:

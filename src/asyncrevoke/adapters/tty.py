@@ -257,20 +257,18 @@ def _session_leaders(device: int, devpts: int) -> list[int]:
     A container has a devpts of its own, with the same numbers, and /proc may tell of its processes.
     """
     leaders = []
-    for process in os.listdir("/proc"):  # noqa: PTH208  # pathlib hides an error, such as that there is no descriptor left
-        if not process.isdigit():
-            continue
+    for process in pathlib.Path("/proc").iterdir():  # glob() hides an error, such as that there is no descriptor left
         try:
-            stat = pathlib.Path(f"/proc/{process}/stat").read_bytes()
-            _, _, _, session, tty, _ = stat.rpartition(b")")[2].split(maxsplit=5)
-        except (OSError, ValueError):  # ended meanwhile
+            _, _, _, session, tty, _ = (process / "stat").read_bytes().rpartition(b")")[2].split(maxsplit=5)
+        except (OSError, ValueError):  # ended meanwhile, or no process
             continue
-        if int(tty) != device or session != process.encode():
-            continue
-        try:
-            ours = os.major(device) not in PTYS or os.stat(f"/proc/{process}/root/dev/pts").st_dev == devpts  # noqa: PTH116
-        except OSError:  # another user's: the number is all that is known
-            ours = True
-        if ours:
+        if int(tty) == device and session == process.name.encode() and _has_ptys(process, device, devpts):
             leaders.append(int(session))
     return leaders
+
+
+def _has_ptys(process: pathlib.Path, device: int, devpts: int) -> bool:
+    try:
+        return os.major(device) not in PTYS or (process / "root/dev/pts").stat().st_dev == devpts
+    except OSError:  # another user's: the number is all that is known
+        return True
