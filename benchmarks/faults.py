@@ -36,7 +36,18 @@ import anyio
 import anyio.abc
 
 import asyncrevoke
-from asyncrevoke import FdStream, Registry, Revokable, RevokedError, Tty, open_pty, open_serial, serial_device
+from asyncrevoke import (
+    FdStream,
+    PtySession,
+    Registry,
+    Revokable,
+    RevokedError,
+    Tty,
+    open_pty,
+    open_serial,
+    serial_device,
+    start_pty,
+)
 from asyncrevoke.adapters.alsa import Cards
 from asyncrevoke.adapters.asyncio_streams import create_serial_connection, wrap_streams
 from asyncrevoke.adapters.descriptor import Descriptor
@@ -221,8 +232,15 @@ async def an_fd_stream(root: Revokable) -> None:
         await stream.send_eof()
 
 
-async def a_pty(root: Revokable) -> None:
-    session = open_pty(["cat"], owner=root, kill_after=1, history=100)
+async def an_opened_pty(root: Revokable) -> None:
+    await _used(open_pty(["cat"], owner=root, kill_after=1, history=100))
+
+
+async def a_started_pty(root: Revokable) -> None:
+    await _used(await start_pty(["cat"], owner=root, kill_after=1, history=100))
+
+
+async def _used(session: PtySession) -> None:
     stream = session.open("a")
     session.resize(30, 100)
     await stream.send(b"x\n")
@@ -385,7 +403,8 @@ async def a_mounted_tree(_: Revokable) -> None:
 
 SCENARIOS: dict[str, Scenario] = {
     "FdStream": an_fd_stream,
-    "pty": a_pty,
+    "open_pty": an_opened_pty,
+    "start_pty": a_started_pty,
     "tty": a_tty,
     "serial, descriptor": a_serial_port("descriptor"),
     "serial, pyserial-asyncio": a_serial_port("pyserial-asyncio"),

@@ -119,7 +119,7 @@ PUBLIC = """
     Event Face FdStream Key Name OffLoop Owner Place PtySession PtyStream Registry Report Revocation Revokable
     RevokableAttribute RevokableStream RevokeDeadlock RevokedError SerialDevice SerialStream Shared SharedStream Tty Use
     User Watch answer answers handle_of in_loop log_events observe off_loop open_pty open_serial places revoke_all
-    revoke_threadsafe serial_device stop_using_threadsafe watch_devices
+    revoke_threadsafe serial_device start_pty stop_using_threadsafe watch_devices
 """
 
 

@@ -38,7 +38,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDiscon
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from asyncrevoke import Registry, Revokable, RevokedError, revoke_all
-from asyncrevoke.adapters.pty import PtySession, PtyStream, open_pty
+from asyncrevoke.adapters.pty import PtySession, PtyStream, start_pty
 
 HERE = pathlib.Path(__file__).parent
 GONE, DETACHED = 4000, 4001  # close codes: the terminal or the login is gone; only this websocket is, attach again
@@ -143,10 +143,14 @@ class WebTerminal:
         held = key.open(_named(self._argv[0], request), release=lambda: self.terminals.pop((user, name), None))
         try:
             env = {**os.environ, "TERM": "xterm-256color"}
-            session = open_pty(self._argv, owner=held, env=env, history=65536, patience=2)
-        except OSError as exc:
-            await held.aclose()
-            raise HTTPException(503, f"the program cannot be started: {exc}") from exc
+            session = await start_pty(self._argv, owner=held, env=env, history=65536, patience=2)
+        except BaseException as exc:
+            held.close()
+            if isinstance(exc, RevokedError):
+                raise HTTPException(403, f"it was taken away: {held.reason}") from exc
+            if isinstance(exc, OSError):
+                raise HTTPException(503, f"the program cannot be started: {exc}") from exc
+            raise
         self.terminals[user, name] = terminal = Terminal(key, session, anyio.CancelScope())
         self._tasks.start_soon(self._keep, terminal, terminal.alone)
         return JSONResponse(name)

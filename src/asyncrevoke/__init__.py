@@ -33,13 +33,18 @@ from ._streams.wrapped import RevokableStream as RevokableStream
 
 if TYPE_CHECKING:
     from .adapters.hotplug import serial_device as serial_device, watch_devices as watch_devices
-    from .adapters.pty import PtySession as PtySession, PtyStream as PtyStream, open_pty as open_pty
+    from .adapters.pty import (
+        PtySession as PtySession,
+        PtyStream as PtyStream,
+        open_pty as open_pty,
+        start_pty as start_pty,
+    )
     from .adapters.serial import SerialDevice as SerialDevice, SerialStream as SerialStream, open_serial as open_serial
     from .adapters.tty import Tty as Tty
 else:
     _ADAPTERS = {
         "hotplug": ("serial_device", "watch_devices"),
-        "pty": ("PtySession", "PtyStream", "open_pty"),
+        "pty": ("PtySession", "PtyStream", "open_pty", "start_pty"),
         "serial": ("SerialDevice", "SerialStream", "open_serial"),
         "tty": ("Tty",),
     }

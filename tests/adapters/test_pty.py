@@ -31,7 +31,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Name, Revocation, Revokable, RevokedError, answers, revoke_all, revoke_threadsafe
-from asyncrevoke.adapters.pty import PtySession, PtyStream, open_pty, program, session as pty
+from asyncrevoke.adapters.pty import PtySession, PtyStream, open_pty, program, session as pty, start_pty
 from asyncrevoke.testing import Subject, check_revokable
 from conftest import BACKENDS, settle
 
@@ -45,6 +45,15 @@ on_one = pytest.mark.parametrize("anyio_backend", BACKENDS[:1], indirect=True)
 ECHO = ["sh", "-c", "stty raw -echo; echo ready; exec cat"]
 #: One that neither reads nor writes.
 MUTE = ["sh", "-c", "stty raw -echo; echo ready; exec sleep 1000"]
+
+
+async def held_up_pty(argv: list[Any], **options: Any) -> PtySession:
+    """`open_pty`, called as `start_pty` is."""
+    return open_pty(argv, **options)
+
+
+both_doors = pytest.mark.parametrize("start", [held_up_pty, start_pty])
+Start = Callable[..., Awaitable[PtySession]]
 
 
 def python(program: str, *arguments: str) -> list[str]:
@@ -107,6 +116,11 @@ def descriptors() -> set[int]:
     with os.scandir("/proc/self/fd") as listed:
         numbers = {int(entry.name) for entry in listed}
     return {number for number in numbers if pathlib.Path(f"/proc/self/fd/{number}").exists()}
+
+
+def children() -> list[str]:
+    """The processes that this thread has started and nobody has reaped."""
+    return pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
 class Outcome:
@@ -1423,7 +1437,8 @@ async def test_group_that_may_not_be_signalled_is_reaped_all_the_same(monkeypatc
 
 @on_one
 @loops
-async def test_what_cannot_start_says_so(tmp_path: pathlib.Path) -> None:
+@both_doors
+async def test_what_cannot_start_says_so(tmp_path: pathlib.Path, start: Start) -> None:
     """A clear error that names the thing; nothing is open, and the owner has no user."""
     plain = tmp_path / "plain"
     plain.write_text("no program")
@@ -1441,10 +1456,10 @@ async def test_what_cannot_start_says_so(tmp_path: pathlib.Path) -> None:
         (["a\0b"], None, ValueError, "null"),
     ):
         with pytest.raises(error, match=names):
-            open_pty(argv, cwd=cwd, owner=owner)  # type: ignore[arg-type]
+            await start(argv, cwd=cwd, owner=owner)
         assert owner.in_use == 0
     with pytest.raises(TypeError):
-        open_pty(["cat"], env={"A": 1}, owner=owner)  # type: ignore[dict-item]
+        await start(["cat"], env={"A": 1}, owner=owner)
     assert owner.in_use == 0
 
 
@@ -1473,7 +1488,8 @@ async def test_option_that_makes_no_sense_is_named(option: str, value: Any) -> N
 
 @on_one
 @loops
-async def test_nothing_is_started_for_an_owner_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+@both_doors
+async def test_nothing_is_started_for_an_owner_who_is_gone(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
     """Revoked or closed before: refused before a pty is taken."""
 
     def openpty() -> tuple[int, int]:
@@ -1483,10 +1499,10 @@ async def test_nothing_is_started_for_an_owner_who_is_gone(monkeypatch: pytest.M
     owner = Revokable("owner")
     owner.revoke("no more")
     with pytest.raises(RevokedError, match="no more"):
-        open_pty(["cat"], owner=owner)
+        await start(["cat"], owner=owner)
     owner.close()
     with pytest.raises(anyio.ClosedResourceError):
-        open_pty(["cat"], owner=owner)
+        await start(["cat"], owner=owner)
 
 
 @on_one
@@ -1498,6 +1514,77 @@ async def test_this_process_is_not_forked() -> None:
     async with open_pty(["true"]) as session:
         assert await session.wait() == 0
     assert forked == []
+
+
+@contextlib.contextmanager
+def slow_interpreter(tmp_path: pathlib.Path) -> Iterator[Callable[[], None]]:
+    """An interpreter that is not there until what this gives was called, as on a file system that does not answer."""
+    gate, before = tmp_path / "gate", spawn.get_executable()
+    os.mkfifo(gate)
+    slow = tmp_path / "python"
+    slow.write_text(f'#!/bin/sh\nread go < {gate}\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    spawn.set_executable(str(slow))
+    try:
+        with open(os.open(gate, os.O_RDWR), "w") as opened:  # noqa: PTH123  # a FIFO that is open both ways blocks nobody
+            yield lambda: print("go", file=opened, flush=True)
+    finally:
+        spawn.set_executable(before)
+
+
+@loops
+async def test_the_loop_goes_on_while_a_program_starts(tmp_path: pathlib.Path) -> None:
+    """Whatever has to be read from a slow file system; also with a request that no socket's buffer holds."""
+    word = "x" * 100_000
+    with slow_interpreter(tmp_path) as answer:
+        async with anyio.create_task_group() as tasks:
+            starting = Outcome(
+                tasks, lambda: start_pty(["sh", "-c", "echo ${#A}; cat"], env=dict.fromkeys("ABCDEFGH", word))
+            )
+            await settle(100)
+            assert not starting.over.is_set()
+            answer()
+            await starting.wait()
+    session = cast("PtySession", starting.result)
+    assert await until(session.open(), b"\n") == b"100000\r\n"
+    await session.aclose()
+
+
+@loops
+@pytest.mark.parametrize("end", ["revoked", "closed", "cancelled", "native"])
+@pytest.mark.parametrize("large", [False, True])
+async def test_what_ends_while_it_starts_leaves_nothing(tmp_path: pathlib.Path, end: str, large: bool) -> None:
+    """Whoever ends it: the interpreter is killed and reaped, and the owner has no user."""
+    owner = Revokable("owner")
+    env = {"A": "x" * 100_000, "B": "x" * 100_000, "C": "x" * 100_000} if large else {}
+    before = descriptors()
+    with slow_interpreter(tmp_path):
+        async with anyio.create_task_group() as tasks:
+            starting = Outcome(tasks, lambda: start_pty(["cat"], env=env, owner=owner, kill_after=1000))
+            await settle(20)
+            (session,) = owner.children
+            if end == "revoked":
+                await owner.revoke("logged out")
+            elif end == "closed":
+                await session.aclose()
+            elif end == "cancelled":
+                starting.scope.cancel()
+            else:
+                native_cancel(starting)
+            await starting.wait()
+    if end == "revoked":
+        assert isinstance(starting.error, RevokedError)
+        assert starting.error.reason == "logged out"
+    elif end == "closed":
+        assert isinstance(starting.error, anyio.ClosedResourceError)
+    else:
+        assert starting.error is None
+    with anyio.fail_after(10):
+        await session.aclose()
+    assert session.released
+    assert owner.in_use == 0
+    assert descriptors() == before
+    assert children() == []
 
 
 @on_one
@@ -1515,19 +1602,23 @@ async def test_program_is_not_started_for_a_host_that_has_ended(
 
 @on_one
 @loops
-async def test_large_environments_and_arguments_come_through() -> None:
+@both_doors
+async def test_large_environments_and_arguments_come_through(start: Start) -> None:
     """Up to what the kernel takes, and beyond it the kernel's error."""
     word = "x" * 100_000
-    async with open_pty(["sh", "-c", "echo ${#0} ${#A} ${#B}", word], env={"A": word, "B": word}) as session:
+    async with await start(["sh", "-c", "echo ${#0} ${#A} ${#B}", word], env={"A": word, "B": word}) as session:
         assert await rest(session.open()) == b"100000 100000 100000\r\n"
     with pytest.raises(OSError, match="sh") as caught:
-        open_pty(["sh", "-c", ":", word * 2])
+        await start(["sh", "-c", ":", word * 2])
     assert caught.value.errno == errno.E2BIG
 
 
 @on_one
 @loops
-async def test_an_interpreter_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+@both_doors
+async def test_an_interpreter_that_fails_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, start: Start
+) -> None:
     """An embedded Python, or a frozen program, may have none at hand: the error says so, and nothing stays behind."""
     owner = Revokable("owner")
     before = spawn.get_executable()
@@ -1539,12 +1630,12 @@ async def test_an_interpreter_that_fails_is_named(monkeypatch: pytest.MonkeyPatc
         ):
             spawn.set_executable(executable)
             with pytest.raises(OSError, match=error):
-                open_pty(["cat"], owner=owner)
+                await start(["cat"], owner=owner)
             assert owner.in_use == 0
         spawn.set_executable(sys.executable)
         monkeypatch.setattr(sys, "frozen", True, raising=False)
         with pytest.raises(OSError, match="set_executable"):
-            open_pty(["cat"], owner=owner)
+            await start(["cat"], owner=owner)
     finally:
         spawn.set_executable(before)
     assert owner.in_use == 0
@@ -1614,7 +1705,8 @@ async def test_no_pty_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @loops
-async def test_no_descriptor_is_free() -> None:
+@both_doors
+async def test_no_descriptor_is_free(start: Start) -> None:
     """However many are free, from none to enough: a clear error and no leak, or a session that works."""
     owner = Revokable("owner")
     await anyio.lowlevel.checkpoint()
@@ -1625,7 +1717,7 @@ async def test_no_descriptor_is_free() -> None:
         gaps = sorted(set(range(held[-1] + free + 2)) - set(held))
         resource.setrlimit(resource.RLIMIT_NOFILE, (gaps[free], hard))
         try:
-            session = open_pty(["sh", "-c", "echo ready; exec sleep 1000"], owner=owner)
+            session = await start(["sh", "-c", "echo ready; exec sleep 1000"], owner=owner)
         except OSError as exc:
             outcomes.append(exc.errno)
         else:
@@ -1705,11 +1797,10 @@ def test_interrupted_while_it_starts_nothing_leaks() -> None:  # noqa: C901  # t
             anyio.run(session.aclose)
             return False
         gc.collect()
-        children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        still = descriptors() - before
-        if children or still:
-            leaked.append(f"line {line}: children {children}, descriptors {sorted(still)}")
-        for child in children:
+        left, still = children(), descriptors() - before
+        if left or still:
+            leaked.append(f"line {line}: children {left}, descriptors {sorted(still)}")
+        for child in left:
             os.kill(int(child), signal.SIGKILL)
             os.waitpid(int(child), 0)
         for number in still:

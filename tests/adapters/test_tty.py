@@ -571,6 +571,84 @@ def test_leaders_are_looked_for_while_others_end(monkeypatch: pytest.MonkeyPatch
     assert adapter._session_leaders(-1, -1) == []
 
 
+class Held:
+    """`_open`, which waits as while another process closes a stalled line; who calls it is in `threads`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.threads: list[threading.Thread] = []
+        self.go = threading.Semaphore(0)
+        self._open = adapter._open
+        monkeypatch.setattr(adapter, "_open", self)
+
+    def __call__(self, path: str) -> int:
+        fd = self._open(path)
+        self.threads.append(threading.current_thread())
+        assert threading.current_thread() is not threading.main_thread()
+        self.go.acquire()
+        return fd
+
+    async def called(self, times: int) -> None:
+        while len(self.threads) < times:
+            await anyio.lowlevel.checkpoint()
+
+
+@privileged
+async def test_what_was_hung_up_while_it_was_opened_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened in a thread, as it may wait; what the kernel has hung up there meanwhile is nobody's stream."""
+    async with device() as (tty, master), anyio.create_task_group() as group:
+        held = Held(monkeypatch)
+        opening = start(group, tty.open)
+        await held.called(1)
+        monkeypatch.setattr(adapter, "_open", held._open)  # as a hang-up opens it
+        await tty.hangup()
+        monkeypatch.setattr(adapter, "_open", held)
+        held.go.release()
+        await held.called(2)
+        assert not opening.done.is_set()
+        held.go.release()
+        await opening.done.wait()
+        assert isinstance(opening.outcome, FdStream)
+        os.write(master, b"heard\n")
+        assert await opening.outcome.receive() == b"heard\n"
+
+
+async def test_what_is_opened_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled, or the terminal was taken away for good meanwhile: no descriptor stays, and the driver was told nothing."""
+    for end in ("cancelled", "revoked"):
+        async with device(driver := Ledger()) as (tty, _), anyio.create_task_group() as group:
+            before = len(list(pathlib.Path("/proc/self/fd").iterdir()))
+            with monkeypatch.context() as patch:
+                held = Held(patch)
+                opening = start(group, tty.open)
+                await held.called(1)
+                opening.scope.cancel() if end == "cancelled" else tty.revoke("unplugged")
+                held.go.release()
+                await opening.done.wait()
+            while len(list(pathlib.Path("/proc/self/fd").iterdir())) != before:
+                await anyio.lowlevel.checkpoint()
+            assert isinstance(opening.outcome, RevokedError) == (end == "revoked")
+            assert driver.log.count("open") == driver.log.count("close")
+            assert driver.in_use == 0
+
+
+@privileged
+async def test_a_hangup_is_not_made_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel hangs up when nobody is closing it."""
+    in_loop: list[bool] = []
+    ioctl = fcntl.ioctl
+
+    def told(fd: int, request: int, *rest: Any) -> Any:
+        if request == TIOCVHANGUP:
+            in_loop.append(threading.current_thread() is threading.main_thread())
+        return ioctl(fd, request, *rest)
+
+    monkeypatch.setattr(fcntl, "ioctl", told)
+    async with device() as (tty, _):
+        await tty.open()
+        await tty.hangup()
+    assert in_loop == [False]
+
+
 async def test_the_last_close_is_not_made_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a stalled line the kernel waits half a minute there, for what was not sent."""
     close = os.close

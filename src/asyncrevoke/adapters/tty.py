@@ -21,12 +21,13 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import itertools
 import os
 import pathlib
 import signal
 import termios
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from types import EllipsisType
 from typing import Any, Protocol
 
@@ -40,6 +41,7 @@ from asyncrevoke.lowlevel import (
     Revocation,
     Revokable,
     close_off_loop,
+    off_loop,
     os_errors,
 )
 
@@ -56,8 +58,8 @@ class Driver(Protocol):
     def close(self) -> None:
         """One of its opens was closed, or was hung up while a console stays open."""
 
-    def hangup(self) -> None:
-        """All of its opens were hung up, and none is left."""
+    def hangup(self) -> Awaitable[object] | None:
+        """All of its opens were hung up, and none is left. Nobody opens it until this has ended."""
 
     def reset(self) -> None:
         """All but consoles were hung up: tell the session's leader, and drop what is queued."""
@@ -93,8 +95,11 @@ class KernelDriver:
         if not self._opens:
             self._forget()
 
-    def hangup(self) -> None:
+    def hangup(self) -> Awaitable[object] | None:
         self._opens = 0
+        return close_off_loop(self._hang_up)
+
+    def _hang_up(self) -> None:
         try:
             if self._fd < 0:
                 self._fd = _open(self.path)
@@ -143,7 +148,7 @@ class Tty(Resource):
 
     To revoke or close it is to hang it up for good: the terminal is gone, consoles too, and its name is free.
 
-    :param path: of the device
+    :param path: of the device. It is opened once, to see that it is one, which waits as long as another process closes it
     :param name: for errors and reports; left out: the path's last part
     :param registry: where it can be found by its name, path and device number
     :param driver: what stands behind it; left out: the kernel
@@ -193,8 +198,7 @@ class Tty(Resource):
         :raises ~anyio.BusyResourceError: if too many wait
         Cancellation: nothing was opened.
         """
-        await self.node.drained()
-        fd = _open(self.path)
+        fd = await self._opened()
         generation: Revokable | None = None
 
         def close(fd: int) -> OffLoop[object] | None:
@@ -221,6 +225,17 @@ class Tty(Resource):
             generation = stream.handle.parent
         return stream
 
+    async def _opened(self) -> int:
+        """A descriptor of it that no hang-up has reached. The kernel opens it when nobody is closing it, so a thread waits."""
+        while True:
+            await self.node.drained()
+            before, over = self.node.current, self.node.current.revoked
+            fd = await off_loop(lambda: _open(self.path), late=os.close)
+            if self.node.current is before and before.revoked == over:
+                return fd
+            if (closing := close_off_loop(functools.partial(os.close, fd))) is not None:
+                await closing
+
     def hangup(self, reason: str = "hung up", *, grace: float = 0.0) -> Revocation:
         """Take it away from all who have it open, here and, by the kernel, in other programs. Consoles stay.
 
@@ -231,16 +246,16 @@ class Tty(Resource):
     def __repr__(self) -> str:
         return f"<Tty {self.path!r} of {self.node!r}>"
 
-    def _hung_up(self, pinned: int) -> None:
+    def _hung_up(self, pinned: int) -> Awaitable[object] | None:
         """The release of a generation (step 10)."""
         hung, self._hung = self._hung, 0
         if not pinned:
-            self.driver.hangup()
-            return
+            return self.driver.hangup()
         with contextlib.ExitStack() as told:  # all of it, whatever one step raises
             for _ in range(hung):
                 told.callback(self.driver.close)
             self.driver.reset()
+        return None
 
 
 def _open(path: str) -> int:

@@ -1,3 +1,9 @@
 """Programs on pseudo terminals, shared by any number of streams, each of which can be taken away."""
 
-from .session import PtySession as PtySession, PtyStream as PtyStream, open_pty as open_pty
+from .session import (
+    PtyOptions as PtyOptions,
+    PtySession as PtySession,
+    PtyStream as PtyStream,
+    open_pty as open_pty,
+    start_pty as start_pty,
+)

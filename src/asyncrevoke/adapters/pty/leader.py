@@ -16,10 +16,8 @@ SIGKILL = 9  # to import `signal` takes half as long again as all of this
 
 
 def lead() -> None:
-    request = b""
-    while piece := os.read(CHANNEL, 1 << 20):
-        request += piece
-    host, signums, argv, env, cwd = marshal.loads(request)  # noqa: S302  # from our own parent
+    with open(CHANNEL, "rb", closefd=False) as channel:
+        host, signums, argv, env, cwd = marshal.load(channel)  # noqa: S302  # from our own parent
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL)
     if os.getppid() != host:  # it ended before that

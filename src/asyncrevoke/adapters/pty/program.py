@@ -16,16 +16,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import anyio
 
+from asyncrevoke.lowlevel import Fd, Revokable
+
 _LEADER = (pkgutil.get_data(__package__, "leader.py") or b"").decode()
 #: Seconds that the kernel gets to end what was killed: a process that waits for a dead disk stays until that answers.
 STUCK = 5.0
 
 
 class Program:
-    """A running program. It is killed if the thread that started it ends.
+    """A program, which runs once `begin` or `begun` has ended. It is killed if the thread that started it ends.
 
     :ivar pid: its process, which is also its process group and its session
-    :raises OSError: naming the program or `cwd`, if it cannot be started
+    :raises OSError: if there is no interpreter to start it with; from `begin` and `begun` naming the program or `cwd`, if
+        it cannot be started
     :raises TypeError, ValueError: if it cannot be asked for
     """
 
@@ -44,25 +47,37 @@ class Program:
         environ = _environ() if env is None else {os.fsencode(name): os.fsencode(env[name]) for name in env}
         signums = [int(each) for each in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}]
         place = None if cwd is None else os.fsencode(cwd)
-        request = marshal.dumps((os.getpid(), signums, words, environ, place))
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
+        self._request = marshal.dumps((os.getpid(), signums, words, environ, place))
+        self._channel, theirs = socket.socketpair()
+        with contextlib.ExitStack() as failed, theirs:
+            failed.enter_context(self._channel)
             self.pid = _lead(theirs.fileno(), terminal)
-            try:
-                theirs.close()
-                self._begin(ours, request)
-            except BaseException:
-                if not self.ended():
-                    os.kill(self.pid, signal.SIGKILL)
-                self._reap()
-                raise
+            failed.pop_all()
 
-    def _begin(self, channel: socket.socket, request: bytes) -> None:
+    def begin(self) -> None:
+        """Wait until it runs, as a blocking call."""
         answer = b""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended before it read all
-            channel.sendall(request)
-            channel.shutdown(socket.SHUT_WR)
-            answer = b"".join(iter(lambda: channel.recv(4096), b""))
+        # A broken pipe: it has ended before it read all.
+        with self._channel, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._channel.sendall(self._request)
+            answer = b"".join(iter(lambda: self._channel.recv(4096), b""))
+        self._check(answer)
+
+    async def begun(self, node: Revokable) -> None:
+        """Wait until it runs, in an operation of `node`, whose this is."""
+        request, answer = memoryview(self._request), b""
+        channel = Fd(self._channel.detach(), node)
+        try:
+            while request:
+                request = request[await channel.write_some(request) :]
+            while True:
+                answer += await channel.read(4096)
+        except (anyio.EndOfStream, anyio.BrokenResourceError):  # it has ended before it read all, or has said all
+            self._check(answer)
+        finally:
+            channel.close()
+
+    def _check(self, answer: bytes) -> None:
         if not answer:
             raise OSError(errno.ENOEXEC, f"the interpreter that starts {self.name!r} failed", _interpreter())
         if answer[1:]:
@@ -135,6 +150,7 @@ class Program:
         while (left := self._killed()) and time.monotonic() < deadline:
             time.sleep(0.005)
         self._let_go()
+        self._channel.close()
         # Only now: as long as the program is not reaped, its number and its group's cannot be another's.
         if self._ended:
             self._reap()

@@ -17,7 +17,7 @@ import termios
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Unpack
+from typing import TypedDict, Unpack
 
 from asyncrevoke.answers import Answers
 from asyncrevoke.lowlevel import Fd, Resource, Revokable, Shared, SharedOptions, SharedStream, in_loop, os_errors
@@ -27,8 +27,71 @@ from .program import Program
 _TIOCGPTPEER = 0x5441  # include/uapi/asm-generic/ioctls.h
 
 
-def open_pty(
+class PtyOptions(TypedDict, total=False):
+    """What both ways of starting a program on a pty take.
+
+    :ivar owner: what the session is opened on; a `Name` gives it a generation
+    :ivar name: for errors and reports; left out: the program's
+    :ivar env: its whole environment; None: this process's
+    :ivar cwd: its working directory; None: this process's
+    :ivar size: rows and columns; (24, 80)
+    :ivar backlog: bytes that a client may be behind before it is revoked as too slow; 65536. The program is held up first,
+        for a client that is more than half of it behind and goes on receiving
+    :ivar patience: seconds without receiving after which a client holds the program up no longer; 10
+    :ivar history: bytes of the last output that are kept for streams opened with `replay`; 0
+    :ivar kill_after: seconds from the hang-up to SIGKILL for those who stay; 5. A revocation waits until they are gone;
+        what the kernel keeps for 5 s more, as it waits for a dead disk, is named in a `TimeoutError`
+    :ivar answers: a profile of `asyncrevoke.answers` for its streams. Left out: as the owner's
+    """
+
+    owner: Revokable | None
+    name: str
+    env: Mapping[str, str] | None
+    cwd: str | os.PathLike[str] | None
+    size: tuple[int, int]
+    backlog: int
+    patience: float
+    history: int
+    kill_after: float
+    answers: Answers | EllipsisType
+
+
+def open_pty(argv: Sequence[str | os.PathLike[str]], **options: Unpack[PtyOptions]) -> PtySession:
+    """Start a program on a new pty: ``async with open_pty(["bash"]) as session: stream = session.open("alice")``
+
+    It leads a session of its own with the pty as its controlling terminal. It is killed if this thread ends, however
+    that happens, so call this in the thread that runs the loop, to which the session belongs. Of its own children, one
+    that ignores SIGHUP outlives a SIGKILL of this process, and nothing else.
+
+    Until the program runs the loop stands still: for some 20 ms, or as long as a file system takes. `start_pty` waits.
+
+    :param options: as `PtyOptions` says
+    :raises TypeError, ValueError: if an option makes no sense
+    :raises FileNotFoundError, PermissionError: if the program or `cwd` is not there, or may not be run
+    :raises OSError: if no pty is free, or no Python interpreter to start it with
+    :raises RevokedError: if the owner was revoked; nothing was started
+    """
+    return _session(argv, Program.begin, **options)
+
+
+async def start_pty(argv: Sequence[str | os.PathLike[str]], **options: Unpack[PtyOptions]) -> PtySession:
+    """As `open_pty`, and the loop goes on meanwhile: ``async with await start_pty(["bash"]) as session: ...``
+
+    :raises: as `open_pty`; a RevokedError also if the owner is revoked meanwhile, when nothing is left of it
+    Cancellation: what was started is killed.
+    """
+    session = _session(argv, lambda _: None, **options)
+    try:
+        await session._begun()
+    except BaseException:
+        await session._undone()
+        raise
+    return session
+
+
+def _session(
     argv: Sequence[str | os.PathLike[str]],
+    begin: Callable[[Program], object],
     *,
     owner: Revokable | None = None,
     name: str = "",
@@ -41,33 +104,12 @@ def open_pty(
     kill_after: float = 5.0,
     answers: Answers | EllipsisType = ...,
 ) -> PtySession:
-    """Start a program on a new pty: ``async with open_pty(["bash"]) as session: stream = session.open("alice")``
-
-    It leads a session of its own with the pty as its controlling terminal. It is killed if this thread ends, however
-    that happens, so call this in the thread that runs the loop, to which the session belongs. Of its own children, one
-    that ignores SIGHUP outlives a SIGKILL of this process, and nothing else.
-
-    :param owner: what the session is opened on; a `Name` gives it a generation
-    :param name: for errors and reports; left out: the program's
-    :param env: its whole environment; None: this process's
-    :param size: rows and columns
-    :param backlog: bytes that a client may be behind before it is revoked as too slow. The program is held up first, for a
-        client that is more than half of it behind and goes on receiving
-    :param patience: seconds without receiving after which a client holds the program up no longer
-    :param history: bytes of the last output that are kept for streams opened with `replay`
-    :param kill_after: seconds from the hang-up to SIGKILL for those who stay. A revocation waits until they are gone; what
-        the kernel keeps for 5 s more, as it waits for a dead disk, is named in a `TimeoutError`
-    :raises TypeError, ValueError: if an option makes no sense
-    :raises FileNotFoundError, PermissionError: if the program or `cwd` is not there, or may not be run
-    :raises OSError: if no pty is free, or no Python interpreter to start it with
-    :raises RevokedError: if the owner was revoked; nothing was started
-    """
     wanted = _Wanted(argv, env, cwd, size)
     if not kill_after >= 0:
         raise ValueError(f"kill_after is {kill_after!r}: give seconds, 0 or more")
     make = functools.partial((owner or Revokable()).open, name or pathlib.PurePath(argv[0]).name, answers=answers)
     line = functools.partial(Shared, backlog=backlog, patience=patience, history=history)
-    return PtySession(wanted, make, line, kill_after)
+    return PtySession(wanted, make, line, kill_after, begin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +154,12 @@ class PtySession(Resource):
     """
 
     def __init__(
-        self, wanted: _Wanted, make: Callable[[], Revokable], line: Callable[..., Shared], kill_after: float
+        self,
+        wanted: _Wanted,
+        make: Callable[[], Revokable],
+        line: Callable[..., Shared],
+        kill_after: float,
+        begin: Callable[[Program], object],
     ) -> None:
         self._kill_after = kill_after
         self._shared = line(self._read, self._write_some)
@@ -120,6 +167,7 @@ class PtySession(Resource):
         started = None
         try:
             started = self._program, master = wanted.start()
+            begin(self._program)
             self.pid = self._program.pid
             # A master answers EIO when the last slave is closed and all has been read.
             self._master = Fd(master, self.node, end=errno.EIO)
@@ -219,6 +267,14 @@ class PtySession(Resource):
 
     async def _reap(self) -> None:
         await self._program.end(self._kill_after)
+
+    async def _begun(self) -> None:
+        with self.node.using():
+            await self._program.begun(self.node)
+
+    async def _undone(self) -> None:
+        self._kill_after = 0.0
+        await self.aclose()
 
 
 class PtyStream(SharedStream):
