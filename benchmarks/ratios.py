@@ -22,31 +22,61 @@ import tty
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self
 
 import anyio
 import uvloop
 
 from asyncrevoke import FdStream, Revokable, RevokedError
-from asyncrevoke._streams.fd import _Side
 
-T = TypeVar("T")
 Sample = Callable[[], Awaitable[float]]
 Opener = Callable[[], tuple[int, ...]]
 
 
-class Unguarded(FdStream):
-    """The same stream with the guard taken out: no flag is tested, and no waiter made or linked to the handle."""
+class ByHand:
+    """What one writes without a library: try first, and keep the reader registered from one wait to the next."""
 
-    async def _transfer(self, side: _Side, call: Callable[[], T], *, idle: bool = False) -> T:  # noqa: ARG002
-        result = self._fd.attempt(call)
-        if not isinstance(result, BlockingIOError):
-            return result
-        loop = side._loop or asyncio.get_running_loop()  # which is slow on 3.11; the guard does not need it
-        while isinstance(result, BlockingIOError):
-            await side.armed(loop)
-            result = self._fd.attempt(call)
-        return result
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._registered = False
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        while True:
+            try:
+                return os.read(self._fd, max_bytes)
+            except BlockingIOError:
+                pass
+            if not self._registered:
+                self._loop.add_reader(self._fd, self._ready)
+                self._registered = True
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def _ready(self) -> None:
+        if self._waiter is None:
+            self._loop.remove_reader(self._fd)
+            self._registered = False
+        elif not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
+Kind = type[FdStream] | type[ByHand]
 
 
 async def settle() -> None:
@@ -58,7 +88,7 @@ async def settle() -> None:
 # -- one operation --
 
 
-async def receive_ready(kind: type[FdStream], ops: int) -> float:
+async def receive_ready(kind: Kind, ops: int) -> float:
     """Receive bytes that are there already."""
     theirs, ours = os.pipe()
     async with kind(theirs) as stream:
@@ -71,11 +101,11 @@ async def receive_ready(kind: type[FdStream], ops: int) -> float:
     return seconds
 
 
-async def receive_parked(kind: type[FdStream], ops: int) -> float:
+async def receive_parked(kind: Kind, ops: int) -> float:
     """Throw a byte to and fro between two tasks: each has to wait for the other."""
     pipes = os.pipe(), os.pipe()
 
-    async def play(stream: FdStream, to: int) -> None:
+    async def play(stream: FdStream | ByHand, to: int) -> None:
         for _ in range(ops // 2):
             await stream.receive(1)
             os.write(to, b".")
@@ -131,21 +161,21 @@ async def streams_taken(opener: Opener, count: int) -> float:
 async def streams_cancelled(opener: Opener, count: int) -> float:
     """Cancel those who receive, wait for them, and let go of the descriptors."""
     opened = [opener() for _ in range(count)]
-    streams = [Unguarded(fd) for fd, *_ in opened]
+    streams = [ByHand(fd) for fd, *_ in opened]
     tasks = await receivers(streams)
     begin = perf_counter()
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
     for stream in streams:
-        stream._fd.close()
+        stream.close()
     seconds = perf_counter() - begin
     ended(tasks, opened)
     return seconds
 
 
-async def receivers(streams: list[FdStream] | list[Unguarded]) -> list[asyncio.Task[None]]:
-    async def receive(stream: FdStream) -> None:
+async def receivers(streams: list[FdStream] | list[ByHand]) -> list[asyncio.Task[None]]:
+    async def receive(stream: FdStream | ByHand) -> None:
         with contextlib.suppress(RevokedError):
             await stream.receive()
 
@@ -289,8 +319,8 @@ def rows(quick: bool) -> Iterator[Row]:
     many, pairs, turns, ops, ptys, few = (100, 2, 2, 20, 20, 2) if quick else (10_000, 25, 16, 250, 3_900, 15)
     for name, loop in (("asyncio", asyncio.new_event_loop), ("uvloop", uvloop.new_event_loop)):
         for what, sample in (("data ready", receive_ready), ("parked", receive_parked)):
-            guarded, unguarded = partial(sample, FdStream, ops), partial(sample, Unguarded, ops)
-            yield Row(f"FdStream.receive, {what}, {name} / unguarded", 1.05, guarded, unguarded, pairs, turns, loop)
+            guarded, by_hand = partial(sample, FdStream, ops), partial(sample, ByHand, ops)
+            yield Row(f"FdStream.receive, {what}, {name} / by_hand", 1.05, guarded, by_hand, pairs, turns, loop)
     handle = Revokable("file")
     for what, work in (("parks once", park), ("does not suspend", at_once)):
         use, scope = (partial(bracket, make, work, ops) for make in (handle.using, anyio.CancelScope))

@@ -29,6 +29,8 @@ from asyncrevoke import (
     answers,
     revoke_threadsafe,
 )
+from asyncrevoke._core import loop
+from asyncrevoke._core.loop import READY
 from asyncrevoke.answers import Answer, Answers
 from calls import parked, start
 from conftest import settle
@@ -79,6 +81,10 @@ class Counted:
 
 
 async def suspensions(what: Awaitable[object]) -> int:
+    """How often it suspends where others must have a turn again: after many that did not suspend."""
+    home = loop.current()
+    assert home is not None
+    home.left = 0
     counted = Counted(what)
     with contextlib.suppress(Exception):
         await counted
@@ -541,21 +547,50 @@ async def test_a_loop_around_a_dead_stream_starves_nobody(wrap: Wrap, profile: A
     """An end of data that is an answer is a checkpoint, as every error is: others have their turns."""
     async with pair(wrap, answers=profile) as (stream, _):
         stream.revoke()
-        turns = 0
 
-        async def tick() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await anyio.lowlevel.checkpoint()
+        async def receive() -> None:
+            with contextlib.suppress(anyio.EndOfStream, RevokedError):
+                await stream.receive()
 
-        async with anyio.create_task_group() as group:
-            group.start_soon(tick)
-            for _ in range(100):
-                with contextlib.suppress(anyio.EndOfStream, RevokedError):
-                    await stream.receive()
-            group.cancel_scope.cancel()
-        assert turns >= 50
+        assert await turns_beside(receive, 10 * READY) >= 9
+
+
+async def turns_beside(operation: Callable[[], Awaitable[object]], times: int) -> int:
+    """The turns that another task has while this one does that again and again."""
+    turns = 0
+
+    async def tick() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(tick)
+        for _ in range(times):
+            await operation()
+        group.cancel_scope.cancel()
+    return turns
+
+
+async def test_a_loop_around_a_flooding_stream_starves_nobody(wrap: Wrap) -> None:
+    """Whichever way it receives: what is there, or what was received for a record before."""
+    async with pair(wrap) as (stream, peer):
+
+        async def receive() -> None:
+            peer.sendall(b"x")
+            assert await stream.receive(1) == b"x"
+
+        async def send() -> None:
+            await stream.send(b"x")
+            assert peer.recv(1) == b"x"
+
+        assert await turns_beside(receive, 10 * READY) >= 9
+        assert await turns_beside(send, 10 * READY) >= 9
+        peer.sendall(b"x\n" * 30 * READY)
+        for record in functools.partial(stream.receive_exactly, 2), stream.receive_line:
+            assert await turns_beside(record, 10 * READY) >= 9
+        assert await turns_beside(functools.partial(stream.receive_until, b"\n"), 10 * READY) >= 9
 
 
 # -- the face: facts --

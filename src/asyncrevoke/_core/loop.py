@@ -13,11 +13,12 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 
 if TYPE_CHECKING:
     from .observe import Observation
@@ -27,6 +28,14 @@ Task = Any  # asyncio.Task or trio.lowlevel.Task: both are only compared, named 
 Done = Callable[[BaseException | None], object]
 
 logger = logging.getLogger("asyncrevoke")
+
+#: Operations in a row that need not wait, before one of them lets others run. As tokio's budget, which is 128.
+READY = 32
+
+#: Before 3.12 the public function is one of Python's, which takes longer than all else that an operation needs.
+_current_task: Callable[[asyncio.AbstractEventLoop], Task | None] = (
+    asyncio.current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
+)
 
 
 class Home(abc.ABC):
@@ -38,6 +47,7 @@ class Home(abc.ABC):
     :ivar observations: those of this loop, which are told of each act when it has begun
     """
 
+    left = 0  # ready operations before the next turn of the loop
     #: The loop that calls back when a descriptor is ready, or None where only a task can wait for that.
     reactor: asyncio.AbstractEventLoop | None = None
 
@@ -56,6 +66,14 @@ class Home(abc.ABC):
     @abc.abstractmethod
     def task(self) -> Task | None:
         """The current task, or None in a callback and in any other loop."""
+
+    def due(self) -> bool:
+        """Whether an operation that need not wait has to suspend here all the same: ``await checkpoint()``.
+
+        A checkpoint is there that cancellation is noticed, and that nobody starves. So it is due where the task is
+        cancelled, and else after `READY` operations of all tasks together: of those in a row, one has to suspend.
+        """
+        return True
 
     @abc.abstractmethod
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
@@ -116,16 +134,42 @@ class _AsyncioHome(Home):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self.reactor = loop
+        self.reactor: asyncio.AbstractEventLoop = loop
         self._tasks: dict[asyncio.Task[BaseException | None], Done] = {}
         self._ending: AsyncGenerator[None, None] | None = None
+        self._scopes: Mapping[object, Any] | None = None  # AnyIO's, of which it tells dearly
+        self._ref: Callable[[], Task | None] = lambda: None  # to the task that was asked about last
 
     @property
     def over(self) -> bool:
         return bool(self.loop.is_closed())
 
     def task(self) -> Task | None:
-        return asyncio.current_task(self.loop) if asyncio._get_running_loop() is self.loop else None
+        return _current_task(self.reactor) if asyncio._get_running_loop() is self.loop else None
+
+    def due(self) -> bool:
+        left = self.left
+        if not left:
+            return True
+        self.left = left - 1
+        task = _current_task(self.reactor)
+        if task is None or task.cancelling():
+            return True
+        scopes = self._scopes
+        if scopes is None:
+            anyio_loop = sys.modules.get("anyio._backends._asyncio")
+            if anyio_loop is None:
+                return False  # nobody has made a scope yet
+            scopes = getattr(getattr(anyio_loop, "_task_states", None), "data", None)
+            if scopes is None:
+                return True  # an AnyIO that keeps it elsewhere: each operation is a turn of the loop then
+            self._scopes = scopes
+        ref = self._ref
+        if ref() is not task:
+            self._ref = ref = weakref.ref(task)
+        state = scopes.get(ref)
+        scope = None if state is None else state.cancel_scope
+        return scope is not None and bool(scope._effectively_cancelled)
 
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
         begun = False
@@ -238,6 +282,14 @@ def current() -> Home | None:
     except RuntimeError:
         return None
     return _homes.get(id(token)) or _homes.setdefault(id(token), _TrioHome(token))
+
+
+async def checkpoint() -> None:
+    """One turn of the loop; a cancellation is raised here."""
+    home = current()
+    if home is not None:
+        home.left = READY
+    await anyio.lowlevel.checkpoint()
 
 
 def task_name(task: Task) -> str:

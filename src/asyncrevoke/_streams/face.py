@@ -1,22 +1,21 @@
 """A revocable stream over any AnyIO byte stream, kicked by cancel scope; and the face that all our streams share."""
 
-import contextlib
 import errno
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import EllipsisType
 from typing import Any, Literal
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
 
+from asyncrevoke._core import loop
 from asyncrevoke._core.errors import RevokedError
 from asyncrevoke._core.profile import Answer, Answers
 from asyncrevoke._core.resource import Handled
 from asyncrevoke._core.revokable import Kick, Release, Revokable
 
-_NOBODY = contextlib.nullcontext()  # has its turn on what is dead: those who are still leaving are no reason to refuse
+_AHEAD = 16384  # bytes that are asked for where a record needs less
 
 #: What a stream is opened on: a node, or a function that opens as one does, such as `Name.pin`; None for a root.
 Owner = Revokable | Callable[..., Revokable] | None
@@ -33,8 +32,9 @@ class Face(Handled, anyio.abc.ByteStream):
     """What every stream of ours promises. A kind of stream is made by `_receive`, `_send` and `_send_eof`, which do the
     work as operations of `handle`; being a checkpoint, one at a time and the profile's answer is done here.
 
-    Every operation is a checkpoint, whatever it ends in, and consumes nothing if it is cancelled there. There is one
-    reader and one writer at a time. Once taken away, operations answer by the profile of the handle, by default with
+    Every operation is a checkpoint, whatever it ends in, and consumes nothing if it is cancelled there: a cancellation that
+    is pending is delivered. Others run meanwhile if it has to wait, and on asyncio else at each 33rd operation; elsewhere at
+    each. There is one reader and one writer at a time. Once taken away, operations answer by the profile of the handle, by default with
     `RevokedError`; after the stream's own `aclose`, with ClosedResourceError.
     """
 
@@ -42,8 +42,10 @@ class Face(Handled, anyio.abc.ByteStream):
         self.handle = handle
         self._tty = tty
         self._eof_sent = False
-        self._reading = anyio.ResourceGuard("reading from")
-        self._writing = anyio.ResourceGuard("writing to")
+        self._ahead = b""  # received for a record that needed less
+        self._at = 0  # where in it the next begins
+        self._reading = _Turn(handle, "reading from")
+        self._writing = _Turn(handle, "writing to")
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive 1 to `max_bytes` bytes.
@@ -58,13 +60,71 @@ class Face(Handled, anyio.abc.ByteStream):
         """
         if max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes}: ask for at least one")
-        with self._reading if not self.handle._acts or self.handle._admits_use() else _NOBODY:
-            await anyio.lowlevel.checkpoint()
+        with self._reading:
+            if self._due():
+                await loop.checkpoint()
             try:
+                if self._at < len(self._ahead):
+                    self._admit()
+                    return self._cut(self._at + max_bytes)
                 return await self._receive(max_bytes)
             except RevokedError as error:
                 self._answer(error, "read")
                 raise
+
+    async def receive_exactly(self, nbytes: int) -> bytes:
+        """Receive so many bytes. What came with them stays for the next, whichever way it receives.
+
+        :raises ~anyio.IncompleteRead: if the data ends before; what there is can still be received
+        :raises ValueError: if `nbytes` is negative
+        :raises: as `receive` else
+        Cancellation: nothing was consumed.
+        """
+        end = self._at + nbytes
+        if self._at < end <= len(self._ahead) and self._at_once():
+            at, self._at = self._at, end
+            return self._ahead[at:end]
+        if nbytes < 0:
+            raise ValueError(f"nbytes is {nbytes}: give 0 or more")
+        try:
+            return self._cut(await self._ahead_until(lambda ahead: nbytes if len(ahead) >= nbytes else -1))
+        except anyio.EndOfStream:
+            raise anyio.IncompleteRead from None
+
+    async def receive_until(self, delimiter: bytes, max_bytes: int = 65536) -> bytes:
+        """Receive what comes before a delimiter, which is taken away too.
+
+        :param max_bytes: that may come before it
+        :raises ~anyio.DelimiterNotFound: if more do; all of them can still be received
+        :raises: as `receive_exactly`
+        Cancellation: nothing was consumed.
+        """
+        try:
+            return (await self._through(delimiter, max_bytes))[: -len(delimiter)]
+        except anyio.EndOfStream:
+            raise anyio.IncompleteRead from None
+
+    async def receive_line(self, max_bytes: int = 65536) -> bytes:
+        r"""Receive a line with its ``b"\n"``; at the end of data, what is left.
+
+        :raises: as `receive_until`; ~anyio.EndOfStream where nothing is left
+        Cancellation: nothing was consumed.
+        """
+        try:
+            return await self._through(b"\n", max_bytes)
+        except anyio.EndOfStream:
+            if self._at == len(self._ahead) or self.handle._acts:
+                raise
+            return self._cut(len(self._ahead))
+
+    async def lines(self, max_bytes: int = 65536) -> AsyncIterator[bytes]:
+        """``async for line in stream.lines()``: each as `receive_line` gives it, to the end of data."""
+        while True:
+            try:
+                line = await self.receive_line(max_bytes)
+            except anyio.EndOfStream:
+                return
+            yield line
 
     async def send(self, item: bytes) -> None:
         """Send all of `item`.
@@ -75,8 +135,9 @@ class Face(Handled, anyio.abc.ByteStream):
         :raises ~anyio.BusyResourceError: if another task is sending
         Cancellation: any part of `item` may have been sent.
         """
-        with self._writing if not self.handle._acts or self.handle._admits_use() else _NOBODY:
-            await anyio.lowlevel.checkpoint()
+        with self._writing:
+            if self._due():
+                await loop.checkpoint()
             try:
                 self._check_end()
                 await self._send(item)
@@ -90,7 +151,8 @@ class Face(Handled, anyio.abc.ByteStream):
         :raises RevokedError, ~anyio.ClosedResourceError, ~anyio.BusyResourceError: as `send`
         """
         with self._writing:
-            await anyio.lowlevel.checkpoint()
+            if self._due():
+                await loop.checkpoint()
             try:
                 with self.handle.using():
                     if not self._eof_sent:
@@ -113,12 +175,91 @@ class Face(Handled, anyio.abc.ByteStream):
     @abstractmethod
     async def _send_eof(self) -> None: ...
 
+    def _due(self) -> bool:
+        """Whether an operation has to suspend, though it may have nothing to wait for."""
+        home = self.handle._home or self.handle._settle()
+        return home is None or home.due()
+
+    def _admit(self) -> None:
+        if self.handle._acts and not self.handle._admits_use():
+            raise self.handle._refusal()  # I1
+
+    def _at_once(self) -> bool:
+        """Whether what is ahead may be taken, with nothing to wait for."""
+        handle = self.handle
+        home = handle._home
+        return not (handle._acts or self._reading.busy or home is None or home.due())
+
+    def _cut(self, end: int) -> bytes:
+        at, self._at = self._at, min(end, len(self._ahead))
+        return self._ahead[at : self._at]
+
+    def _put_back(self, data: bytes) -> None:
+        self._ahead, self._at = data + self._ahead[self._at :], 0
+
+    async def _through(self, delimiter: bytes, max_bytes: int) -> bytes:
+        found = self._ahead.find(delimiter, self._at, self._at + max_bytes + len(delimiter))
+        if found >= 0 and delimiter and self._at_once():
+            return self._cut(found + len(delimiter))
+        if max_bytes < 1 or not delimiter:
+            raise ValueError(f"delimiter is {delimiter!r} and max_bytes is {max_bytes}: give one byte or more")
+        searched = 0
+
+        def end(ahead: bytearray) -> int:
+            nonlocal searched
+            found = ahead.find(delimiter, searched, max_bytes + len(delimiter))
+            if found >= 0:
+                return found + len(delimiter)
+            if len(ahead) >= max_bytes + len(delimiter):
+                raise anyio.DelimiterNotFound(max_bytes)
+            searched = max(0, len(ahead) - len(delimiter) + 1)
+            return -1
+
+        return self._cut(await self._ahead_until(end))
+
+    async def _ahead_until(self, end: Callable[[bytearray], int]) -> int:
+        """Receive until `end` of all that is ahead is found, and not negative."""
+        with self._reading:
+            if self._due():
+                await loop.checkpoint()
+            ahead = bytearray(self._ahead[self._at :])
+            self._ahead, self._at = b"", 0
+            try:
+                self._admit()
+                while (found := end(ahead)) < 0:
+                    ahead += await self._receive(_AHEAD)
+            except RevokedError as error:
+                self._answer(error, "read")
+                raise
+            finally:
+                self._put_back(bytes(ahead))
+        return found
+
     def _check_end(self) -> None:
         if self._eof_sent and not self.handle.revoked:
             raise anyio.ClosedResourceError(f"{self.handle.path!r}: the end of data was sent already")
 
     def _answer(self, error: RevokedError, kind: Literal["read", "write", "ioctl"]) -> None:
         answer(error, self.handle, kind, tty=self._tty)
+
+
+class _Turn:
+    """One task at a time, in one direction. On what is dead each has a turn: those who are leaving are no reason to refuse."""
+
+    __slots__ = ("_action", "_handle", "busy")
+
+    def __init__(self, handle: Revokable, action: str) -> None:
+        self._handle = handle
+        self._action = action
+        self.busy = 0
+
+    def __enter__(self) -> None:
+        if self.busy and (not self._handle._acts or self._handle._admits_use()):
+            raise anyio.BusyResourceError(self._action)
+        self.busy += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.busy -= 1
 
 
 def answer(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import select
 import socket
@@ -87,31 +88,45 @@ class FdStream(Face):
         Cancellation: nothing was sent.
         """
         with self._writing:
-            await anyio.lowlevel.checkpoint()
+            if self._due():
+                await loop.checkpoint()
             try:
                 self._check_end()
-                return await self._transfer(self._fd.writable, lambda: self._fd.write(item))
+                self._admit()
+                sent = self._fd.write_now(item)
+                if sent is None:
+                    sent = await self._fd.wait(self.handle, self._fd.writable, lambda: self._fd.write_now(item))
             except RevokedError as error:
                 self._answer(error, "write")
                 raise
+            return sent
 
     async def _receive(self, max_bytes: int) -> bytes:
-        data = await self._transfer(self._fd.readable, lambda: self._fd.take(max_bytes), idle=True)
-        if not data:
-            raise anyio.EndOfStream
+        if self.handle._acts:
+            self._admit()
+        data = self._fd.read_now(max_bytes)
+        if data is None:
+            read = functools.partial(self._fd.read_now, max_bytes)
+            data = await self._fd.wait(self.handle, self._fd.readable, read, idle=True, late=self._put_back)
         return data
 
     async def _send(self, item: bytes) -> None:
         view = memoryview(item).cast("B")
         sent = 0
 
-        def write() -> None:
+        def write() -> bool | None:
             nonlocal sent
             while sent < len(view):
-                sent += self._fd.write(view[sent:])
+                some = self._fd.write_now(view[sent:])
+                if some is None:
+                    return None
+                sent += some
+            return True
 
         try:
-            await self._transfer(self._fd.writable, write)
+            self._admit()
+            if write() is None:
+                await self._fd.wait(self.handle, self._fd.writable, write)
         except RevokedError as error:
             error.sent = sent
             raise
@@ -124,35 +139,6 @@ class FdStream(Face):
                 peer.shutdown(socket.SHUT_WR)
             except OSError as exc:
                 raise anyio.BrokenResourceError(f"{self.handle.path!r}: {exc}") from exc
-
-    async def _transfer(self, side: _Side, call: Callable[[], T], *, idle: bool = False) -> T:
-        """Make the system call, waiting as often as it would block. All of it is one operation on the handle."""
-        handle = self.handle
-        if handle._acts and not handle._admits_use():
-            raise handle._refusal()  # I1
-        result = self._fd.attempt(call)
-        if not isinstance(result, BlockingIOError):
-            return result
-        waiter = _Waiter(handle, idle)
-        home = waiter.enter()
-        assert home is not None
-        if home.reactor is None:
-            waiter.leave()
-            with handle.using(idle=idle):
-                while isinstance(result, BlockingIOError):
-                    await side.wait(self._fd.number)
-                    result = self._fd.attempt(call)
-                return result
-        try:
-            while isinstance(result, BlockingIOError):
-                waiter.future = side.armed(home.reactor)
-                if waiter.act is not None or not await waiter.future:
-                    assert waiter.act is not None
-                    raise handle._error(waiter.act)
-                result = self._fd.attempt(call)
-            return result
-        finally:
-            waiter.leave()
 
 
 class Fd:
@@ -179,8 +165,8 @@ class Fd:
             raise OSError(errno.EBADF, f"descriptor {fd} is not open for reading or writing") from exc
         self.number = fd
         self._tty = os.isatty(fd)
-        self.readable = _Side(fd, "reader", anyio.wait_readable)
-        self.writable = _Side(fd, "writer", anyio.wait_writable)
+        self.readable = Side(fd, "reader", anyio.wait_readable)
+        self.writable = Side(fd, "writer", anyio.wait_writable)
         self._node = node
         self._close = close
         self._end = end
@@ -190,54 +176,88 @@ class Fd:
     async def read(self, max_bytes: int) -> bytes:
         """Read 1 to `max_bytes` bytes. Raises as `Face.receive` does, but for revocation. Cancellation: nothing was consumed."""
         with self._reading:
-            try:
-                while isinstance(data := self.attempt(lambda: self.take(max_bytes)), BlockingIOError):
-                    await self.readable.ready()
-            except anyio.BrokenResourceError as exc:
-                if getattr(exc.__cause__, "errno", None) != self._end:
-                    raise
-                raise anyio.EndOfStream from exc
-        if not data:
-            raise anyio.EndOfStream
+            while (data := self.read_now(max_bytes)) is None:
+                await self.readable.ready()
         return data
 
     async def write_some(self, item: memoryview) -> int:
         """Write what is accepted at once, at least one byte, and return how many. Cancellation: nothing was written."""
         await anyio.lowlevel.checkpoint()
-        while isinstance(written := self.attempt(lambda: self.write(item)), BlockingIOError):
+        while (written := self.write_now(item)) is None:
             await self.writable.ready()
         return written
 
-    def take(self, max_bytes: int) -> bytes:
-        """Read what is there, or nothing at the end of data.
+    def read_now(self, max_bytes: int) -> bytes | None:
+        """Read what is there, or None if nothing is.
 
         A terminal whose VMIN another program has set to 0 reads nothing where there is no data yet. One that is hung up has
         no settings any more.
         """
-        data = os.read(self.number, max_bytes)
-        if not data:
-            with contextlib.suppress(termios.error):  # it is no terminal, or hung up
-                settings = termios.tcgetattr(self.number)
-                if self._shared or not settings[3] & termios.ICANON:
-                    raise BlockingIOError
-        return data
-
-    def write(self, item: bytes | memoryview) -> int:
-        """Write what is accepted at once, and return how many bytes. Raises as os.write(); use `attempt`."""
-        if self._tty and _polls(self.number, select.POLLHUP):  # a pty's master takes what nobody will read
-            raise OSError(errno.EIO, "nobody has the terminal open on the other side")
-        return os.write(self.number, item)
-
-    def attempt(self, call: Callable[[], T]) -> T | BlockingIOError:
-        """Make a system call, which returns or, if it would block, gives BlockingIOError."""
         try:
             if self._shared:
                 os.set_blocking(self.number, False)
-            return call()
-        except BlockingIOError as exc:
-            return exc
+            data = os.read(self.number, max_bytes)
+        except BlockingIOError:
+            return None
         except OSError as exc:
-            raise anyio.BrokenResourceError(f"{self._node.path!r}: {exc}") from exc
+            raise (anyio.EndOfStream if exc.errno == self._end else self._broken(exc)) from exc
+        if data:
+            return data
+        with contextlib.suppress(termios.error):  # it is no terminal, or hung up
+            settings = termios.tcgetattr(self.number)
+            if self._shared or not settings[3] & termios.ICANON:
+                return None
+        raise anyio.EndOfStream
+
+    def write_now(self, item: bytes | memoryview) -> int | None:
+        """Write what is accepted, and return how many bytes, or None if nothing is."""
+        try:
+            if self._shared:
+                os.set_blocking(self.number, False)
+            if self._tty and _polls(self.number, select.POLLHUP):  # a pty's master takes what nobody will read
+                raise OSError(errno.EIO, "nobody has the terminal open on the other side")  # noqa: TRY301
+            return os.write(self.number, item)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            raise self._broken(exc) from exc
+
+    def _broken(self, exc: OSError) -> Exception:
+        return anyio.BrokenResourceError(f"{self._node.path!r}: {exc}")
+
+    async def wait(
+        self,
+        handle: Revokable,
+        side: Side,
+        call: Callable[[], T | None],
+        *,
+        idle: bool = False,
+        late: Callable[[T], object] | None = None,
+    ) -> T:
+        """Call it as often as the descriptor is ready, until it is not None. All of it is one operation on the handle.
+
+        :param late: lets the loop call it at once, and is given a result whose task was cancelled in that very moment
+        """
+        waiter = Waiter(handle, idle)
+        home = waiter.enter()
+        assert home is not None
+        found: T | None
+        if home.reactor is None:
+            waiter.leave()
+            with handle.using(idle=idle):
+                while (found := call()) is None:
+                    await side.wait(self.number)
+                return found
+        try:
+            while True:
+                future = waiter.begin(home.reactor)
+                side.arm(home.reactor, functools.partial(_tell, future, None if late is None else call))
+                found = await _found(future, late)
+                if found is not None or (late is None and (found := call()) is not None):
+                    return found
+        finally:
+            side.told = None  # or the loop would keep this, through its callback
+            waiter.leave()
 
     def close(self) -> Any:
         """Wait no more, and close it. As a release: what closes it may return an awaitable."""
@@ -256,14 +276,23 @@ class Fd:
             warnings.warn(unclosed, ResourceWarning, source=self, stacklevel=1)
 
 
-class _Waiter(Operation):
-    """An operation that waits for its descriptor."""
+class Waiter(Operation):
+    """An operation that waits for a future, which is given a result, or an exception as its result: nobody may be left
+    to take it.
+    """
 
     __slots__ = ("future",)
 
     def __init__(self, node: Revokable, idle: bool) -> None:
         super().__init__(node, idle)
-        self.future: asyncio.Future[bool] | None = None
+        self.future: asyncio.Future[Any] | None = None
+
+    def begin(self, reactor: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
+        """What is to be awaited next."""
+        self.future = reactor.create_future()
+        if self.act is not None:
+            self.future.set_result(self.node._error(self.act))
+        return self.future
 
     def kick(self, act: Revocation) -> bool:
         if self.node._kick is None:
@@ -271,20 +300,34 @@ class _Waiter(Operation):
         self.act = act
         if self.future is not None and not self.future.done():
             with contextlib.suppress(RuntimeError):  # its loop was closed with the task in it
-                self.future.set_result(False)  # not an exception: nobody may be left to take it
+                self.future.set_result(self.node._error(act))
         return True
 
 
-class _Side:
+async def _found(future: asyncio.Future[Any], late: Callable[[Any], object] | None) -> Any:
+    """What it is given."""
+    try:
+        found = await future
+    except BaseException:
+        found = future.result() if future.done() and not future.cancelled() else None
+        if late is not None and not isinstance(found, Exception | None):
+            late(found)
+        raise
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+class Side:
     """The waits for one direction of a descriptor; there is one at a time."""
 
-    __slots__ = ("_fd", "_future", "_idle", "_kind", "_loop", "_lost_by_errors", "wait")
+    __slots__ = ("_fd", "_idle", "_kind", "_loop", "_lost_by_errors", "told", "wait")
 
     def __init__(self, fd: int, kind: str, wait: Callable[[int], Awaitable[None]]) -> None:
         self._fd = fd
         self._kind = kind
         self._loop: asyncio.AbstractEventLoop | None = None  # where the callback is registered
-        self._future: asyncio.Future[bool] | None = None
+        self.told: Callable[[], bool] | None = None
         self._idle = False  # called with nobody waiting
         self.wait = wait
 
@@ -292,24 +335,28 @@ class _Side:
         """Wait until the descriptor may be ready."""
         home = loop.current()
         assert home is not None
-        await (self.wait(self._fd) if home.reactor is None else self.armed(home.reactor))
+        if home.reactor is None:
+            await self.wait(self._fd)
+        else:
+            future = home.reactor.create_future()
+            self.arm(home.reactor, functools.partial(_tell, future, None))
+            await future
 
-    def armed(self, reactor: asyncio.AbstractEventLoop) -> asyncio.Future[bool]:
-        """A future that is True when the descriptor may be ready, unless a kick has been first (I6)."""
+    def arm(self, reactor: asyncio.AbstractEventLoop, told: Callable[[], bool]) -> None:
+        """Have the loop call `told` when the descriptor may be ready, until it reports that nobody waits."""
         if self._loop is not reactor:
             getattr(reactor, f"add_{self._kind}")(self._fd, self._ready)
             self._loop = reactor
             self._lost_by_errors = not isinstance(reactor, asyncio.SelectorEventLoop)
         self._idle = False
-        self._future = reactor.create_future()
-        return self._future
+        self.told = told
 
     def _ready(self) -> None:
         if self._lost_by_errors and _polls(self._fd, select.POLLERR):
             self.disarm()  # libuv has ended it, and uvloop tells nobody: the next wait begins anew
-        if self._future is not None and not self._future.done():
-            self._future.set_result(True)
-        elif self._idle:
+        if self.told is not None and self.told():
+            return
+        if self._idle:
             self.disarm()  # left armed, a level-triggered loop would spin
         else:
             self._idle = True  # once is no reason: asyncio polls again before the reader that it woke has run
@@ -318,6 +365,19 @@ class _Side:
         reactor, self._loop = self._loop, None
         if reactor is not None and not reactor.is_closed():
             getattr(reactor, f"remove_{self._kind}")(self._fd)
+
+
+def _tell(future: asyncio.Future[Any], call: Callable[[], object] | None) -> bool:
+    """Give it what is called, unless that is None, or else None. It reports whether somebody waits for it."""
+    if future.done():
+        return False
+    try:
+        found = None if call is None else call()
+    except Exception as exc:  # noqa: BLE001  # raised in the task
+        found = exc
+    if found is not None or call is None:
+        future.set_result(found)
+    return True
 
 
 @contextlib.contextmanager
