@@ -337,9 +337,14 @@ async def a_sound_card(root: Revokable) -> None:
 
 async def a_descriptor(root: Revokable) -> None:
     read, write = os.pipe()
+
+    def receive() -> None:
+        with contextlib.suppress(OSError):  # where the revocation fails, the number may be closed before this begins
+            os.read(read, 1)
+
     try:
         descriptor = Descriptor(read, owner=root)
-        reader = threading.Thread(target=os.read, args=[read, 1], name="reader")
+        reader = threading.Thread(target=receive, name="reader")
         reader.start()
         await descriptor.revoke()
         await anyio.to_thread.run_sync(reader.join)

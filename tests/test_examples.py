@@ -13,7 +13,7 @@ import pytest
 import websockets.asyncio.client
 import websockets.asyncio.server
 
-from asyncrevoke import PtySession, Registry, RevokedError, open_pty
+from asyncrevoke import PtySession, Registry, RevokedError, start_pty
 from conftest import BACKENDS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -111,7 +111,7 @@ async def recipe(talk: Callable[[Any, PtySession], Awaitable[None]]) -> AsyncIte
     shown: dict[str, Any] = {
         "anyio": anyio,
         "Registry": Registry,
-        "open_pty": open_pty,
+        "start_pty": start_pty,
         "tokens": Tokens(),
         "talk": talk,
     }

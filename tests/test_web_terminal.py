@@ -570,8 +570,9 @@ def _browser() -> None:
 
 
 @pytest.mark.usefixtures("_browser")
-async def test_in_a_browser_one_of_two_users_is_thrown_out_and_comes_back() -> None:
+async def test_in_a_browser_one_of_two_users_is_thrown_out_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token is revoked: its terminal dies with the reason, another's goes on and is found again; a new login works."""
+    monkeypatch.delenv("PS1", raising=False)  # which an activated environment exports
     async with serving(["bash", "--norc"]) as site, chromium(site.origin, 3) as (alice, bob, admin):
         for page, user in (alice, "alice"), (bob, "bob"):
             await page.login(user)
