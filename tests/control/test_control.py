@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import gc
 import grp
 import json
@@ -33,7 +34,7 @@ from calls import awake, parked
 from conftest import settle
 from operations import operate, stubborn
 from ports import as_root, terminal
-from sockets import socket_stream
+from sockets import read_on, socket_stream
 
 pytestmark = pytest.mark.anyio
 
@@ -182,6 +183,25 @@ async def test_names_may_be_anything(path: str) -> None:
                 assert (await control.revoke(name))["report"]["released"] == 1
             assert (await control.revoke("", below=True))["done"]
             assert await control.list() == []
+
+
+async def test_who_has_left_before_its_turn_is_not_listed(path: str) -> None:
+    """Of a long list a part is made at a time, and others have their turn between: each is there when it is told."""
+    leave = anyio.Event()
+    async with served(path) as (registry, tasks):
+        node = registry["port"]
+        for number in range(2000):
+            tasks.start_soon(functools.partial(operate, node, [], until=leave), name=str(number))
+        await parked(node, 2000)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            client.sendall(line(do="list", who=True))
+            await anyio.wait_readable(client)
+            leave.set()
+            answer = (await read_on(client, until=b'"ok":true,"nodes":1}\n')).splitlines()
+    assert json.loads(answer[0])["node"]["in_use"] == 2000
+    users = [json.loads(user)["user"]["name"] for user in answer[1:-1]]
+    assert 64 <= len(users) == len(set(users)) < 1900
 
 
 # -- revoke --
