@@ -1137,3 +1137,15 @@ async def test_a_read_that_waits_again_was_in_flight() -> None:
         assert isinstance(error, RevokedError)
         assert error.in_flight
         assert "1 bytes" in repr(asyncio.StreamReader.__repr__(reader))
+
+
+async def test_what_is_closed_already_can_be_wrapped() -> None:
+    """A connection may end just before; uvloop cannot say whose it was then."""
+    near, far = socket.socketpair()
+    with far:
+        reader, writer = await asyncio.open_unix_connection(sock=near)
+        writer.transport.abort()
+        await settle()
+        wrap_streams(reader, writer)
+        assert await reader.read() == b""
+        await node_of(writer).aclose()

@@ -58,7 +58,8 @@ def wrap_streams(
     if any(isinstance(each, _Reader | _Writer) for each in given):
         raise TypeError(f"{reader!r} and {writer!r} are revocable already")
     transports = [transport for each in given if (transport := each._transport) is not None]
-    extra = (transport.get_extra_info(key) for transport in transports for key in ("peername", "pipe"))
+    alive = [each for each in transports if not each.is_closing()]  # uvloop knows nothing of others
+    extra = (transport.get_extra_info(key) for transport in alive for key in ("peername", "pipe"))
     name = name or next((str(each) for each in extra if each), "connection")
 
     def release() -> Awaitable[None]:
