@@ -311,7 +311,7 @@ class _Server:
         logger.info("user %r revokes %.1000r", request.peer.name, act.name)
         with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
             await act.finish()
-        report = act.report
+        report, stragglers = act.report, act.stragglers(5)
         return {
             "done": act.done(),
             "report": {
@@ -324,7 +324,7 @@ class _Server:
                 "seconds": round(report.seconds, 6),
                 "errors": [short(repr(error), 2_000) for error in report.errors[:5]],
             },
-            "stragglers": [_user(user, 1_000) for user in act.stragglers(5)],
+            "stragglers": [_user(user, 1_000) for user in stragglers],
         }
 
     def _begin(self, request: Request, reason: str, grace: float) -> Revocation:
