@@ -21,7 +21,8 @@ import anyio.lowlevel
 
 import asyncrevoke
 from asyncrevoke import PtyStream, open_pty
-from asyncrevoke.console import Share, host
+from asyncrevoke.console.server import host
+from asyncrevoke.console.share import Share
 
 HERE = str(pathlib.Path(asyncrevoke.__file__).parent)
 

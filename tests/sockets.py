@@ -35,11 +35,11 @@ async def pair(wrap: Wrap, owner: Revokable | None = None, **options: Any) -> As
             await anyio.aclose_forcefully(stream)
 
 
-async def read_on(peer: socket.socket, enough: int | None = None) -> bytes:
-    """All that comes until the end, or until it is enough, while others have their turns."""
+async def read_on(peer: socket.socket, enough: int | None = None, until: bytes | None = None) -> bytes:
+    """All that comes until the end, until it is enough, or until it ends so, while others have their turns."""
     arrived = bytearray()
     peer.setblocking(False)
-    while enough is None or len(arrived) < enough:
+    while (enough is None or len(arrived) < enough) and (until is None or not arrived.endswith(until)):
         try:
             chunk = peer.recv(1 << 20)
         except BlockingIOError:

@@ -12,7 +12,7 @@ from ._core.offloop import (
     off_loop as off_loop,
 )
 from ._core.resource import Handled as Handled, Resource as Resource
-from ._core.revocation import Report as Report, Revocation as Revocation, User as User
+from ._core.revocation import Report as Report, Revocation as Revocation, User as User, users_of as users_of
 from ._core.revokable import (
     Revokable as Revokable,
     revoke_all as revoke_all,

@@ -13,6 +13,7 @@ import pathlib
 import socket
 import ssl
 import struct
+import sys
 import termios
 import threading
 import traceback
@@ -1098,3 +1099,53 @@ async def test_a_writer_that_another_thread_closes_goes_on() -> None:
             await anyio.to_thread.run_sync(writer.close)
         writer.write(b"x")
         assert far.recv(1) == b"x"
+
+
+# -- reads that need not wait --
+
+
+async def test_a_read_whose_data_is_there_is_no_operation() -> None:
+    """It enters nothing, as it ends at once; after a revocation it is refused all the same."""
+    async with revocable("unix") as ((reader, writer), _):
+        reads = [lambda: reader.read(1), lambda: reader.readexactly(1), reader.readuntil, reader.readline]
+        called = []
+        for read in reads:
+            reader.feed_data(b"\n")
+            sys.setprofile(lambda frame, *_: called.append(frame.f_code.co_filename))
+            try:
+                assert await read() == b"\n"
+            finally:
+                sys.setprofile(None)
+        assert asyncio_streams.__file__ in called
+        assert not any(file.endswith("_core/use.py") for file in called)
+        reader.feed_data(b"\n" * 4)
+        await node_of(writer).revoke("taken")
+        for read in reads:
+            error = await outcome(read)
+            assert isinstance(error, RevokedError)
+            assert not error.in_flight
+
+
+async def test_a_read_that_waits_again_was_in_flight() -> None:
+    """A part of the data comes together with the revocation: the read had begun before, and the part stays."""
+    async with revocable("unix") as ((reader, writer), _):
+        reading = asyncio.create_task(reader.readexactly(2))
+        await settle()
+        reader.feed_data(b"x")
+        node_of(writer).revoke("taken")
+        error = await outcome(lambda: reading)
+        assert isinstance(error, RevokedError)
+        assert error.in_flight
+        assert "1 bytes" in repr(asyncio.StreamReader.__repr__(reader))
+
+
+async def test_what_is_closed_already_can_be_wrapped() -> None:
+    """A connection may end just before; uvloop cannot say whose it was then."""
+    near, far = socket.socketpair()
+    with far:
+        reader, writer = await asyncio.open_unix_connection(sock=near)
+        writer.transport.abort()
+        await settle()
+        wrap_streams(reader, writer)
+        assert await reader.read() == b""
+        await node_of(writer).aclose()

@@ -27,9 +27,10 @@ import pytest
 import trio.testing
 
 from asyncrevoke import Registry
-from asyncrevoke.console import read_config, sockets
+from asyncrevoke.console import sockets
 from asyncrevoke.console.attach import _Attachment, _Terminal
 from asyncrevoke.console.cli import main
+from asyncrevoke.console.share import read_config
 from asyncrevoke.console.sockets import new_socket, own_folder
 from asyncrevoke.control import Control, Request, serve
 from asyncrevoke.lowlevel import printable
@@ -700,7 +701,7 @@ def test_what_nobody_expects_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> 
     async def look(_: str) -> None:
         raise BaseExceptionGroup("", [OSError("expected"), ValueError("not expected")])
 
-    monkeypatch.setattr("asyncrevoke.console.cli.look", look)
+    monkeypatch.setattr("asyncrevoke.console.commands.look", look)
     with pytest.raises(BaseExceptionGroup):
         main(["ls"])
 
@@ -1028,7 +1029,7 @@ def test_answer_that_makes_no_sense_is_told_so(
 
 
 @pytest.mark.parametrize("command", [COMMAND, [str(pathlib.Path(sys.executable).with_name("asyncrevoke"))]])
-@pytest.mark.parametrize("at", ["anyio", "asyncrevoke.console.cli"])
+@pytest.mark.parametrize("at", ["anyio", "asyncrevoke.console.cli", "asyncrevoke.console.commands"])
 def test_interrupted_while_it_starts_it_says_nothing(command: list[str], at: str, tmp_path: pathlib.Path) -> None:
     """Ctrl-C is no traceback, whatever is just being imported."""
     finder = f"""

@@ -22,7 +22,9 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from asyncrevoke.adapters.pty import PtySession, open_pty
-from asyncrevoke.console import Share, host, log as console_log, read_config, server as console
+from asyncrevoke.console import log as console_log, server as console
+from asyncrevoke.console.server import host
+from asyncrevoke.console.share import Share, read_config
 from asyncrevoke.control import Control, ControlError, connect, server as control_server
 from conftest import BACKENDS, settle
 from ports import Plug

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import gc
 import grp
 import json
@@ -27,13 +28,13 @@ from anyio.streams.file import FileStreamAttribute
 
 from asyncrevoke import Registry, Revokable, RevokedError
 from asyncrevoke.control import Control, ControlError, Peer, Request, connect, serve, server as control_server
-from asyncrevoke.control.lines import LIMIT, Lines
+from asyncrevoke.control.lines import LIMIT, Connection, Lines
 from asyncrevoke.control.peer import user_name
 from calls import awake, parked
 from conftest import settle
 from operations import operate, stubborn
 from ports import as_root, terminal
-from sockets import socket_stream
+from sockets import read_on, socket_stream
 
 pytestmark = pytest.mark.anyio
 
@@ -182,6 +183,25 @@ async def test_names_may_be_anything(path: str) -> None:
                 assert (await control.revoke(name))["report"]["released"] == 1
             assert (await control.revoke("", below=True))["done"]
             assert await control.list() == []
+
+
+async def test_who_has_left_before_its_turn_is_not_listed(path: str) -> None:
+    """Of a long list a part is made at a time, and others have their turn between: each is there when it is told."""
+    leave = anyio.Event()
+    async with served(path) as (registry, tasks):
+        node = registry["port"]
+        for number in range(2000):
+            tasks.start_soon(functools.partial(operate, node, [], until=leave), name=str(number))
+        await parked(node, 2000)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            client.sendall(line(do="list", who=True))
+            await anyio.wait_readable(client)
+            leave.set()
+            answer = (await read_on(client, until=b'"ok":true,"nodes":1}\n')).splitlines()
+    assert json.loads(answer[0])["node"]["in_use"] == 2000
+    users = [json.loads(user)["user"]["name"] for user in answer[1:-1]]
+    assert 64 <= len(users) == len(set(users)) < 1900
 
 
 # -- revoke --
@@ -1067,3 +1087,42 @@ async def test_another_socket_in_its_place_stays(path: str) -> None:
         pathlib.Path(path).unlink()
         pathlib.Path(path).write_text("another's")
     assert pathlib.Path(path).read_text() == "another's"
+
+
+# -- a line that is sent at once --
+
+
+@contextlib.asynccontextmanager
+async def connected(room: int) -> AsyncIterator[tuple[Connection, socket.socket]]:
+    """A connection that takes about so many bytes, and its client."""
+    async with socket_stream() as (stream, client):
+        with socket.socket(fileno=os.dup(stream.fileno())) as ours:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+        yield Connection(stream, Peer(os.getpid(), os.getuid(), frozenset()), 30), client
+
+
+async def test_a_line_is_sent_at_once_as_far_as_the_socket_takes_it() -> None:
+    """The rest is sent by `send`, before anything that others want to send."""
+    line, after = bytes(60_000) + b"\n", b"after\n"
+    async with connected(4096) as (connection, client), anyio.create_task_group() as tasks:
+        assert connection.send_now(b"first\n") == b""
+        left = connection.send_now(line)
+        assert 0 < len(left) < len(line)
+        tasks.start_soon(connection.send, left)
+        await settle()
+        assert connection.send_now(after) == after, "another is being sent"
+        tasks.start_soon(connection.send, after)
+        assert await read_on(client, until=after) == b"first\n" + line + after
+
+
+async def test_what_cannot_be_sent_at_once_is_left() -> None:
+    """To a connection that was taken away, or whose client has gone, nothing is sent; `send` says why."""
+    async with connected(4096) as (connection, client):
+        client.close()
+        assert connection.send_now(b"x\n") == b"x\n"
+        with pytest.raises(anyio.BrokenResourceError):
+            await connection.send(b"x\n")
+        await connection.revoke("taken")
+        assert connection.send_now(b"x\n") == b"x\n"
+        with pytest.raises(RevokedError, match="taken"):
+            await connection.send(b"x\n")

@@ -755,6 +755,21 @@ async def test_where_a_task_waits_is_the_users_line() -> None:
 
 
 @pytest.mark.invariant("I8")
+async def test_where_a_task_waits_in_a_library_of_a_like_name() -> None:
+    """Code beside AnyIO whose folder begins with that name, as `anyio_serial`, is nobody's plumbing."""
+    folder = anyio.__file__.rpartition("/")[0]
+    source = "async def poll(node, anyio):\n    with node.using():\n        await anyio.sleep_forever()"
+    library: dict[str, Any] = {}
+    exec(compile(source, f"{folder}_serial/port.py", "exec"), library)
+    async with Revokable("node") as node, anyio.create_task_group() as tasks:
+        tasks.start_soon(library["poll"], node, anyio)
+        await settle()
+        (user,) = node.users()
+        tasks.cancel_scope.cancel()
+    assert user.where == "port.py:3 in poll"
+
+
+@pytest.mark.invariant("I8")
 @asyncio_only
 async def test_where_a_task_waits_that_is_over() -> None:
     """A task without a frame waits nowhere."""

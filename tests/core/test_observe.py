@@ -184,6 +184,36 @@ async def test_who_stays_inside_is_a_straggler_once(above: bool) -> None:
     ]
 
 
+async def test_others_have_their_turn_among_many_stragglers() -> None:
+    """No more than a few dozen are told in one turn of the loop."""
+    node = Revokable("node")
+    leave = anyio.Event()
+    turns = 0
+    told_in: list[int] = []
+
+    async def count() -> None:
+        nonlocal turns
+        while not leave.is_set():
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    def note(event: Event) -> None:
+        if event.what == "straggler":
+            told_in.append(turns)
+
+    async with observed(node, note, patience=0) as (_, tasks):
+        for _ in range(200):
+            tasks.start_soon(stubborn, node, [], leave)
+        tasks.start_soon(count)
+        await parked(node, 200)
+        act = node.revoke()
+        while len(told_in) < 200:
+            await anyio.lowlevel.checkpoint()
+        leave.set()
+        await act
+    assert max(told_in.count(turn) for turn in told_in) <= 128  # a turn of trio's may have two of one task
+
+
 async def test_stragglers_beside_it_are_not_told() -> None:
     """Of a revocation above the observed node, those who are elsewhere are somebody else's."""
     root = Revokable("root")

@@ -1,6 +1,7 @@
 """The view of one revocation: awaiting it, the report, who is still inside, and the deadlocks it refuses."""
 
 import contextlib
+import functools
 import gc
 import inspect
 import math
@@ -12,6 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Report, Revocation, Revokable, RevokeDeadlock, RevokedError, User, revoke_all
+from asyncrevoke.lowlevel import users_of
 from conftest import settle
 from operations import Log, operate, says, slowly, stubborn
 
@@ -591,6 +593,42 @@ async def test_stragglers_outlive_the_kick_only_where_they_are_stubborn() -> Non
         assert [user.name for user in act.stragglers()] == ["stubborn"]
         leave.set()
         await act
+
+
+@pytest.mark.invariant("I8")
+async def test_so_many_stragglers_are_enough() -> None:
+    """Whoever asks for the first few is told of those."""
+    log: Log = []
+    node = Revokable("node")
+    leave = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        for name in ("one", "two", "three"):
+            tasks.start_soon(stubborn, node, log, leave, name, name=name)
+        await settle()
+        act = node.revoke()
+        found = [len(act.stragglers(most)) for most in (0, 2, 4)]
+        leave.set()
+        await act
+    assert found == [0, 2, 3]
+
+
+@pytest.mark.invariant("I8")
+async def test_users_may_be_told_one_by_one() -> None:
+    """In `lowlevel.users_of` who has left meanwhile is passed over, and the others are told."""
+    node = Revokable("node")
+    files = [node.open(name) for name in ("a", "b", "c")]
+    leave, stay = anyio.Event(), anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        for name, until in (("one", stay), ("two", leave), ("three", stay)):
+            tasks.start_soon(functools.partial(operate, node, [], name, until=until), name=name)
+            await settle()
+        users = users_of(node)
+        assert next(users).name == "one"
+        leave.set()
+        files[1].close()
+        await settle()
+        assert [user.name for user in users] == ["three", "a", "c"]
+        stay.set()
 
 
 # -- deadlocks --

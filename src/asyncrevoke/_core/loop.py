@@ -6,15 +6,15 @@ Everything else asks a `Home` for the current task, for a background task, or to
 import abc
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
-import pathlib
 import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -300,14 +300,20 @@ def task_name(task: Task) -> str:
 def where(task: Task) -> str:
     """The line a suspended task waits at: the innermost one that is not plumbing of a loop or of ours."""
     frames = list(_frames(task.get_coro() if isinstance(task, asyncio.Task) else task.coro))
-    modules = [sys.modules.get(name) for name in ("asyncio", "anyio", "trio")]
-    plumbing = tuple(str(pathlib.Path(module.__file__).parent) for module in modules if module and module.__file__)
-    plumbing += tuple(str(pathlib.Path(__file__).parents[1] / ours) for ours in ("_", "adapters"))
+    plumbing = _plumbing(*map(sys.modules.get, ("asyncio", "anyio", "trio")))
     own = [frame for frame in frames if not frame.f_code.co_filename.startswith(plumbing)]
     for frame in (own or frames)[-1:]:
         code = frame.f_code
-        return f"{pathlib.Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name}"
+        return f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} in {code.co_name}"
     return "not started"
+
+
+@functools.cache  # it is asked for each of ten thousand users; trio may come later
+def _plumbing(*loops: ModuleType | None) -> tuple[str, ...]:
+    """What the paths of code begin with that is a loop's or ours."""
+    files = [each.__file__ for each in loops if each is not None and each.__file__]
+    here = __file__.rpartition("/_core/")[0]
+    return (*(f"{file.rpartition('/')[0]}/" for file in files), f"{here}/_", f"{here}/adapters/")
 
 
 def _frames(waiting: Any) -> Iterator[FrameType]:

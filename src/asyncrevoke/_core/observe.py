@@ -9,12 +9,15 @@ from typing import Any, Literal, cast
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from .errors import printable
 from .revocation import Revocation, users_of
 from .revokable import Revokable, below, have_observed
 
 logger = logging.getLogger("asyncrevoke")
+
+_AT_ONCE = 64  # stragglers that are told before others have their turn
 
 Happening = Literal["opened", "revoked", "closed", "kicked", "released", "straggler"]
 
@@ -119,18 +122,19 @@ class Observation:
             await self._more.wait()
             while self._unfinished:
                 await anyio.sleep(max(0.0, self._unfinished[0][0] - time.monotonic()))
-                self._look(self._unfinished.popleft()[1])
+                await self._look(self._unfinished.popleft()[1])
             self._more = anyio.Event()
 
-    def _look(self, act: Revocation) -> None:
+    async def _look(self, act: Revocation) -> None:
         if not all(node.kicked for node in act._nodes):  # still in its grace
             self.begun(act)
             return
-        for node in act._nodes:
-            if self.happened in node._observers:
-                for user in users_of(node):
-                    if user.kind != "open file":
-                        self._tell(Event("straggler", node, str(user), act))
+        observed = (node for node in act._nodes if self.happened in node._observers)
+        stragglers = ((node, user) for node in observed for user in users_of(node) if user.kind != "open file")
+        for number, (node, user) in enumerate(stragglers, 1):
+            self._tell(Event("straggler", node, str(user), act))
+            if number % _AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
 
 
 def log_events(event: Event) -> None:

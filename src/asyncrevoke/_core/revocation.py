@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import logging
 import time
 from collections import deque
@@ -193,12 +194,13 @@ class Revocation:
         """
         await self._until(lambda: self.done() and not any(node.unclosed for node in self._roots))
 
-    def stragglers(self) -> list[User]:
-        """Who is still inside: operations that have not left, and releases that run (I8). `str()` of each says it all."""
-        found: list[User] = []
-        for node in self._whole._nodes:
-            found += (user for user in node.users() if user.kind != "open file")
-        return found
+    def stragglers(self, most: int | None = None) -> list[User]:
+        """Who is still inside: operations that have not left, and releases that run (I8). `str()` of each says it all.
+
+        :param most: how many are enough. Default: all
+        """
+        found = (user for node in self._whole._nodes for user in users_of(node) if user.kind != "open file")
+        return list(itertools.islice(found, most))
 
     def __repr__(self) -> str:
         state = "done" if self.done() else f"remaining={self.remaining}"
@@ -512,24 +514,27 @@ def tell(what: str, node: Revokable, act: Revocation | None = None, task: loop.T
 
 
 def users_of(node: Revokable) -> Iterator[User]:
-    """The operations on a node and its open children, and the release that runs."""
-    now = time.monotonic()
+    """The operations on a node and its open children, and the release that runs.
+
+    Each is there when it is told: one may go on in another turn of the loop, and who has left meanwhile is passed over.
+    """
+    path = node.path
     for use in tuple(node._uses or ()):
-        task = use.task
-        if task is None:
-            yield User("operation", "", node.path, None, now - use.since)
-        else:
-            yield User("operation", loop.task_name(task), node.path, task, now - use.since, loop.where(task))
+        if use in (node._uses or ()):
+            name, where = ("", "") if use.task is None else (loop.task_name(use.task), loop.where(use.task))
+            yield User("operation", name, path, use.task, time.monotonic() - use.since, where)
     for _ in range(node._bare):
-        yield User("operation", "", node.path)
+        yield User("operation", "", path)
     for child in tuple(node._children or ()):
-        yield User("open file", child.name, node.path)
+        if child in (node._children or ()):
+            yield User("open file", child.name, path)
     if node.releasing:
         outermost = node._home.inside.values() if node._home is not None else ()
         for inside in {inside for innermost in outermost for inside in chain(innermost)}:
             if isinstance(inside, Releasing) and inside.node is node:
                 task = inside.task
-                yield User("release", loop.task_name(task), node.path, task, now - inside.since, loop.where(task))
+                since = time.monotonic() - inside.since
+                yield User("release", loop.task_name(task), path, task, since, loop.where(task))
                 break
         else:
-            yield User("release", f"release of {node.path!r}", node.path, None, 0.0, "its beginning")
+            yield User("release", f"release of {path!r}", path, None, 0.0, "its beginning")

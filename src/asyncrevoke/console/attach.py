@@ -20,12 +20,8 @@ from asyncrevoke.control.client import Control, Record
 from asyncrevoke.control.lines import VERSION, ControlError
 from asyncrevoke.lowlevel import os_errors, printable
 
-ESCAPE = 0x1D  # ctrl-], as telnet has it
-HELP = (
-    "ctrl-] then q, or a dot, detaches; ctrl-] then c throws away input that is stuck, and types ctrl-C; "
-    "ctrl-] twice sends one; ctrl-] then ? shows this"
-)
-_HINT = "ctrl-] q detaches, ctrl-] ? helps"
+from .escape import ESCAPE, HELP, HINT
+
 QUIET = 1.0  # seconds without output after which who has nothing more to send detaches
 _LONGEST = 10.0  # seconds after which he does so in any case
 _PATIENCE = 2.0  # seconds for the server to let go
@@ -212,7 +208,7 @@ class _Attachment:
             case {"data": data}:
                 await self._terminal.write(base64.b64decode(data))
             case {"attached": path}:
-                await self._terminal.say(f"attached as {path}" + f"; {_HINT}" * self._terminal.raw)
+                await self._terminal.say(f"attached as {path}" + f"; {HINT}" * self._terminal.raw)
             case {"keyboard": holder, "yours": yours}:
                 await self._hand(holder, bool(yours), str(record.get("reason", "")))
             case {"away": why}:

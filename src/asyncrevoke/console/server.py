@@ -358,9 +358,10 @@ class _Client:
         self._stream = stream = session.open(self.name, also=[self.handle], replay=True)
         try:
             while True:
-                data = await stream.receive(_PIECE)
-                with stream.handle.using():  # so that nothing of it is sent when the revocation was reported
-                    await self._connection.send({"data": base64.b64encode(data).decode()})
+                line = b'{"data":"%b"}\n' % base64.b64encode(await stream.receive(_PIECE))
+                if left := self._connection.send_now(line):
+                    with stream.handle.using():  # so that nothing of it is sent when the revocation was reported
+                        await self._connection.send(left)
         except anyio.EndOfStream:
             await self._until(lambda: self._console.ended)
         except RevokedError:

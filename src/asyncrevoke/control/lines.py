@@ -1,6 +1,8 @@
 """The lines of the control protocol: one JSON object each. What they say is in docs/control-protocol.md."""
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -81,8 +83,19 @@ class Connection(Lines):
         self.revoke = stream.revoke
         self.life = anyio.CancelScope(shield=True)  # is over when the descriptor is closed
         self.request = anyio.CancelScope()  # that is answered now or next; is over when the client has gone
+        self._fileno = stream.fileno
         self._patience = patience
         self._turn = anyio.Lock()
+
+    def send_now(self, line: bytes) -> bytes:
+        """Send what the socket takes of a line at once, and return the rest: all of it, if another is being sent.
+
+        It never waits, so it needs no operation. `send` the rest before anything else.
+        """
+        if not self._turn.locked() and not self.handle.revoked:
+            with contextlib.suppress(OSError):  # the socket is full, or broken, as `send` finds out
+                return line[os.write(self._fileno(), line) :]
+        return line
 
     async def send(self, *records: Mapping[str, Any] | bytes, why: str = "") -> None:
         """Send them, as `Lines.send`.

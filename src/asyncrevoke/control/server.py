@@ -31,6 +31,7 @@ from asyncrevoke.lowlevel import (
     User,
     observe,
     revoke_all,
+    users_of,
 )
 
 from .lines import LINE_ERRORS, VERSION, Connection, ControlError, encode, refusal, short
@@ -41,7 +42,7 @@ from .request import Command, Request
 logger = logging.getLogger("asyncrevoke")
 
 _LAST_WORDS = 5.0  # seconds for what clients wait for when the server ends
-_AT_ONCE = 64  # nodes that are listed before others have their turn
+_AT_ONCE = 64  # nodes and users that are listed before others have their turn
 _EVENTS = 500  # that are sent at once
 _PAUSE = 0.05  # seconds from one sending of events to the next, so that many who watch do not take the loop
 _ENDED = "the control server has ended"
@@ -267,39 +268,41 @@ class _Server:
     # -- the requests --
 
     async def _list(self, request: Request) -> Mapping[str, Any]:
-        path, who = request.path(""), request.flag("who")
         found = 0
-        nodes = self._nodes()
-        while some := list(itertools.islice(nodes, _AT_ONCE // 8 if who else _AT_ONCE)):
+        records = self._records(request.path(""), request.flag("who"))
+        while True:
             async with self._listing:
-                some = [node for node in some if not node.released and _is_under(node.path, path)]
-                lines = [line for node in some for line in self._tell(node, who)]
+                some = list(itertools.islice(records, _AT_ONCE))
+                lines = [encode(each) for each in some if each is not None]
+            if not some:
+                return {"nodes": found}
             await request.connection.send(*lines)
-            found += len(some)
-        return {"nodes": found}
+            found += sum(each is not None and "node" in each for each in some)
 
-    def _tell(self, node: Revokable, who: bool) -> Iterator[bytes]:
+    def _records(self, path: str, who: bool) -> Iterator[dict[str, Any] | None]:
+        """The nodes at a path and below, each followed by who is inside; None for each that is elsewhere."""
+        for node in self._nodes():
+            if node.released or not _is_under(node.path, path):
+                yield None
+                continue
+            yield {"node": self._node(node)}
+            for user in users_of(node) if who else ():
+                yield None if user.kind == "open file" else {"user": _user(user)}
+
+    def _node(self, node: Revokable) -> dict[str, Any]:
         latest = node.current if isinstance(node, Name) else node
         away = latest.revoked and not node.revoked
         opened = self._opened.get(node)
-        yield encode(
-            {
-                "node": {
-                    "path": short(node.path),
-                    "kind": "file" if type(node) is Revokable else type(node).__name__.lower(),
-                    "generation": latest.generation or None,
-                    "state": "away" if away else _state(node),
-                    "in_use": node.in_use,
-                    "open": len(node.children),
-                    "since": None if opened is None else round(time.monotonic() - opened, 3),
-                    "reason": short(node.reason or latest.reason or (_NOT_YET if latest.generation == 0 else "")),
-                }
-            }
-        )
-        if who:
-            for user in node.users():
-                if user.kind != "open file":
-                    yield encode({"user": _user(user)})
+        return {
+            "path": short(node.path),
+            "kind": "file" if type(node) is Revokable else type(node).__name__.lower(),
+            "generation": latest.generation or None,
+            "state": "away" if away else _state(node),
+            "in_use": node.in_use,
+            "open": len(node.children),
+            "since": None if opened is None else round(time.monotonic() - opened, 3),
+            "reason": short(node.reason or latest.reason or (_NOT_YET if latest.generation == 0 else "")),
+        }
 
     async def _revoke(self, request: Request) -> Mapping[str, Any]:
         reason = request.text("reason", "")
@@ -308,7 +311,7 @@ class _Server:
         logger.info("user %r revokes %.1000r", request.peer.name, act.name)
         with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
             await act.finish()
-        report, stragglers = act.report, act.stragglers()
+        report, stragglers = act.report, act.stragglers(5)
         return {
             "done": act.done(),
             "report": {
@@ -321,7 +324,7 @@ class _Server:
                 "seconds": round(report.seconds, 6),
                 "errors": [short(repr(error), 2_000) for error in report.errors[:5]],
             },
-            "stragglers": [_user(user, 1_000) for user in stragglers[:5]],
+            "stragglers": [_user(user, 1_000) for user in stragglers],
         }
 
     def _begin(self, request: Request, reason: str, grace: float) -> Revocation:

@@ -1,0 +1,344 @@
+"""What the command line has parsed is done, and printed."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import anyio
+
+from asyncrevoke.control.client import Control, Record
+from asyncrevoke.control.lines import ControlError
+from asyncrevoke.lowlevel import printable
+
+from .attach import attach
+from .kernel import HeldTerminal
+from .share import Share, read_config
+from .sockets import Servers, look, new_socket
+
+GONE, FAILED, STILL_IN_USE, RELEASE_FAILED = 0, 1, 3, 4
+_EXPECTED = (OSError, ImportError, ControlError)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked for; it returns the exit status."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `_program`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.suppress(AttributeError):  # whoever took standard output's place may not have it
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        status = _COMMANDS[args.command](args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except ValueError as error:  # alone: in a group it is a bug
+        _complain(error)
+        return FAILED
+    except (*_EXPECTED, BaseExceptionGroup) as error:
+        return _failed(error)
+    return status
+
+
+def _failed(error: BaseException) -> int:
+    for each in _leaves(error):
+        if isinstance(each, BrokenPipeError):  # nobody reads what we print
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        elif isinstance(each, _EXPECTED):
+            _complain(each)
+        else:
+            raise error
+    return FAILED
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
+
+
+def _complain(error: BaseException | str) -> None:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    print(f"asyncrevoke: {printable(text)}", file=sys.stderr)
+
+
+# -- demo --
+
+
+def _demo(_: argparse.Namespace) -> int:
+    from .demo import demo  # noqa: PLC0415  # as for the server
+
+    anyio.run(demo)
+    return 0
+
+
+# -- share --
+
+
+def _share(args: argparse.Namespace) -> int:
+    device = args.device or ""
+    if device and args.program:
+        args.usage("share: give a device, or a command after --")
+    if args.config:
+        if device or args.program or args.name or args.log:
+            args.usage("share: --config goes with --group and --socket alone")
+        shares, group = read_config(args.config)
+    else:
+        default = pathlib.PurePath(device or (args.program or ["loopback"])[0]).name
+        if "/" not in device and shutil.which(device):
+            args.usage(f"share: {device!r} is a program, which comes after two dashes: share -- {device}")
+        shares, group = (
+            [Share(default if args.name is None else args.name, tuple(args.program), device, args.baudrate, args.log)],
+            None,
+        )
+    group = args.group or group
+    socket = args.socket or new_socket(shares[0].name, group)
+    with _log_to_stderr():
+        anyio.run(_host, shares, socket, group, bool(args.socket))
+    return 0
+
+
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    logger, handler = logging.getLogger("asyncrevoke"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("asyncrevoke: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+async def _host(shares: list[Share], socket: str, group: str | None, elsewhere: bool) -> None:
+    from .server import host  # noqa: PLC0415  # who asks a server need not wait for the adapters
+
+    with anyio.CancelScope() as until_told:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(signum) != signal.SIG_IGN:  # under nohup, a closed terminal ends nothing
+                asyncio.get_running_loop().add_signal_handler(signum, until_told.cancel)
+        await host(shares, socket, group=group, task_status=_Up(shares, f"--socket {socket} " if elsewhere else ""))
+
+
+class _Up:
+    """Is told when the shares are up."""
+
+    def __init__(self, shares: list[Share], where: str) -> None:
+        self._shares = shares
+        self._where = where
+
+    def started(self, _: None = None) -> None:
+        for share in self._shares:
+            what = " ".join(share.command) or share.device or "loopback"
+            print(
+                f"sharing {share.name!r} ({printable(what)}): asyncrevoke attach {self._where}{share.name}", flush=True
+            )
+
+
+# -- attach --
+
+
+def _attach(args: argparse.Namespace) -> int:
+    async def run() -> str:
+        async with await look(args.socket) as servers:
+            return await attach(await servers.sharing(args.name), args.name, mode=args.mode, wait=args.wait)
+
+    print(f"asyncrevoke: {args.name}: {anyio.run(run)}", file=sys.stderr)
+    return 0
+
+
+# -- ls --
+
+
+def _ls(args: argparse.Namespace) -> int:
+    async def run() -> int:
+        async with await look(args.socket) as servers:
+            if args.watch:
+                return await _watch(servers, as_json=args.json)
+            found = await servers.nodes(who=args.who)
+            records = [record for socket, nodes in found.items() for record in _records(socket, nodes, args.who)]
+            for each in servers.unanswered if records else [f"nothing is shared: looked in {servers}"]:
+                _complain(each)
+            if args.json:
+                for record in records:
+                    print(json.dumps(record))
+            elif records:
+                _print_table(_rows(records))
+            return 0
+
+    return anyio.run(run)
+
+
+def _records(socket: str, nodes: Sequence[Record], who: bool) -> Iterator[Record]:
+    below = Counter(node["path"].rpartition("/")[0] for node in nodes if node["generation"] is None)  # that is pinned
+    for node in sorted(nodes, key=lambda node: node["path"].split("/")):
+        share = "/" not in node["path"]
+        if node["kind"] != "generation" and (who or share):
+            yield {**node, "clients": below[node["path"]] if share else None, "socket": socket}
+
+
+def _rows(records: Sequence[Record]) -> Iterator[list[str]]:
+    yield ["NAME", "STATE", "GENERATION", "CLIENTS", "IN USE", "SINCE", "REASON"]
+    for record in records:
+        name = "  " * record["path"].count("/") + record["path"]
+        numbers = ["" if record[key] is None else str(record[key]) for key in ("generation", "clients", "in_use")]
+        yield [name, record["state"], *numbers, _ago(record["since"]), record["reason"]]
+        for user in record.get("users", ()):
+            yield [f"{name}: {user['kind']}", "", "", "", "", _ago(user["since"]), user["where"]]
+
+
+def _ago(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, hours = seconds // 60, seconds // 3600
+    return f"{seconds:.0f} s" if not minutes else f"{minutes:.0f} min" if not hours else f"{hours:.0f} h"
+
+
+def _print_table(rows: Iterable[list[str]]) -> None:
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+async def _watch(servers: Servers, *, as_json: bool) -> int:
+    async def watch(socket: str, control: Control) -> None:
+        try:
+            async for event in control.watch():
+                if as_json:
+                    print(json.dumps({**event, "socket": socket}), flush=True)
+                elif "event" in event:
+                    more = "".join(f" ({event[key]})" for key in ("who", "reason") if event[key])
+                    print(time.strftime("%H:%M:%S"), printable(f"{event['path']} {event['event']}{more}"), flush=True)
+        except ControlError as error:
+            _complain(f"{socket}: {error}")
+
+    if not servers.controls:
+        _complain(f"nothing is shared: looked in {servers}")
+    async with anyio.create_task_group() as tasks:
+        for socket, control in servers.controls.items():
+            tasks.start_soon(watch, socket, control)
+    return FAILED
+
+
+# -- revoke --
+
+
+def _revoke(args: argparse.Namespace) -> int:
+    if args.kernel:
+        return _revoke_by_kernel(args.what, asks=not args.yes)
+    if args.yes:
+        args.usage("revoke: --yes goes with --kernel")
+    by_path = args.what.startswith(("/", "./", "../"))
+    what = str(pathlib.Path(args.what).absolute()) if by_path else args.what
+
+    async def run() -> list[Record]:
+        async with await look(args.socket) as servers:
+            if by_path:
+                return await _revoke_by_path(servers, what, args)
+            sharing = servers.controls.get(args.socket) or await servers.sharing(args.what.partition("/")[0])
+            return [await _revoke_at(sharing, what, args)]
+
+    answers = anyio.run(run)
+    for answer in answers:
+        if args.json:
+            print(json.dumps({key: answer[key] for key in ("done", "report", "stragglers")}))
+        else:
+            _print_report(answer)
+    if not all(answer["done"] for answer in answers):
+        return STILL_IN_USE
+    return RELEASE_FAILED if any(answer["report"]["errors"] for answer in answers) else GONE
+
+
+async def _revoke_at(server: Control, what: str, args: argparse.Namespace) -> Record:
+    below = what == "*" or what.endswith("/*")
+    path = what[:-2] if below else what
+    if what.startswith("/"):
+        path = path or "/"  # and not "", which is everything
+    try:
+        with anyio.fail_after(args.timeout + 10):
+            return await server.revoke(path, args.reason, below=below, grace=args.grace, timeout=args.timeout)
+    except TimeoutError:
+        who = "the server, or the file system," if what.startswith("/") else "the server"
+        raise TimeoutError(f"{what}: {who} does not answer, and may still take it away later") from None
+
+
+async def _revoke_by_path(servers: Servers, path: str, args: argparse.Namespace) -> list[Record]:
+    """All servers are asked: any number of them may have a device open."""
+    await servers.nodes(path)  # finds out who does not answer
+    answers: list[Record] = []
+    for each in servers.unanswered:
+        _complain(each)
+
+    async def ask(socket: str, server: Control) -> None:
+        try:
+            answers.append(await _revoke_at(server, path, args))
+        except TimeoutError as error:
+            _complain(error)
+        except ControlError as error:
+            if error.code != "unknown-path":
+                _complain(f"{socket}: {error}")
+
+    async with anyio.create_task_group() as tasks:
+        for socket, server in servers.controls.items():
+            tasks.start_soon(ask, socket, server)
+    if not answers:
+        raise ControlError(
+            "unknown-path",
+            f"{path}: no server has taken it away: looked in {servers}. --kernel takes a terminal from all programs",
+        )
+    return answers
+
+
+def _print_report(answer: Record) -> None:
+    report = answer["report"]
+    reason = f" ({report['reason']})" if report["reason"] else ""
+    left = "" if answer["done"] else f", {report['remaining']} still in use"
+    counts = f"{report['kicked']} kicked, {report['released']} released{left}, in {report['seconds']:.3f} s"
+    print(printable(f"{report['name']!r} revoked{reason}: {counts}"))
+    for user in answer["stragglers"]:
+        print(
+            printable(f"  inside: {user['kind']} {user['name']!r} of {user['path']!r} at {user['where'] or 'unknown'}")
+        )
+    for error in report["errors"]:
+        print(printable(f"  failed: {error}"))
+
+
+def _revoke_by_kernel(path: str, *, asks: bool) -> int:
+    with HeldTerminal(path) as terminal:
+        holders = list(terminal.holders())
+        print(f"{printable(path)} (device {os.major(terminal.number)}:{os.minor(terminal.number)}) is held by", end=" ")
+        many = "es" * (len(holders) > 1)
+        print(f"{len(holders)} process{many}:" if holders else "no process that can be seen here.")
+        if holders:
+            rows = [[str(each.pid), each.user, each.how, each.command] for each in holders]
+            _print_table([["PID", "USER", "HOW", "COMMAND"], *rows])
+        print("The kernel will take it away from all of them: they read the end, their writes fail with EIO,")
+        print("and those whose controlling terminal it is get SIGHUP, of which most die.", flush=True)
+        if asks:
+            if terminal.ours:
+                raise PermissionError(f"{path} is your own terminal: give --yes if you mean it")
+            if not os.isatty(0):
+                raise PermissionError("there is nobody to ask: give --yes")
+            if input("Hang it up? [y/N] ").strip().lower() not in ("y", "yes"):
+                raise PermissionError("nothing was done")
+        terminal.hangup()
+    print(f"{printable(path)} is hung up")
+    return GONE
+
+
+_COMMANDS = {"demo": _demo, "share": _share, "attach": _attach, "ls": _ls, "revoke": _revoke}
