@@ -183,6 +183,7 @@ async def revocable(kind: str, **options: Any) -> AsyncIterator[tuple[Pair, Any]
     """A pair of each kind and its far end. It is aborted in the end."""
     with anyio.fail_after(20), contextlib.ExitStack() as ends:
         far: Any
+        pair: Pair
         if kind == "serial":
             far = ends.enter_context(serial_line())
             pair = await open_serial_connection(url=far.path, **options)
@@ -310,12 +311,12 @@ async def test_pausing_and_resuming_alternate() -> None:
     rounds = iter(range(5))
     hooks: dict[str, Hook] = {
         "pause": lambda transport: transport.write(b"more"),
-        "resume": lambda transport: transport.write(bytes(100)) if next(rounds, None) is not None else None,
+        "resume": lambda transport: transport.write(BIG[:100_000]) if next(rounds, None) is not None else None,
     }
     async with connection(hooks) as told:
         told.transport.set_write_buffer_limits(10, 5)
         for _ in range(3):
-            told.transport.write(bytes(20))
+            told.transport.write(BIG[:100_000])
         while told.flow() != ["pause", "resume"] * 6:
             told.far.received()
             await anyio.lowlevel.checkpoint()
@@ -328,11 +329,18 @@ async def test_a_protocol_is_paused_above_the_high_limit_and_resumed_at_the_low_
         for given, limits in ({"low": 3}, (3, 12)), ({"high": 8}, (2, 8)), ({"high": 10, "low": 0}, (0, 10)):
             told.transport.set_write_buffer_limits(**given)
             assert told.transport.get_write_buffer_limits() == limits
+        told.transport.set_write_buffer_limits(len(BIG))
+        told.transport.write(BIG)  # of which the line takes some
+        unsent = told.transport.get_write_buffer_size()
+        told.transport.set_write_buffer_limits(unsent + 10, 0)
         told.transport.write(bytes(10))
         assert told.flow() == []
         told.transport.write(b"x")
         assert told.flow() == ["pause"]
-        await until(lambda: told.flow() == ["pause", "resume"])
+        while told.flow() != ["pause", "resume"]:
+            assert told.transport.get_write_buffer_size()
+            told.far.received()
+            await anyio.lowlevel.checkpoint()
 
 
 async def test_a_reader_at_rest_does_not_use_up_a_grace() -> None:
@@ -431,12 +439,13 @@ async def test_an_awaited_flush_in_a_grace_throws_nothing_away() -> None:
 async def test_a_flush_with_nothing_to_send_is_over_at_once() -> None:
     """Before anything was written, after all was thrown away, and after all was sent; awaited twice, too."""
     async with connection() as told:
-        told.transport.write(b"x")
+        await told.transport.flush()
+        told.transport.write(BIG)
         told.transport.flush()
-        await settle()
         flush = told.transport.flush()
         await flush
         await flush
+        told.far.received()
         told.transport.write(b"x")
         await told.transport.flush()
         assert told.far.received() == b"x"

@@ -276,15 +276,16 @@ class _Waiter(Operation):
 
 
 class _Side:
-    """The waits for one direction of a descriptor; there is one at a time."""
+    """The waits for one direction of a descriptor; there is one at a time, and a callback beside it."""
 
-    __slots__ = ("_fd", "_future", "_idle", "_kind", "_loop", "_lost_by_errors", "wait")
+    __slots__ = ("_call", "_fd", "_future", "_idle", "_kind", "_loop", "_lost_by_errors", "wait")
 
     def __init__(self, fd: int, kind: str, wait: Callable[[int], Awaitable[None]]) -> None:
         self._fd = fd
         self._kind = kind
         self._loop: asyncio.AbstractEventLoop | None = None  # where the callback is registered
         self._future: asyncio.Future[bool] | None = None
+        self._call: Callable[[], object] | None = None
         self._idle = False  # called with nobody waiting
         self.wait = wait
 
@@ -296,23 +297,37 @@ class _Side:
 
     def armed(self, reactor: asyncio.AbstractEventLoop) -> asyncio.Future[bool]:
         """A future that is True when the descriptor may be ready, unless a kick has been first (I6)."""
+        self._arm(reactor)
+        self._future = reactor.create_future()
+        return self._future
+
+    def call(self, reactor: asyncio.AbstractEventLoop, call: Callable[[], object] | None) -> None:
+        """Have the loop call this as often as the descriptor may be ready, until it is given None."""
+        self._call = call
+        if call is not None:
+            self._arm(reactor)
+
+    def _arm(self, reactor: asyncio.AbstractEventLoop) -> None:
         if self._loop is not reactor:
             getattr(reactor, f"add_{self._kind}")(self._fd, self._ready)
             self._loop = reactor
             self._lost_by_errors = not isinstance(reactor, asyncio.SelectorEventLoop)
         self._idle = False
-        self._future = reactor.create_future()
-        return self._future
 
     def _ready(self) -> None:
         if self._lost_by_errors and _polls(self._fd, select.POLLERR):
+            reactor = self._loop
             self.disarm()  # libuv has ended it, and uvloop tells nobody: the next wait begins anew
+            if self._call is not None and reactor is not None:
+                self._arm(reactor)
         if self._future is not None and not self._future.done():
             self._future.set_result(True)
-        elif self._idle:
-            self.disarm()  # left armed, a level-triggered loop would spin
-        else:
+        elif self._call is None:
+            if self._idle:
+                self.disarm()  # left armed, a level-triggered loop would spin
             self._idle = True  # once is no reason: asyncio polls again before the reader that it woke has run
+        if self._call is not None:
+            self._call()
 
     def disarm(self) -> None:
         reactor, self._loop = self._loop, None

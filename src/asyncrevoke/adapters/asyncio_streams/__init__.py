@@ -5,8 +5,9 @@
 """
 
 from .connection import (
-    SerialTransport as SerialTransport,
     create_serial_connection as create_serial_connection,
     open_serial_connection as open_serial_connection,
 )
+from .pair import SerialReader as SerialReader, SerialWriter as SerialWriter
+from .transport import SerialTransport as SerialTransport
 from .wrapped import wrap_streams as wrap_streams
