@@ -163,7 +163,7 @@ class Revokable:
     @property
     def revoked(self) -> bool:
         """Whether it refuses, whoever took it away: a revocation, or the owner by `close`."""
-        return bool(self._acts) or (not self._lasting and self._missed())
+        return True if self._acts else not self._lasting and self._missed()
 
     @property
     def kicked(self) -> bool:

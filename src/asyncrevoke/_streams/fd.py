@@ -178,7 +178,7 @@ class Fd:
         except (OSError, ValueError, OverflowError) as exc:
             raise OSError(errno.EBADF, f"descriptor {fd} is not open for reading or writing") from exc
         self.number = fd
-        self._tty = os.isatty(fd)
+        self._master = os.fstat(fd).st_rdev == os.makedev(5, 2)  # of a pty, whoever has opened /dev/ptmx
         self.readable = _Side(fd, "reader", anyio.wait_readable)
         self.writable = _Side(fd, "writer", anyio.wait_writable)
         self._node = node
@@ -224,7 +224,7 @@ class Fd:
 
     def write(self, item: bytes | memoryview) -> int:
         """Write what is accepted at once, and return how many bytes. Raises as os.write(); use `attempt`."""
-        if self._tty and _polls(self.number, select.POLLHUP):  # a pty's master takes what nobody will read
+        if self._master and _polls(self.number, select.POLLHUP):  # it takes what nobody will read
             raise OSError(errno.EIO, "nobody has the terminal open on the other side")
         return os.write(self.number, item)
 

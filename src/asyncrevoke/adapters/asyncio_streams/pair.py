@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Callable
 from typing import Any, Literal
 
 import anyio
@@ -12,7 +13,7 @@ import anyio.lowlevel
 from asyncrevoke.adapters.serial import SerialRevokedError
 from asyncrevoke.lowlevel import Revokable, RevokedError, Wait, answer
 
-from .transport import SerialTransport
+from .transport import SerialTransport, revoked
 
 _DRAINS = 32  # that need not wait, in a row: then other tasks have their turn
 
@@ -31,20 +32,39 @@ class SerialReader(asyncio.StreamReader):
     handle: Revokable
     uses: Revokable
     _buffer: bytearray
+    _maybe_resume_transport: Callable[[], None]
+    _eof: bool
+    _loop: asyncio.AbstractEventLoop
+    _paused: bool
+    _transport: asyncio.ReadTransport
     _waiter: asyncio.Future[None] | None
 
+    def open(self, handle: Revokable, uses: Revokable) -> None:
+        """Be the reader of what is open as `handle`."""
+        self.handle = handle
+        self.uses = uses
+        self._wait = Wait(uses, self._kicked, idle=True)
+
     async def read(self, n: int = -1) -> bytes:
-        if self.uses.revoked:
+        if revoked(self.uses):
             return await self._refuse()
-        return await super().read(n)
+        if n <= 0:
+            return await super().read(n)
+        if not self._buffer and not self._eof:  # as asyncio's own, without a coroutine more
+            await self._wait_for_data("read")
+        data = bytes(self._buffer[:n])
+        del self._buffer[:n]
+        if self._paused:
+            self._maybe_resume_transport()
+        return data
 
     async def readexactly(self, n: int) -> bytes:
-        if self.uses.revoked:
+        if revoked(self.uses):
             raise asyncio.IncompleteReadError(await self._refuse(), n)
         return await super().readexactly(n)
 
     async def readuntil(self, separator: Any = b"\n") -> bytes:
-        if self.uses.revoked:
+        if revoked(self.uses):
             raise asyncio.IncompleteReadError(await self._refuse(), None)
         return await super().readuntil(separator)
 
@@ -65,18 +85,28 @@ class SerialReader(asyncio.StreamReader):
 
     async def _wait_for_data(self, func_name: str) -> None:
         """In place of asyncio's own, where all reads wait: an operation."""
-        wait = Wait(self.uses, self._kicked, idle=True)
+        if self._waiter is not None:
+            await super()._wait_for_data(func_name)  # type: ignore[misc]  # which refuses a second reader
+        wait = self._wait
         try:
             wait.enter()
-        except (RevokedError, anyio.ClosedResourceError):
-            pass  # in the midst of a read
-        else:
-            try:
-                await super()._wait_for_data(func_name)  # type: ignore[misc]  # which typeshed does not know
-            finally:
-                wait.leave()
-            if wait.act is None or self._buffer:
-                return
+        except (RevokedError, anyio.ClosedResourceError):  # in the midst of a read
+            self._end()
+            return
+        self._waiter = self._loop.create_future()
+        try:
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
+            await self._waiter
+        finally:
+            self._waiter = None
+            wait.leave()
+        if wait.act is not None and not self._buffer:
+            self._end()
+
+    def _end(self) -> None:
+        """End the read that waits."""
         try:
             raise _gone(self.handle, "read", in_flight=True)
         except anyio.EndOfStream:
@@ -103,8 +133,9 @@ class SerialWriter(asyncio.StreamWriter):
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(transport, protocol, reader, loop)
-        self.handle = reader.handle = transport.handle
-        self.uses = reader.uses = self.handle.open("streams")
+        self.handle = transport.handle
+        self.uses = self.handle.open("streams")
+        reader.open(self.handle, self.uses)
         self._drains = 0
 
     @property
@@ -130,10 +161,10 @@ class SerialWriter(asyncio.StreamWriter):
         :raises ~anyio.ClosedResourceError: if it was or is closed
         Cancellation: ends the waiting; all of it is sent.
         """
-        if self.uses.revoked:
+        if revoked(self.uses):
             await anyio.lowlevel.checkpoint()
             self._admit()
-        if not (self.transport.full or self.transport.is_closing()):
+        if not (self._transport.full or self._transport.is_closing()):
             self._drains += 1
             if not self._drains % _DRAINS:
                 await asyncio.sleep(0)
@@ -143,7 +174,7 @@ class SerialWriter(asyncio.StreamWriter):
                 await super().drain()
         except (RevokedError, anyio.ClosedResourceError):
             raise _gone(self.handle, "write", in_flight=True) from None
-        if self.transport.is_closing() and not self.handle.revoked:  # else there is a grace
+        if self._transport.is_closing() and not self.handle.revoked:  # else there is a grace
             raise ConnectionResetError(errno.ECONNRESET, "the port is closing: what was not sent yet may be lost")
 
     def close(self) -> None:
@@ -153,10 +184,10 @@ class SerialWriter(asyncio.StreamWriter):
 
     async def wait_closed(self) -> None:
         """Wait until the port is closed, by whomever. It raises nothing, and may be cancelled."""
-        await self.transport.wait_closed()
+        await self._transport.wait_closed()
 
     def _admit(self) -> None:
-        if self.uses.revoked:
+        if revoked(self.uses):
             raise _gone(self.handle, "write", in_flight=False)
 
 
