@@ -5,8 +5,11 @@
 """
 
 from .connection import (
+    connected as connected,
     create_serial_connection as create_serial_connection,
     open_serial_connection as open_serial_connection,
+    opened_pair as opened_pair,
+    translated as translated,
 )
 from .pair import SerialReader as SerialReader, SerialWriter as SerialWriter
 from .transport import SerialTransport as SerialTransport

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import inspect
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from asyncrevoke.adapters.serial import open_serial
+from asyncrevoke.adapters.serial import SerialDevice, open_serial
 
 from .pair import SerialReader, SerialWriter
 from .transport import SerialTransport
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
-#: Options of pyserial's and serialx's that say nothing to a transport.
-_VOID = {"timeout", "read_timeout", "write_timeout", "writeTimeout", "inter_byte_timeout"}
+T = TypeVar("T", bound=SerialTransport)
+W = TypeVar("W", bound=SerialWriter)
+#: Options of pyserial's and serialx's that say nothing to a transport here: its reads and writes wait for nobody.
+_VOID = (
+    *("timeout", "read_timeout", "write_timeout", "writeTimeout", "inter_byte_timeout", "do_not_open"),
+    *("connect_timeout", "receive_buffer_size", "read_buffer_size", "write_buffer_size"),
+)
 
 
 async def create_serial_connection(
@@ -27,32 +33,15 @@ async def create_serial_connection(
     without another word to the protocol; what the other callbacks raise is reported to the loop, and loses nothing.
 
     :param loop: the running one
-    :param options: as for `open_serial`; the timeouts of pyserial and serialx are taken, and mean nothing here
+    :param options: as for `open_serial`, or as `translated` says
     :raises: as `open_serial` and its opening
     Cancellation: nothing was opened.
     """
     if loop is not asyncio.get_running_loop():
         raise RuntimeError(f"{url!r}: give the running loop; a port is opened in no other")
-    options = {option: value for option, value in options.items() if option not in _VOID}
-    if "byte_size" in options:
-        options["bytesize"] = options.pop("byte_size")
-    if options.pop("low_latency", False):
-        raise ValueError(f"{url!r}: low_latency is not supported: set it by setserial(8)")
-    device = await open_serial(url, baudrate, **options)
-    try:
-        protocol = protocol_factory()
-        transport = SerialTransport(loop, protocol, device)
-        try:
-            protocol.connection_made(transport)
-        except BaseException:
-            transport.set_protocol(asyncio.BaseProtocol())
-            raise
-        transport.begin()
-        await asyncio.sleep(0)  # its task runs from here on: a loop that ends finds it, and it closes the port
-    except BaseException:
-        await device.aclose()
-        raise
-    return transport, protocol
+    device = await open_serial(url, baudrate, **translated(url, options))
+    transport = await connected(device, lambda: SerialTransport(loop, protocol_factory(), device))
+    return transport, transport.get_protocol()  # type: ignore[return-value]  # what the factory has made
 
 
 async def open_serial_connection(
@@ -69,7 +58,75 @@ async def open_serial_connection(
     :raises: as `create_serial_connection`
     """
     loop = loop or asyncio.get_running_loop()
+    return await opened_pair(
+        lambda make: create_serial_connection(loop, make, url, baudrate, **options), loop, limit, SerialWriter
+    )
+
+
+def translated(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of pyserial's and serialx's, as `open_serial` has them.
+
+    The timeouts of reads and writes are taken, and mean nothing here. A line is `dtr_on_open` or `rts_on_open`, or both are
+    `rtsdtr_on_open`: low, or as the driver makes it, which is high. When it closes both are lowered, or neither.
+
+    :raises ValueError: for lines that no driver can leave so
+    """
+    options = {option: value for option, value in options.items() if option not in _VOID}
+    if "byte_size" in options:
+        options["bytesize"] = options.pop("byte_size")
+    if options.get("parity", "N") is None:
+        options["parity"] = "N"
+    if not options.get("low_latency", True):
+        del options["low_latency"]
+    both = options.pop("rtsdtr_on_open", None)
+    for line in "dtr", "rts":
+        state = options.pop(f"{line}_on_open", None)
+        if _state(state if _state(both) is None else both) is False:
+            options[line] = False
+    both = options.pop("rtsdtr_on_close", None)
+    given = [options.pop(f"{line}_on_close", ...) for line in ("dtr", "rts")]
+    states = {_state(both)} if _state(both) is not None else {_state(each) for each in given if each is not ...}
+    if states:
+        if len(states) == 2 or True in states:
+            raise ValueError(f"{url!r}: when it closes, the driver can lower DTR and RTS, or leave both as they are")
+        options["hangup_on_close"] = states == {False}
+    new = {"dtr", "rts", "hangup_on_close", "low_latency"}
+    if lacking := sorted((new & options.keys()) - inspect.signature(open_serial).parameters.keys()):
+        raise ValueError(f"{url!r}: {', '.join(lacking)}: not supported yet; set it when the port is open")
+    return options
+
+
+def _state(pin: Any) -> bool | None:
+    """A line that is high, low, or left alone: of ours, or a PinState of serialx's."""
+    value = getattr(pin, "value", pin)
+    return None if value is None else bool(value)
+
+
+async def connected(device: SerialDevice, make: Callable[[], T]) -> T:
+    """Make a transport of an open device, tell its protocol, and begin; or close the device again."""
+    try:
+        transport = make()
+        try:
+            transport.get_protocol().connection_made(transport)
+        except BaseException:
+            transport.set_protocol(asyncio.BaseProtocol())
+            raise
+        transport.begin()
+        await asyncio.sleep(0)  # its task runs from here on: a loop that ends finds it, and it closes the port
+    except BaseException:
+        await device.aclose()
+        raise
+    return transport
+
+
+async def opened_pair(
+    create: Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[tuple[SerialTransport, Any]]],
+    loop: asyncio.AbstractEventLoop,
+    limit: int,
+    writer: type[W],
+) -> tuple[SerialReader, W]:
+    """Have a transport opened for a protocol, and make the pair of reader and writer of it."""
     reader = SerialReader(limit=limit, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    transport, _ = await create_serial_connection(loop, lambda: protocol, url, baudrate, **options)
-    return reader, SerialWriter(transport, protocol, reader, loop)
+    transport, _ = await create(lambda: protocol)
+    return reader, writer(transport, protocol, reader, loop)

@@ -152,7 +152,7 @@ class SerialTransport(asyncio.Transport):
             self._fd.writable.call(self.loop, self._write_ready)
 
     @functools.cached_property
-    def _driver(self) -> SerialStream:
+    def driver(self) -> SerialStream:
         """A stream for requests to the driver."""
         return self.device.open("transport")
 
@@ -240,7 +240,7 @@ class SerialTransport(asyncio.Transport):
     async def _flushed(self, taken: bytearray) -> None:
         try:
             with self.handle.using():
-                driver = self._driver
+                driver = self.driver
                 if taken:
                     later, self._unsent = self._unsent, taken
                     self._send_later(later)
