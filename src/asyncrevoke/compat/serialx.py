@@ -25,7 +25,7 @@ from asyncrevoke.adapters.asyncio_streams import (
     translated,
 )
 from asyncrevoke.adapters.serial import SerialRevokedError, open_serial
-from asyncrevoke.lowlevel import RevokedError, off_loop
+from asyncrevoke.lowlevel import RevokedError, off_loop, os_errors
 
 logger = logging.getLogger("asyncrevoke")
 
@@ -184,9 +184,19 @@ class SerialTransport(_SerialTransport):
         settings = {name: value for name, value in given.items() if value is not None}
         try:
             with self.handle.using():
-                await off_loop(lambda: self.serial.apply_settings(settings), patience=math.inf)
+                await off_loop(lambda: self._configure(settings), patience=math.inf)
         except RevokedError as error:
             raise SerialRevokedError.of(error) from error.__cause__
+
+    def _configure(self, settings: dict[str, Any]) -> None:
+        serial = self.serial
+        serial.is_open = False  # or each is made alone, which the kernel refuses if it can do nothing of it
+        try:
+            serial.apply_settings(settings)
+        finally:
+            serial.is_open = True
+        with os_errors(self.device.url):
+            serial.baudrate = serial.baudrate
 
     @property
     def baudrate(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 
 from asyncrevoke.adapters.serial import SerialDevice, SerialRevokedError, SerialStream
-from asyncrevoke.lowlevel import Revokable, RevokedError, Wait
+from asyncrevoke.lowlevel import Revocation, Revokable, RevokedError, Wait
 
 _MOST = 65536  # bytes that are read at a time
 
@@ -46,6 +46,7 @@ class SerialTransport(asyncio.Transport):
         self._reading = True
         self._closing = False
         self._ending = asyncio.Event()  # nothing more is received; it is closed when all is sent
+        self._act: Revocation | None = None
         self._why: RevokedError | None = None  # it ended, if it was not closed
         self.set_protocol(protocol)
         self.set_write_buffer_limits()
@@ -65,20 +66,24 @@ class SerialTransport(asyncio.Transport):
             await self._ending.wait()
             await self._sent.wait()
         finally:
-            # Others' grace is not cut short.
-            act = self.handle.revoke(grace=math.inf) if self.handle.revoked else self.handle.close()
-            self._stop_reading()
-            self._take_unsent()
-            for operation in self._operations:
-                operation.leave()
             try:
-                await act
+                await self._left()
             except Exception as exc:  # noqa: BLE001  # the protocol is told in any case
                 self._report("the port was not closed well", exc)
             except BaseExceptionGroup:
                 pass  # the loop ends, and has cancelled the release: the thread that closes the port goes on
             finally:
                 self._tell("connection_lost", self._why)
+
+    def _left(self) -> Revocation:
+        """Leave the port, which is closed then. It returns what awaits that, each time the same."""
+        if self._act is None:  # others' grace is not cut short
+            self._act = self.handle.revoke(grace=math.inf) if self.handle.revoked else self.handle.close()
+            self._stop_reading()
+            self._take_unsent()
+            for operation in self._operations:
+                operation.leave()
+        return self._act
 
     def _taken(self, error: Exception) -> None:
         if isinstance(error, RevokedError) and not self._ending.is_set():
@@ -199,7 +204,7 @@ class SerialTransport(asyncio.Transport):
         if not self.is_closing():
             self._stop_reading()
             if not self._unsent:
-                self._ending.set()
+                self._left()
 
     def abort(self) -> None:
         """Close the port now, and throw away what was written."""
