@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import serialx as _serialx
-from serialx import ModemPins, Parity, PinState, StopBits
+from serialx import ModemPins as ModemPins, Parity as Parity, PinState as PinState, StopBits as StopBits
 from serialx.common import get_uri_handler
 
 from asyncrevoke.adapters.asyncio_streams import (
