@@ -174,11 +174,11 @@ class Fd:
         self, fd: int, node: Revokable, close: Callable[[int], object] = os.close, *, end: int = 0, shared: bool = False
     ) -> None:
         try:
+            self._master = os.fstat(fd).st_rdev == os.makedev(5, 2)  # of a pty, whoever has opened /dev/ptmx
             os.set_blocking(fd, False)
         except (OSError, ValueError, OverflowError) as exc:
             raise OSError(errno.EBADF, f"descriptor {fd} is not open for reading or writing") from exc
         self.number = fd
-        self._master = os.fstat(fd).st_rdev == os.makedev(5, 2)  # of a pty, whoever has opened /dev/ptmx
         self.readable = _Side(fd, "reader", anyio.wait_readable)
         self.writable = _Side(fd, "writer", anyio.wait_writable)
         self._node = node

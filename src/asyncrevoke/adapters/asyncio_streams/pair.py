@@ -144,11 +144,11 @@ class SerialWriter(asyncio.StreamWriter):
 
     def write(self, data: Any) -> None:
         self._admit()
-        super().write(data)
+        self._transport.write(data)
 
     def writelines(self, data: Any) -> None:
         self._admit()
-        super().writelines(data)
+        self._transport.writelines(data)
 
     def write_eof(self) -> None:
         self._admit()

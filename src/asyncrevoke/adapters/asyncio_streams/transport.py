@@ -194,10 +194,9 @@ class SerialTransport(asyncio.Transport):
         if self.is_closing() or not data:
             return
         view = memoryview(data).cast("B")
-        if self._sent.is_set() and not self._held:
-            view = view[self._write_now(view) :]
-        if view:
-            self._send_later(view)
+        written = self._write_now(view) if self._sent.is_set() and not self._held else 0
+        if written < len(view):
+            self._send_later(view[written:])
 
     def close(self) -> None:
         """Send what was written, then close the port. Nothing is received any more."""
