@@ -1267,10 +1267,43 @@ def test_a_writer_can_be_closed_between_two_runs_of_its_loop(anyio_backend: tupl
     assert node_of(writer).released
 
 
-async def test_a_writer_that_another_thread_closes_goes_on() -> None:
+@pytest.mark.parametrize("kind", ["unix", "serial", "transport"])
+async def test_a_writer_that_another_thread_closes_goes_on(kind: str) -> None:
     """It is a RuntimeError, and nothing has changed: its loop would never be told."""
-    async with revocable("unix") as ((_, writer), far):
+    async with revocable("unix" if kind == "unix" else "serial") as ((reader, writer), far):
+        face = writer.transport if kind == "transport" else writer
         with pytest.raises(RuntimeError, match="revoke_threadsafe"):
-            await anyio.to_thread.run_sync(writer.close)
+            await anyio.to_thread.run_sync(face.close)
         writer.write(b"x")
-        assert far.recv(1) == b"x"
+        assert (far.recv(1) if kind == "unix" else far.received()) == b"x"
+        far.send(b"y")
+        assert await reader.read(1) == b"y"
+
+
+@pytest.mark.parametrize("size", [0, len(BIG)], ids=["idle", "sending"])
+def test_a_serial_pair_can_be_closed_between_two_runs_of_its_loop(
+    size: int, anyio_backend: tuple[str, dict[str, Any]]
+) -> None:
+    """In the next run it sends what was written, and the protocol is told."""
+    uvloop = anyio_backend[1].get("use_uvloop")
+    factory = pytest.importorskip("uvloop").new_event_loop if uvloop else anyio_backend[1].get("loop_factory")
+    with serial_line() as far, asyncio.Runner(loop_factory=factory) as runner:
+        _, writer = runner.run(open_serial_connection(url=far.path))
+        writer.write(BIG[:size])
+        writer.close()
+        writer.close()
+        with pytest.raises(anyio.ClosedResourceError):
+            writer.write(b"too late")
+        assert is_open(far) is bool(size)
+
+        async def receive() -> int:
+            closing = asyncio.ensure_future(writer.wait_closed())
+            received = 0
+            while not closing.done() or received < size:
+                received += len(far.received())
+                await asyncio.sleep(0)
+            return received
+
+        assert runner.run(asyncio.wait_for(receive(), 20)) == size
+        assert not is_open(far)
+    assert node_of(writer).released

@@ -1,7 +1,7 @@
 """The faces of asyncio: existing code gains revocation by one changed import.
 
-`create_serial_connection` and `open_serial_connection` stand in for those of pyserial-asyncio and serialx;
-`wrap_streams` is for any pair of reader and writer that there is already.
+`create_serial_connection` and `open_serial_connection` stand in for those of pyserial-asyncio and serialx, of which
+`asyncrevoke.compat` has the whole surface; `wrap_streams` is for any pair of reader and writer that there is already.
 """
 
 from .connection import (

@@ -201,8 +201,9 @@ class SerialTransport(asyncio.Transport):
     def close(self) -> None:
         """Send what was written, then close the port. Nothing is received any more."""
         if not self.is_closing():
-            self._stop_reading()
-            if not self._unsent:
+            if self._unsent:
+                self._stop_reading()
+            else:
                 self._left()
 
     def abort(self) -> None:
