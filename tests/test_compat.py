@@ -13,7 +13,7 @@ import serial
 
 from asyncrevoke import Revokable
 from asyncrevoke.adapters.asyncio_streams import translated
-from asyncrevoke.adapters.serial import SerialRevokedError
+from asyncrevoke.adapters.serial import SerialRevokedError, open_serial
 from asyncrevoke.compat import serial_asyncio
 from conftest import settle
 from operations import asyncio_only
@@ -129,6 +129,16 @@ async def test_lines_that_no_driver_leaves_so_are_refused(lines: dict[str, Any])
     """At the close both are lowered, or neither."""
     with pytest.raises(ValueError, match="when it closes"):
         translated("port", lines)
+
+
+@pytest.mark.skipif("low_latency" not in inspect.signature(open_serial).parameters, reason="open_serial has none yet")
+@pytest.mark.parametrize("module", [serialx, serial_asyncio])
+async def test_low_latency_is_a_wish(module: Any) -> None:
+    """A pty has none, and is opened all the same, with its lines as they are asked for."""
+    with serial_line() as far:
+        options = {"low_latency": True, "dtr_on_open": LOW, "rts_on_open": False}
+        transport, _ = await module.create_serial_connection(loop(), asyncio.Protocol, far.path, 9600, **options)
+        await transport.handle.close()
 
 
 # -- pyserial-asyncio --

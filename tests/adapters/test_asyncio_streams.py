@@ -679,7 +679,6 @@ class Unfit(asyncio.Protocol):
 
 BAD: list[dict[str, Any]] = [
     {"unknown": 1},
-    {"low_latency": True},
     {"baudrate": -1},
     {"bytesize": 17},
     {"url": "/dev/there is none"},

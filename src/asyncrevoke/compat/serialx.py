@@ -21,10 +21,10 @@ from asyncrevoke.adapters.asyncio_streams import (
     SerialTransport as _SerialTransport,
     SerialWriter,
     connected,
+    opened,
     opened_pair,
-    translated,
 )
-from asyncrevoke.adapters.serial import SerialRevokedError, open_serial
+from asyncrevoke.adapters.serial import SerialRevokedError
 from asyncrevoke.lowlevel import RevokedError, off_loop, os_errors
 
 logger = logging.getLogger("asyncrevoke")
@@ -74,7 +74,7 @@ class SerialTransport(_SerialTransport):
         self._connecting = self.loop.create_future()
         self._close_timeout = close_timeout
         try:
-            device = await open_serial(_url(path), baudrate, **translated(path, options))
+            device = await opened(_url(path), baudrate, options)
             if self._given_up:
                 await device.aclose()
             else:

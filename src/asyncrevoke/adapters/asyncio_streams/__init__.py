@@ -8,6 +8,7 @@ from .connection import (
     connected as connected,
     create_serial_connection as create_serial_connection,
     open_serial_connection as open_serial_connection,
+    opened as opened,
     opened_pair as opened_pair,
     translated as translated,
 )

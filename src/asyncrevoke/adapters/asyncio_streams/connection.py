@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -33,13 +34,13 @@ async def create_serial_connection(
     without another word to the protocol; what the other callbacks raise is reported to the loop, and loses nothing.
 
     :param loop: the running one
-    :param options: as for `open_serial`, or as `translated` says
+    :param options: as for `open_serial`, or those of pyserial and serialx
     :raises: as `open_serial` and its opening
     Cancellation: nothing was opened.
     """
     if loop is not asyncio.get_running_loop():
         raise RuntimeError(f"{url!r}: give the running loop; a port is opened in no other")
-    device = await open_serial(url, baudrate, **translated(url, options))
+    device = await opened(url, baudrate, options)
     transport = await connected(device, lambda: SerialTransport(loop, protocol_factory(), device))
     return transport, transport.get_protocol()  # type: ignore[return-value]  # what the factory has made
 
@@ -61,6 +62,20 @@ async def open_serial_connection(
     return await opened_pair(
         lambda make: create_serial_connection(loop, make, url, baudrate, **options), loop, limit, SerialWriter
     )
+
+
+async def opened(url: str, baudrate: int, options: dict[str, Any]) -> SerialDevice:
+    """Open a port by options of pyserial's and serialx's, `translated`. As with serialx, low latency is a wish.
+
+    :raises: as `open_serial` and its opening
+    """
+    known = translated(url, options)
+    try:
+        return await open_serial(url, baudrate, **known)
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP or not known.pop("low_latency", False):
+            raise
+    return await open_serial(url, baudrate, **known)
 
 
 def translated(url: str, options: dict[str, Any]) -> dict[str, Any]:
