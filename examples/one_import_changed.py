@@ -6,7 +6,7 @@ import tty
 
 import serial
 
-from asyncrevoke.adapters.asyncio_streams import open_serial_connection
+from asyncrevoke.compat.serial_asyncio import open_serial_connection
 
 
 async def existing_code(path: str) -> None:

@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "console": {"lowlevel", "control", "adapters/hotplug", "adapters/pty", "adapters/serial", "adapters/tty"},
     "telemetry": {"lowlevel"},
     "testing": ADAPTER,
+    "compat": {"lowlevel", "adapters/asyncio_streams", "adapters/serial"},
 }
 
 

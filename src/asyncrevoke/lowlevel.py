@@ -19,7 +19,7 @@ from ._core.revokable import (
     revoke_threadsafe as revoke_threadsafe,
     stop_using_threadsafe as stop_using_threadsafe,
 )
-from ._core.use import Use as Use
+from ._core.use import Use as Use, Wait as Wait
 from ._core.watch import HasDescriptor as HasDescriptor, Watch as Watch
 from ._registry.name import Name as Name
 from ._registry.place import Place as Place, places as places

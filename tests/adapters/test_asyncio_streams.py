@@ -184,6 +184,7 @@ async def revocable(kind: str, **options: Any) -> AsyncIterator[tuple[Pair, Any]
     """A pair of each kind and its far end. It is aborted in the end."""
     with anyio.fail_after(20), contextlib.ExitStack() as ends:
         far: Any
+        pair: Pair
         if kind == "serial":
             far = ends.enter_context(serial_line())
             pair = await open_serial_connection(url=far.path, **options)
@@ -306,17 +307,181 @@ async def test_a_close_sends_what_was_written(size: int) -> None:
         assert told.why is None
 
 
+async def test_what_fits_is_sent_before_a_write_returns() -> None:
+    """Nothing is kept that the port takes; of what it does not take, the size is told."""
+    async with connection() as told:
+        told.transport.write(b"now")
+        assert told.far.received() == b"now"
+        assert told.transport.get_write_buffer_size() == 0
+        told.transport.write(BIG)
+        assert len(BIG) - len(told.far.received()) == told.transport.get_write_buffer_size() > 0
+
+
+async def test_what_comes_while_reading_is_paused_stays_in_the_port() -> None:
+    """It is received in full when reading goes on, also where the first pause comes before the first data."""
+    async with connection({"made": lambda transport: transport.pause_reading()}) as told:
+        for piece in b"one", b"two":
+            told.far.send(piece)
+            await settle()
+            assert bytes(told.data) in (b"", b"one")
+            assert not told.transport.is_reading()
+            told.transport.resume_reading()
+            await until(lambda piece=piece: told.data.endswith(piece))  # type: ignore[misc]
+            told.transport.pause_reading()
+        assert told.data == b"onetwo"
+
+
+class Filled(asyncio.BufferedProtocol):
+    """A protocol that gives room for three bytes at a time, or for none."""
+
+    def __init__(self, room: int) -> None:
+        self.room = bytearray(room)
+        self.data = bytearray()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        assert sizehint > 0
+        return self.room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data += self.room[:nbytes]
+
+
+@pytest.mark.parametrize("room", [3, 0])
+async def test_a_buffered_protocol_is_given_what_its_buffer_takes(room: int) -> None:
+    """As by asyncio's transports; one that gives no room is reported, and goes on."""
+    with serial_line() as far, reports() as reported, anyio.fail_after(20):
+        transport, filled = await create_serial_connection(asyncio.get_running_loop(), lambda: Filled(room), far.path)
+        far.send(b"8 bytes!")
+        await until(lambda: reported or len(filled.data) == 8)
+        assert bytes(filled.data) == (b"8 bytes!" if room else b"")
+        assert reported == ([] if room else ["protocol.data_received() failed"])
+        await transport.handle.close()
+
+
+@pytest.mark.invariant("I1")
+async def test_nothing_is_received_when_a_revocation_has_returned() -> None:
+    """Nor read that was received before, however many there are to be told; whoever waits is told in their turn."""
+    owner = Revokable("owner")
+    others = [owner.open() for _ in range(1000)]  # kicked first, in slices
+    async with connection(owner=owner) as told, revocable("serial", owner=owner) as ((reader, _), far):
+        far.send(b"xyz")
+        assert await reader.readexactly(1) == b"x"
+        told.far.send(b"late")
+        act = owner.revoke("taken")
+        assert not told.lost.is_set()
+        for read in lambda: reader.read(1), lambda: reader.readexactly(1), reader.readline:
+            assert isinstance(await outcome(read), SerialRevokedError)
+        await act
+        assert told.data == b""
+        assert all(each.released for each in others)
+
+
+async def test_a_second_reader_is_refused_and_disturbs_no_other() -> None:
+    """As with asyncio's reader."""
+    async with revocable("serial") as ((reader, _), far):
+        reading = asyncio.create_task(reader.read(10))
+        await settle()
+        for read in lambda: reader.read(1), reader.readline:
+            assert isinstance(await outcome(read), RuntimeError)
+        far.send(b"x")
+        assert await reading == b"x"
+
+
+@pytest.mark.parametrize("part", ["none", "some"])
+async def test_a_read_that_is_kicked_says_that_it_was_running(part: str) -> None:
+    """Whether it has got a part of what it wants, or nothing yet."""
+    async with revocable("serial") as ((reader, writer), far):
+        reading = asyncio.create_task(reader.readexactly(10))
+        await settle()
+        if part == "some":
+            far.send(b"x")
+        act = node_of(writer).revoke("taken") if part == "none" else None
+        while part == "some" and not reader._buffer:  # type: ignore[attr-defined]
+            await anyio.lowlevel.checkpoint()
+        act = act or node_of(writer).revoke("taken")
+        error = await outcome(lambda: reading)
+        assert isinstance(error, SerialRevokedError)
+        assert error.in_flight
+        await act
+
+
+async def test_a_loop_of_writes_and_drains_lets_others_run() -> None:
+    """Also where the port takes all, and no drain has to wait."""
+    async with revocable("serial") as ((_, writer), _):
+        ran = asyncio.Event()
+        asyncio.get_running_loop().call_soon(ran.set)
+        for _ in range(1000):
+            if ran.is_set():
+                break
+            writer.write(b"")
+            await writer.drain()
+        assert ran.is_set()
+
+
+async def test_a_stream_beside_the_transport_sends_as_well() -> None:
+    """Both wait for one port to take more: each is told when it does."""
+    async with connection() as told:
+        stream = told.transport.device.open("beside")
+        told.transport.write(b"a" * len(BIG))
+        sending = asyncio.create_task(stream.send(b"b" * 100_000))
+        got = bytearray()
+        while len(got) < len(BIG) + 100_000:
+            got += told.far.received()
+            await anyio.lowlevel.checkpoint()
+        await sending
+        assert (got.count(b"a"), got.count(b"b")) == (len(BIG), 100_000)
+
+
+async def test_an_abort_in_a_grace_ends_it() -> None:
+    """What was written is thrown away, so nobody is waited for. It was taken away first, and so it is told."""
+    async with connection() as told:
+        told.transport.write(BIG)
+        act = told.transport.handle.revoke("taken", grace=3600)
+        told.far.send(b"late")
+        await settle()
+        assert not told.lost.is_set()
+        told.transport.abort()
+        assert told.transport.get_write_buffer_size() == 0
+        await act
+        await told.lost.wait()
+        assert isinstance(told.why, SerialRevokedError)
+        assert told.data == b""
+
+
+@pytest.mark.parametrize("wrap", [asyncio.ensure_future, lambda flush: asyncio.wait_for(flush, 20)])
+async def test_what_is_written_after_a_flush_is_sent_after_it(wrap: Callable[[Any], Any]) -> None:
+    """Also where a task is yet to await it, and the line has room already."""
+    async with connection() as told:
+        told.transport.write(b"a" * len(BIG))
+        flush = asyncio.ensure_future(wrap(told.transport.flush()))
+        got = bytearray(told.far.received())
+        told.transport.write(b"b")
+        while not got.endswith(b"b"):
+            got += told.far.received()
+            await anyio.lowlevel.checkpoint()
+        assert got == b"a" * len(BIG) + b"b"
+        await flush
+
+
+async def test_a_port_of_another_librarys_transport_is_refused() -> None:
+    """The transport waits itself; and the port is closed again."""
+    with serial_line() as far:
+        with pytest.raises(ValueError, match="descriptor"):
+            await open_serial_connection(url=far.path, backend="serialx")
+        assert not is_open(far)
+
+
 async def test_pausing_and_resuming_alternate() -> None:
     """However often one writes, also from inside the callbacks."""
     rounds = iter(range(5))
     hooks: dict[str, Hook] = {
         "pause": lambda transport: transport.write(b"more"),
-        "resume": lambda transport: transport.write(bytes(100)) if next(rounds, None) is not None else None,
+        "resume": lambda transport: transport.write(BIG[:100_000]) if next(rounds, None) is not None else None,
     }
     async with connection(hooks) as told:
         told.transport.set_write_buffer_limits(10, 5)
         for _ in range(3):
-            told.transport.write(bytes(20))
+            told.transport.write(BIG[:100_000])
         while told.flow() != ["pause", "resume"] * 6:
             told.far.received()
             await anyio.lowlevel.checkpoint()
@@ -329,11 +494,18 @@ async def test_a_protocol_is_paused_above_the_high_limit_and_resumed_at_the_low_
         for given, limits in ({"low": 3}, (3, 12)), ({"high": 8}, (2, 8)), ({"high": 10, "low": 0}, (0, 10)):
             told.transport.set_write_buffer_limits(**given)
             assert told.transport.get_write_buffer_limits() == limits
+        told.transport.set_write_buffer_limits(len(BIG))
+        told.transport.write(BIG)  # of which the line takes some
+        unsent = told.transport.get_write_buffer_size()
+        told.transport.set_write_buffer_limits(unsent + 10, 0)
         told.transport.write(bytes(10))
         assert told.flow() == []
         told.transport.write(b"x")
         assert told.flow() == ["pause"]
-        await until(lambda: told.flow() == ["pause", "resume"])
+        while told.flow() != ["pause", "resume"]:
+            assert told.transport.get_write_buffer_size()
+            told.far.received()
+            await anyio.lowlevel.checkpoint()
 
 
 async def test_a_reader_at_rest_does_not_use_up_a_grace() -> None:
@@ -432,12 +604,13 @@ async def test_an_awaited_flush_in_a_grace_throws_nothing_away() -> None:
 async def test_a_flush_with_nothing_to_send_is_over_at_once() -> None:
     """Before anything was written, after all was thrown away, and after all was sent; awaited twice, too."""
     async with connection() as told:
-        told.transport.write(b"x")
+        await told.transport.flush()
+        told.transport.write(BIG)
         told.transport.flush()
-        await settle()
         flush = told.transport.flush()
         await flush
         await flush
+        told.far.received()
         told.transport.write(b"x")
         await told.transport.flush()
         assert told.far.received() == b"x"
@@ -507,7 +680,6 @@ class Unfit(asyncio.Protocol):
 
 BAD: list[dict[str, Any]] = [
     {"unknown": 1},
-    {"low_latency": True},
     {"baudrate": -1},
     {"bytesize": 17},
     {"url": "/dev/there is none"},
@@ -827,6 +999,9 @@ async def test_an_owner_that_was_revoked_leaves_the_connection_yours() -> None:
         assert await reader.read(1) == b"x"
         wrap_streams(reader, writer)
         owner = Revokable("owner")
+        async with revocable("serial") as ((ours, _), _):
+            with pytest.raises(TypeError, match="already"):
+                wrap_streams(ours, None, owner)
         for odd in reader, object():
             with pytest.raises(TypeError):
                 wrap_streams(odd, writer, owner)  # type: ignore[type-var]
@@ -1092,13 +1267,46 @@ def test_a_writer_can_be_closed_between_two_runs_of_its_loop(anyio_backend: tupl
     assert node_of(writer).released
 
 
-async def test_a_writer_that_another_thread_closes_goes_on() -> None:
+@pytest.mark.parametrize("kind", ["unix", "serial", "transport"])
+async def test_a_writer_that_another_thread_closes_goes_on(kind: str) -> None:
     """It is a RuntimeError, and nothing has changed: its loop would never be told."""
-    async with revocable("unix") as ((_, writer), far):
+    async with revocable("unix" if kind == "unix" else "serial") as ((reader, writer), far):
+        face = writer.transport if kind == "transport" else writer
         with pytest.raises(RuntimeError, match="revoke_threadsafe"):
-            await anyio.to_thread.run_sync(writer.close)
+            await anyio.to_thread.run_sync(face.close)
         writer.write(b"x")
-        assert far.recv(1) == b"x"
+        assert (far.recv(1) if kind == "unix" else far.received()) == b"x"
+        far.send(b"y")
+        assert await reader.read(1) == b"y"
+
+
+@pytest.mark.parametrize("size", [0, len(BIG)], ids=["idle", "sending"])
+def test_a_serial_pair_can_be_closed_between_two_runs_of_its_loop(
+    size: int, anyio_backend: tuple[str, dict[str, Any]]
+) -> None:
+    """In the next run it sends what was written, and the protocol is told."""
+    uvloop = anyio_backend[1].get("use_uvloop")
+    factory = pytest.importorskip("uvloop").new_event_loop if uvloop else anyio_backend[1].get("loop_factory")
+    with serial_line() as far, asyncio.Runner(loop_factory=factory) as runner:
+        _, writer = runner.run(open_serial_connection(url=far.path))
+        writer.write(BIG[:size])
+        writer.close()
+        writer.close()
+        with pytest.raises(anyio.ClosedResourceError):
+            writer.write(b"too late")
+        assert is_open(far) is bool(size)
+
+        async def receive() -> int:
+            closing = asyncio.ensure_future(writer.wait_closed())
+            received = 0
+            while not closing.done() or received < size:
+                received += len(far.received())
+                await asyncio.sleep(0)
+            return received
+
+        assert runner.run(asyncio.wait_for(receive(), 20)) == size
+        assert not is_open(far)
+    assert node_of(writer).released
 
 
 # -- reads that need not wait --

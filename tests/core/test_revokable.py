@@ -8,6 +8,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -15,6 +16,7 @@ import pytest
 
 from asyncrevoke import Revokable, RevokeDeadlock, RevokedError, answers, revoke_all, revoke_threadsafe
 from asyncrevoke._core import revocation as _revokable
+from asyncrevoke.lowlevel import Wait
 from conftest import settle
 from operations import Log, operate, says, slowly, stubborn
 
@@ -754,6 +756,36 @@ async def test_a_later_revocation_kicks_what_close_has_spared() -> None:
         assert log == []
         await root.revoke()
     assert log == ["root/child True"]
+
+
+@pytest.mark.invariant("I2", "I7")
+@pytest.mark.parametrize("kick", [None, ...], ids=["no kick", "kick"])
+async def test_a_wait_of_ones_own_is_ended_by_its_function(kick: Any) -> None:
+    """With the error to report, whatever the node's kick is. It is a user until it leaves; what `end` raises is told."""
+    ends: list[Exception] = []
+
+    def end(error: Exception) -> None:
+        ends.append(error)
+        if len(ends) == 2:
+            raise ZeroDivisionError
+
+    root = Revokable("root", kick=kick)
+    waits = [Wait(root, end, idle=True), Wait(root, end)]
+    for wait in waits:
+        wait.enter()
+        wait.task = None  # it is nobody's: whoever closes is not spared
+    act = root.revoke("taken", grace=3600)
+    assert len(ends) == 1
+    root.close()
+    assert [type(error) for error in ends] == [RevokedError, anyio.ClosedResourceError]
+    with pytest.raises(anyio.ClosedResourceError):
+        waits[0].enter()
+    for wait in waits:
+        assert not root.releasing
+        wait.leave()
+    with pytest.raises(ExceptionGroup) as caught:
+        await act
+    assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
 
 
 @pytest.mark.invariant("contract")

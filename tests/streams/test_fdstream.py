@@ -22,6 +22,7 @@ from anyio.streams.file import FileStreamAttribute
 from asyncrevoke import FdStream, Revokable, RevokedError, answers
 from asyncrevoke._core.loop import READY
 from asyncrevoke.answers import Answer, Answers
+from asyncrevoke.lowlevel import Fd
 from calls import awake, parked, start
 from conftest import BACKENDS, settle
 from operations import asyncio_only
@@ -1091,3 +1092,32 @@ async def test_nothing_is_sent_to_a_terminal_that_nobody_has_open() -> None:
         for send in stream.send, stream.send_some:
             with pytest.raises(anyio.BrokenResourceError, match="nobody has the terminal open"):
                 await send(b"nobody")
+
+
+# -- callbacks of an Fd --
+
+
+@asyncio_only
+@pytest.mark.parametrize("broken", [False, True], ids=["sound", "broken"])
+async def test_a_callback_is_called_as_often_as_its_descriptor_is_ready(*, broken: bool) -> None:
+    """Beside whoever waits for it, until it is given None; uvloop ends a poll that meets an error, and tells nobody."""
+    loop = asyncio.get_running_loop()
+    reading, writing = os.pipe()
+    if broken:
+        os.close(reading)
+    fd = Fd(writing, Revokable())
+    calls: list[None] = []
+    with anyio.fail_after(20):
+        fd.writable.call(loop, lambda: calls.append(None))
+        while len(calls) < 3:
+            await anyio.lowlevel.checkpoint()
+        await fd.writable.ready()
+        assert len(calls) > 3
+        fd.writable.call(loop, None)
+        calls.clear()
+        await fd.writable.ready()
+        await settle()
+        assert not calls
+    fd.close()
+    if not broken:
+        os.close(reading)

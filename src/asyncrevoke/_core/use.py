@@ -125,6 +125,26 @@ class Operation(Inside):
             node._operations_left()
 
 
+class Wait(Operation):
+    """An operation that waits in a way of its own, between `enter` and `leave`: for a callback of the loop, on a future.
+
+    :param end: is called by the kick with the error to report, whatever the node's `kick` is. What it raises goes to those
+        who await the revocation. It must not leave: that is for whoever it wakes
+    :param idle: as for `Revokable.using`
+    """
+
+    __slots__ = ("_end",)
+
+    def __init__(self, node: Revokable, end: Callable[[Exception], object], *, idle: bool = False) -> None:
+        super().__init__(node, idle)
+        self._end = end
+
+    def kick(self, act: Revocation) -> bool:
+        self.act = act
+        self.node._call(self._end, self.node._error(act))
+        return True
+
+
 class Use(Operation):
     """One operation on a node, as `Revokable.using` gives it: ``with handle.using() as use: await ...``
 

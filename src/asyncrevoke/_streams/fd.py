@@ -160,11 +160,11 @@ class Fd:
         self, fd: int, node: Revokable, close: Callable[[int], object] = os.close, *, end: int = 0, shared: bool = False
     ) -> None:
         try:
+            self._master = os.fstat(fd).st_rdev == os.makedev(5, 2)  # of a pty, whoever has opened /dev/ptmx
             os.set_blocking(fd, False)
         except (OSError, ValueError, OverflowError) as exc:
             raise OSError(errno.EBADF, f"descriptor {fd} is not open for reading or writing") from exc
         self.number = fd
-        self._tty = os.isatty(fd)
         self.readable = Side(fd, "reader", anyio.wait_readable)
         self.writable = Side(fd, "writer", anyio.wait_writable)
         self._node = node
@@ -214,7 +214,7 @@ class Fd:
         try:
             if self._shared:
                 os.set_blocking(self.number, False)
-            if self._tty and _polls(self.number, select.POLLHUP):  # a pty's master takes what nobody will read
+            if self._master and _polls(self.number, select.POLLHUP):  # it takes what nobody will read
                 raise OSError(errno.EIO, "nobody has the terminal open on the other side")  # noqa: TRY301
             return os.write(self.number, item)
         except BlockingIOError:
@@ -319,14 +319,15 @@ async def _found(future: asyncio.Future[Any], late: Callable[[Any], object] | No
 
 
 class Side:
-    """The waits for one direction of a descriptor; there is one at a time."""
+    """The waits for one direction of a descriptor; there is one at a time, and a callback beside it."""
 
-    __slots__ = ("_fd", "_idle", "_kind", "_loop", "_lost_by_errors", "told", "wait")
+    __slots__ = ("_call", "_fd", "_idle", "_kind", "_loop", "_lost_by_errors", "told", "wait")
 
     def __init__(self, fd: int, kind: str, wait: Callable[[int], Awaitable[None]]) -> None:
         self._fd = fd
         self._kind = kind
         self._loop: asyncio.AbstractEventLoop | None = None  # where the callback is registered
+        self._call: Callable[[], object] | None = None
         self.told: Callable[[], bool] | None = None
         self._idle = False  # called with nobody waiting
         self.wait = wait
@@ -344,21 +345,34 @@ class Side:
 
     def arm(self, reactor: asyncio.AbstractEventLoop, told: Callable[[], bool]) -> None:
         """Have the loop call `told` when the descriptor may be ready, until it reports that nobody waits."""
+        self.told = told
+        self._register(reactor)
+
+    def call(self, reactor: asyncio.AbstractEventLoop, call: Callable[[], object] | None) -> None:
+        """Have the loop call this as often as the descriptor may be ready, until it is given None."""
+        self._call = call
+        if call is not None:
+            self._register(reactor)
+
+    def _register(self, reactor: asyncio.AbstractEventLoop) -> None:
         if self._loop is not reactor:
             getattr(reactor, f"add_{self._kind}")(self._fd, self._ready)
             self._loop = reactor
             self._lost_by_errors = not isinstance(reactor, asyncio.SelectorEventLoop)
         self._idle = False
-        self.told = told
 
     def _ready(self) -> None:
         if self._lost_by_errors and _polls(self._fd, select.POLLERR):
+            reactor = self._loop
             self.disarm()  # libuv has ended it, and uvloop tells nobody: the next wait begins anew
-        if self.told is not None and self.told():
-            return
-        if self._idle:
-            self.disarm()  # left armed, a level-triggered loop would spin
-        else:
+            if self._call is not None and reactor is not None:
+                self._register(reactor)
+        waited = self.told is not None and self.told()
+        if self._call is not None:
+            self._call()
+        elif not waited:
+            if self._idle:
+                self.disarm()  # left armed, a level-triggered loop would spin
             self._idle = True  # once is no reason: asyncio polls again before the reader that it woke has run
 
     def disarm(self) -> None:

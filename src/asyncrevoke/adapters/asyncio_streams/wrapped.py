@@ -55,7 +55,7 @@ def wrap_streams(
     typed = isinstance(reader, asyncio.StreamReader | None) and isinstance(writer, asyncio.StreamWriter | None)
     if not typed or not given:
         raise TypeError(f"{reader!r} and {writer!r}: give asyncio's StreamReader and StreamWriter, or None for one")
-    if any(isinstance(each, _Reader | _Writer) for each in given):
+    if any(isinstance(getattr(each, "handle", None), Revokable) for each in given):
         raise TypeError(f"{reader!r} and {writer!r} are revocable already")
     transports = [transport for each in given if (transport := each._transport) is not None]
     alive = [each for each in transports if not each.is_closing()]  # uvloop knows nothing of others

@@ -27,6 +27,7 @@ from anyio.streams.file import FileStreamAttribute
 
 from asyncrevoke.answers import Answers
 from asyncrevoke.lowlevel import (
+    Fd,
     OffLoop,
     Resource,
     Revokable,
@@ -248,6 +249,18 @@ class SerialDevice(Resource):
     def fileno(self) -> int:
         """The port's descriptor."""
         return self._opened[1].fileno()
+
+    @property
+    def fd(self) -> Fd:
+        """The port's descriptor with our own waits on it, for what waits otherwise than our streams.
+
+        :raises ValueError: if a library waits: open it with the backend "descriptor"
+        """
+        if (fd := self._opened[1].fd) is None:
+            raise ValueError(
+                f"{self.url!r}: open it with the backend 'descriptor'; {self._options.backend} waits itself"
+            )
+        return fd
 
     @property
     def serial(self) -> Any:

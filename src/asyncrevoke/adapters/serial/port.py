@@ -28,7 +28,12 @@ GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EPERM))
 
 
 class Port(Protocol):
-    """An open port. One task reads at a time, and one writes."""
+    """An open port. One task reads at a time, and one writes.
+
+    :ivar fd: the descriptor with our own waits on it, or None where a library waits
+    """
+
+    fd: Fd | None
 
     @property
     def serial(self) -> Any:
@@ -145,9 +150,11 @@ def imported(module: str, extra: str) -> Any:
 
 
 class _DescriptorPort:
+    fd: Fd | None
+
     def __init__(self, serial: Any, node: Revokable) -> None:
         self.serial = serial
-        self._fd = Fd(serial.fileno(), node, lambda _: None, shared=True)  # `close` closes it
+        self.fd = self._fd = Fd(serial.fileno(), node, lambda _: None, shared=True)  # `close` closes it
 
     def fileno(self) -> int:
         return self._fd.number

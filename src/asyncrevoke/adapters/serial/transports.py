@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from asyncrevoke.lowlevel import OffLoop, Revokable, close_off_loop
+from asyncrevoke.lowlevel import Fd, OffLoop, Revokable, close_off_loop
 
 from .port import Port, imported, open_pyserial
 
@@ -82,6 +82,8 @@ def _asyncio_loop(backend: str) -> asyncio.AbstractEventLoop:
 
 class _TransportPort(asyncio.Protocol):
     """The port behind an asyncio transport. It stores no exception and shares no future, which could be poisoned."""
+
+    fd: Fd | None = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -1,0 +1,207 @@
+"""The reader and the writer of a serial transport of ours. Whatever they wait for, the transport ends it: there is no scope."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from typing import Any, Literal
+
+import anyio
+import anyio.lowlevel
+
+from asyncrevoke.adapters.serial import SerialRevokedError
+from asyncrevoke.lowlevel import Revokable, RevokedError, Wait, answer
+
+from .transport import SerialTransport, revoked
+
+_DRAINS = 32  # that need not wait, in a row: then other tasks have their turn
+
+
+class SerialReader(asyncio.StreamReader):
+    """A reader of a serial port, which its `SerialWriter` makes complete.
+
+    A read whose data is there does not suspend. The loop alone brings data, so a task that reads on lets others run. Once
+    the port is taken away, each read raises a fresh `SerialRevokedError`, or gives the end of data if the profile says so,
+    and is a checkpoint. After a close it is `anyio.ClosedResourceError`.
+
+    :ivar handle: the node of the port
+    :ivar uses: the node below it that reads and drains are operations of; the writer's `close` closes it
+    """
+
+    handle: Revokable
+    uses: Revokable
+    _buffer: bytearray
+    _maybe_resume_transport: Callable[[], None]
+    _eof: bool
+    _loop: asyncio.AbstractEventLoop
+    _paused: bool
+    _transport: asyncio.ReadTransport
+    _waiter: asyncio.Future[None] | None
+
+    def open(self, handle: Revokable, uses: Revokable) -> None:
+        """Be the reader of what is open as `handle`."""
+        self.handle = handle
+        self.uses = uses
+        self._wait = Wait(uses, self._kicked, idle=True)
+
+    async def read(self, n: int = -1) -> bytes:
+        if revoked(self.uses):
+            return await self._refuse()
+        if n <= 0:
+            return await super().read(n)
+        if not self._buffer and not self._eof:  # as asyncio's own, without a coroutine more
+            await self._wait_for_data("read")
+        data = bytes(self._buffer[:n])
+        del self._buffer[:n]
+        if self._paused:
+            self._maybe_resume_transport()
+        return data
+
+    async def readexactly(self, n: int) -> bytes:
+        if revoked(self.uses):
+            raise asyncio.IncompleteReadError(await self._refuse(), n)
+        return await super().readexactly(n)
+
+    async def readuntil(self, separator: Any = b"\n") -> bytes:
+        if revoked(self.uses):
+            raise asyncio.IncompleteReadError(await self._refuse(), None)
+        return await super().readuntil(separator)
+
+    def at_eof(self) -> bool:
+        if self.handle.revoked:
+            try:
+                _gone(self.handle, "read", in_flight=False)
+            except anyio.EndOfStream:
+                return True
+        return super().at_eof()
+
+    async def _refuse(self) -> bytes:
+        await anyio.lowlevel.checkpoint()
+        try:
+            raise _gone(self.handle, "read", in_flight=False)
+        except anyio.EndOfStream:
+            return b""
+
+    async def _wait_for_data(self, func_name: str) -> None:
+        """In place of asyncio's own, where all reads wait: an operation."""
+        if self._waiter is not None:
+            await super()._wait_for_data(func_name)  # type: ignore[misc]  # which refuses a second reader
+        wait = self._wait
+        try:
+            wait.enter()
+        except (RevokedError, anyio.ClosedResourceError):  # in the midst of a read
+            self._end()
+            return
+        self._waiter = self._loop.create_future()
+        try:
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
+            await self._waiter
+        finally:
+            self._waiter = None
+            wait.leave()
+        if wait.act is not None and not self._buffer:
+            self._end()
+
+    def _end(self) -> None:
+        """End the read that waits."""
+        try:
+            raise _gone(self.handle, "read", in_flight=True)
+        except anyio.EndOfStream:
+            self.feed_eof()
+
+    def _kicked(self, _: Exception) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class SerialWriter(asyncio.StreamWriter):
+    """The writer of a serial port. Its `transport` is a `SerialTransport`.
+
+    :ivar handle: the node of the port
+    """
+
+    _transport: SerialTransport
+
+    def __init__(
+        self,
+        transport: SerialTransport,
+        protocol: asyncio.StreamReaderProtocol,
+        reader: SerialReader,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(transport, protocol, reader, loop)
+        self.handle = transport.handle
+        self.uses = self.handle.open("streams")
+        reader.open(self.handle, self.uses)
+        self._drains = 0
+
+    @property
+    def transport(self) -> SerialTransport:
+        return self._transport
+
+    def write(self, data: Any) -> None:
+        self._admit()
+        self._transport.write(data)
+
+    def writelines(self, data: Any) -> None:
+        self._admit()
+        self._transport.writelines(data)
+
+    def write_eof(self) -> None:
+        self._admit()
+        super().write_eof()
+
+    async def drain(self) -> None:
+        """Wait until what was written is below the low limit, if it was above the high one.
+
+        :raises SerialRevokedError: if the port was or is taken away or unplugged
+        :raises ~anyio.ClosedResourceError: if it was or is closed
+        Cancellation: ends the waiting; all of it is sent.
+        """
+        if revoked(self.uses):
+            await anyio.lowlevel.checkpoint()
+            self._admit()
+        if not (self._transport.full or self._transport.is_closing()):
+            self._drains += 1
+            if not self._drains % _DRAINS:
+                await asyncio.sleep(0)
+            return
+        try:
+            with self.uses.using():
+                await super().drain()
+        except (RevokedError, anyio.ClosedResourceError):
+            raise _gone(self.handle, "write", in_flight=True) from None
+        if self._transport.is_closing() and not self.handle.revoked:  # else there is a grace
+            raise ConnectionResetError(errno.ECONNRESET, "the port is closing: what was not sent yet may be lost")
+
+    def close(self) -> None:
+        if not self.uses.closed:
+            self.uses.close()  # first: in another thread or loop it raises, and nothing has changed
+            super().close()
+
+    async def wait_closed(self) -> None:
+        """Wait until the port is closed, by whomever. It raises nothing, and may be cancelled."""
+        await self._transport.wait_closed()
+
+    def _admit(self) -> None:
+        if revoked(self.uses):
+            raise _gone(self.handle, "write", in_flight=False)
+
+
+def _gone(handle: Revokable, kind: Literal["read", "write"], *, in_flight: bool) -> Exception:
+    """The error of an operation on a port that was taken away, or that its owner, or its writer, has closed.
+
+    :raises ~anyio.EndOfStream: where the profile has reads end so
+    """
+    if handle.closed or not handle.revoked:
+        return anyio.ClosedResourceError(f"{handle.path!r} was closed by its owner")
+    error = SerialRevokedError(handle, in_flight=in_flight)
+    try:
+        answer(error, handle, kind)
+    except anyio.EndOfStream:
+        if kind == "read":
+            raise
+    return error

@@ -1,0 +1,297 @@
+"""The stand-ins for pyserial-asyncio and serialx: whole, and revocable."""
+
+import asyncio
+import inspect
+import types
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+import serial
+
+from asyncrevoke import Revokable
+from asyncrevoke.adapters.asyncio_streams import translated
+from asyncrevoke.adapters.serial import SerialRevokedError, open_serial
+from asyncrevoke.compat import serial_asyncio
+from conftest import settle
+from operations import asyncio_only
+from ports import serial_line
+
+pytestmark = [pytest.mark.anyio, asyncio_only]
+theirs = pytest.importorskip("serialx")
+from asyncrevoke.compat import serialx  # noqa: E402  # needs theirs
+
+BIG = bytes(1 << 20)  # no line holds that much
+#: What a transport of pyserial-asyncio's has, as no transport of the base class tells.
+PYSERIAL = "abort close flush get_extra_info loop pause_reading resume_reading serial set_write_buffer_limits write"
+
+
+async def taken(operation: Callable[[], Awaitable[object]]) -> None:
+    with pytest.raises(SerialRevokedError, match="taken"):
+        await operation()
+
+
+# -- the whole surface --
+
+
+async def test_a_module_stands_in_for_every_name() -> None:
+    """What is not ours is the library's own."""
+    assert not {name for name in theirs.__all__ if not hasattr(serialx, name)}
+    assert serialx.Parity is theirs.Parity
+    plain = pytest.importorskip("serial_asyncio")
+    public = {name for name, value in vars(plain).items() if not isinstance(value, types.ModuleType) and name[0] != "_"}
+    assert not {name for name in public if not hasattr(serial_asyncio, name)}
+    with pytest.raises(AttributeError):
+        serialx.no_such_name  # noqa: B018
+
+
+async def test_a_transport_has_all_that_theirs_has() -> None:
+    """It is awaited where theirs is, and takes arguments of the same names."""
+    with serial_line() as far:
+        transport, _ = await serialx.create_serial_connection(loop(), asyncio.Protocol, far.path, 115200)
+        for name in dir(theirs.SerialTransport):
+            if name[0] != "_":
+                ours, other = (inspect.getattr_static(each, name) for each in (type(transport), theirs.SerialTransport))
+                assert inspect.iscoroutinefunction(ours) == inspect.iscoroutinefunction(other), name
+        await transport.handle.close()
+        plain, _ = await serial_asyncio.create_serial_connection(loop(), asyncio.Protocol, far.path)
+        assert all(hasattr(plain, name) for name in PYSERIAL.split())
+        await plain.handle.close()
+
+
+def loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
+CALLS: dict[str, Callable[[str], Awaitable[Any]]] = {
+    "url": lambda path: serialx.open_serial_connection(path, baudrate=115200),
+    "all": lambda path: serialx.open_serial_connection(path, 115200, theirs.Parity.NONE, 1, False, False, False),
+    "none": lambda path: serialx.open_serial_connection(path, parity=None, timeout=1, read_timeout=None, byte_size=8),
+    "pins": lambda path: serialx.open_serial_connection(path, rts_on_open=theirs.PinState.HIGH, dtr_on_open=None),
+    "scheme": lambda path: serialx.open_serial_connection(f"linux://{path}", 9600),
+    "pyserial": lambda path: serial_asyncio.open_serial_connection(url=path, baudrate=9600, limit=10, exclusive=None),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_a_pair_is_opened_by_their_arguments(call: Callable[[str], Awaitable[Any]]) -> None:
+    """By position and by name; it is revocable."""
+    with serial_line() as far, anyio.fail_after(20):
+        reader, writer = await call(far.path)
+        far.send(b"x")
+        assert await reader.read(10) == b"x"
+        await writer.handle.revoke("taken")
+        await taken(lambda: reader.read(10))
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("bad", [{"url": None}, {"transport_cls": asyncio.Transport}, {"byte_size": 99}, {"no": 1}])
+async def test_what_makes_no_sense_is_refused(bad: dict[str, Any]) -> None:
+    """Before the protocol is told anything."""
+    with serial_line() as far, pytest.raises((ValueError, TypeError)):
+        await serialx.create_serial_connection(loop(), asyncio.Protocol, **{"url": far.path, "baudrate": 9600, **bad})
+
+
+async def test_positional_arguments_are_pyserials() -> None:
+    """In their order; none too many, and none twice."""
+    with serial_line() as far:
+        positional = (far.path, 19200, 7, "E", 2, 1.0, True)
+        transport, _ = await serial_asyncio.create_serial_connection(loop(), asyncio.Protocol, *positional)
+        got = transport.serial
+        assert (got.baudrate, got.bytesize, got.parity, got.stopbits, got.xonxoff) == (19200, 7, "E", 2, True)
+        await transport.handle.close()
+        for args, kwargs in ((far.path, *range(12)), {}), ((far.path, 9600), {"baudrate": 9600}):
+            with pytest.raises(TypeError):
+                await serial_asyncio.create_serial_connection(loop(), asyncio.Protocol, *args, **kwargs)
+
+
+LOW, HIGH, UNDEFINED = theirs.PinState.LOW, theirs.PinState.HIGH, theirs.PinState.UNDEFINED
+
+
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        ({"byte_size": 7, "parity": None}, {"bytesize": 7, "parity": "N"}),
+        ({"read_timeout": 1, "do_not_open": True, "connect_timeout": 2, "low_latency": False}, {}),
+        ({"dtr_on_open": HIGH, "rts_on_open": UNDEFINED, "rtsdtr_on_open": None}, {}),
+        ({"rts_on_close": ..., "fan_out": True}, {"fan_out": True}),
+    ],
+)
+async def test_options_are_translated(given: dict[str, Any], ours: dict[str, Any]) -> None:
+    """What means nothing here is left out; what is ours stays."""
+    assert translated("port", given) == ours
+
+
+@pytest.mark.parametrize("lines", [{"dtr_on_close": HIGH}, {"dtr_on_close": LOW, "rts_on_close": UNDEFINED}])
+async def test_lines_that_no_driver_leaves_so_are_refused(lines: dict[str, Any]) -> None:
+    """At the close both are lowered, or neither."""
+    with pytest.raises(ValueError, match="when it closes"):
+        translated("port", lines)
+
+
+@pytest.mark.skipif("low_latency" not in inspect.signature(open_serial).parameters, reason="open_serial has none yet")
+@pytest.mark.parametrize("module", [serialx, serial_asyncio])
+async def test_low_latency_is_a_wish(module: Any) -> None:
+    """A pty has none, and is opened all the same, with its lines as they are asked for."""
+    with serial_line() as far:
+        options = {"low_latency": True, "dtr_on_open": LOW, "rts_on_open": False}
+        transport, _ = await module.create_serial_connection(loop(), asyncio.Protocol, far.path, 9600, **options)
+        await transport.handle.close()
+
+
+# -- pyserial-asyncio --
+
+
+async def test_two_may_open_a_port_as_with_pyserial() -> None:
+    """Unless one asks to be alone."""
+    with serial_line() as far:
+        pair = [
+            (await serial_asyncio.create_serial_connection(loop(), asyncio.Protocol, far.path))[0] for _ in range(2)
+        ]
+        for transport in pair:
+            transport.flush()
+            await transport.handle.close()
+
+
+async def test_an_open_port_is_taken_over() -> None:
+    """With the settings it has."""
+    with serial_line() as far:
+        port = serial.Serial(far.path, 19200, stopbits=2)
+        reader = asyncio.StreamReader()
+        make = lambda: asyncio.StreamReaderProtocol(reader)  # noqa: E731
+        transport, _ = await serial_asyncio.connection_for_serial(loop(), make, port)
+        assert (transport.serial.baudrate, transport.serial.stopbits, port.is_open) == (19200, 2, False)
+        far.send(b"x")
+        assert await reader.read(1) == b"x"
+        await transport.handle.close()
+
+
+# -- serialx --
+
+
+async def test_a_port_is_opened_used_closed_and_opened_again() -> None:
+    """By ``async with``, as serialx's AsyncSerial."""
+    with serial_line() as far, anyio.fail_after(20):
+        port = serialx.async_serial_for_url(far.path, baudrate=115200)
+        for _ in range(2):
+            async with port:
+                assert port.is_open
+                await port.write(b"ping\n")
+                await port.flush()
+                assert far.received() == b"ping\n"
+                far.send(b"pong\n")
+                assert await port.readline() == b"pong\n"
+                with pytest.raises(theirs.SerialException, match="already open"):
+                    await port.open()
+            assert not port.is_open
+
+
+async def test_a_port_that_is_taken_away_says_so_in_every_operation() -> None:
+    """Reads and writes, requests to the driver and settings."""
+    with serial_line() as far, anyio.fail_after(20):
+        port = serialx.async_serial_for_url(far.path, baudrate=115200)
+        await port.open()
+        transport = port.transport
+        assert isinstance(transport, serialx.SerialTransport)
+        reading = asyncio.create_task(port.read(1))
+        await settle()
+        await transport.handle.revoke("taken")
+        for operation in (
+            *(lambda: reading, lambda: port.read(1), lambda: port.write(b"x"), port.drain, port.flush),
+            *(port.get_modem_pins, lambda: port.set_modem_pins(rts=True), lambda: port.reconfigure_port(baudrate=9600)),
+        ):
+            await taken(operation)
+        with pytest.raises(SerialRevokedError, match="taken"):
+            transport.write(b"x")
+        await port.close()
+
+
+async def test_settings_are_told_and_changed() -> None:
+    """Those that are given; a pty has no modem lines."""
+    with serial_line() as far:
+        async with serialx.async_serial_for_url(far.path, baudrate=115200, exclusive=True) as port:
+            assert (port.baudrate, port.parity, port.stopbits, port.byte_size, port.exclusive) == (
+                *(115200, theirs.Parity.NONE, theirs.StopBits.ONE, 8, True),
+            )
+            await port.reconfigure_port(baudrate=9600, parity="E", stopbits=2, xonxoff=True)
+            assert (port.baudrate, port.parity, port.stopbits) == (9600, theirs.Parity.EVEN, theirs.StopBits.TWO)
+            with pytest.raises(ValueError, match="byte"):
+                await port.reconfigure_port(byte_size=99)
+            await port.set_modem_pins(rts=True)
+            assert await port.get_modem_pins() == theirs.ModemPins()
+            await port.write(b"still")
+            assert far.received() == b"still"
+
+
+class Lost(asyncio.Protocol):
+    """A protocol that notes how its connection ended."""
+
+    def __init__(self) -> None:
+        self.log: list[object] = []
+
+    def connection_made(self, _: asyncio.BaseTransport) -> None:
+        self.log.append("made")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.log.append(exc)
+
+
+async def test_a_stalled_close_is_given_up_when_its_time_is_over() -> None:
+    """What could not be sent is lost, and the protocol is told that it was closed here."""
+    with serial_line() as far, anyio.fail_after(20):
+        transport, lost = await serialx.create_serial_connection(loop(), Lost, far.path, 115200, close_timeout=0.01)
+        transport.write(BIG)
+        transport.close()
+        assert transport.get_write_buffer_size()
+        await transport.wait_closed()
+        assert lost.log == ["made", None]
+        assert transport.get_write_buffer_size() == 0
+        transport.write(b"too late")
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_transport_that_is_closed_before_it_is_open_stays_closed(end: str, when: str) -> None:
+    """Whoever waits for that is told, and the protocol is told nothing."""
+    with serial_line() as far, anyio.fail_after(20):
+        lost = Lost()
+        transport = serialx.SerialTransport(loop(), lost)
+        assert not transport.is_closing()
+        if when == "before":
+            getattr(transport, end)()
+            await transport.wait_closed()
+        connecting = asyncio.create_task(transport.connect(path=far.path, baudrate=9600))
+        await anyio.lowlevel.checkpoint()
+        getattr(transport, end)()
+        await transport.wait_closed()
+        await connecting
+        assert transport.is_closing()
+        assert lost.log == []
+
+
+async def test_a_connect_that_fails_leaves_a_closed_transport() -> None:
+    """It cannot be connected a second time, and nobody waits for ever."""
+    lost = Lost()
+    transport = serialx.SerialTransport(loop(), lost)
+    with pytest.raises(RuntimeError, match="neither"):
+        await transport.wait_closed()
+    with pytest.raises(OSError, match="no such port"):
+        await transport.connect(path="/dev/there is none")
+    await transport.wait_closed()
+    assert transport.is_closing()
+    with pytest.raises(RuntimeError, match="already"):
+        await transport.connect(path="/dev/there is none")
+    assert lost.log == []
+
+
+async def test_an_owner_takes_a_drop_in_along() -> None:
+    """As every option of ours, `owner` can be given through theirs."""
+    owner = Revokable("owner")
+    with serial_line() as far, anyio.fail_after(20):
+        for create in serialx.create_serial_connection, serial_asyncio.create_serial_connection:
+            transport, lost = await create(loop(), Lost, far.path, 9600, owner=owner)
+            await transport.handle.revoke("taken")
+            await transport.wait_closed()
+            assert isinstance(lost.log[-1], SerialRevokedError)
