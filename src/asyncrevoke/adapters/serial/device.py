@@ -12,7 +12,6 @@ import fcntl
 import logging
 import math
 import os
-import select
 import struct
 import termios
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -211,10 +210,7 @@ class SerialDevice(Resource):
                     self._port = await BACKENDS[self._options.backend](self.url, node, settings)
                     node.release = self._release
                     self._exclude(termios.TIOCEXCL)
-                    # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
-                    epoll = select.epoll()
-                    epoll.register(self._port.fileno(), 0)
-                    self._watch = Watch(epoll, self._hung_up)
+                    self._watch = Watch(self._port, self._hung_up, events=0, closes=False)
                 self._node = node
         except RevokedError as error:
             raise SerialRevokedError.of(error) from None
