@@ -12,10 +12,9 @@ import fcntl
 import logging
 import math
 import os
-import struct
 import termios
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any, Literal, Self, TypeVar, Unpack
 
@@ -38,6 +37,7 @@ from asyncrevoke.lowlevel import (
     os_errors,
 )
 
+from .lines import AtOpen, ModemLines, integer, modem_lines, set_modem_lines
 from .port import GONE, Backend, Port, SerialException, explained, explaining, open_descriptor
 from .transports import open_pyserial_asyncio, open_serialx
 
@@ -68,18 +68,6 @@ class SerialRevokedError(RevokedError, SerialException):
         return new
 
 
-@dataclass(frozen=True, slots=True)
-class ModemLines:
-    """The state of the lines: what the far end sets, and what we set (ioctl_tty(2), TIOCMGET)."""
-
-    cts: bool
-    dsr: bool
-    ri: bool
-    cd: bool
-    rts: bool
-    dtr: bool
-
-
 def open_serial(
     url: str | os.PathLike[str],
     baudrate: int = 9600,
@@ -91,6 +79,10 @@ def open_serial(
     rtscts: bool = False,
     dsrdtr: bool = False,
     exclusive: bool = True,
+    dtr: bool | None = None,
+    rts: bool | None = None,
+    hangup_on_close: bool | None = None,
+    low_latency: bool = False,
     backend: BackendName = "descriptor",
     fan_out: bool = False,
     backlog: int = 65536,
@@ -113,6 +105,11 @@ def open_serial(
         but not with serialx
     :param baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr: as pyserial's
     :param exclusive: keep others out: programs that lock it, too (flock), and all without CAP_SYS_ADMIN (TIOCEXCL)
+    :param dtr, rts: how these lines are from the opening on. They are set together, before the line settings. Linux itself
+        raises both in open(2), so a low one is high for a moment. None: they stay as Linux makes them. Where there are no
+        lines, as on a pty, False is taken, and True is an error
+    :param hangup_on_close: whether the last close lowers both (HUPCL). None: as it is
+    :param low_latency: have the driver hand over at once what comes (ASYNC_LOW_LATENCY). False: as it is
     :param backend: who waits: "descriptor" is ours; "pyserial-asyncio" and "serialx" are transports of those libraries, for
         asyncio alone
     :param fan_out: each stream gets a copy of all that comes. Else one task may read at a time. What a stream has not
@@ -133,7 +130,8 @@ def open_serial(
     Cancellation: what is opened too late is closed by the thread that opens it.
     """
     line = (baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr, exclusive)
-    options = _Options(os.fspath(url), *line, backend, backlog if fan_out else None, history, close_timeout)
+    at_open = AtOpen(dtr, rts, hangup_on_close, low_latency)
+    options = _Options(os.fspath(url), *line, at_open, backend, backlog if fan_out else None, history, close_timeout)
     return SerialDevice(options, owner, name or options.url, answers)
 
 
@@ -150,6 +148,7 @@ class _Options:
     rtscts: bool
     dsrdtr: bool
     exclusive: bool
+    at_open: AtOpen
     backend: BackendName
     backlog: int | None
     history: int
@@ -207,7 +206,7 @@ class SerialDevice(Resource):
             async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
                 settings = self._options.settings()
                 with explaining(self.url, settings):
-                    self._port = await BACKENDS[self._options.backend](self.url, node, settings)
+                    self._port = await BACKENDS[self._options.backend](self.url, node, settings, self._options.at_open)
                     node.release = self._release
                     self._exclude(termios.TIOCEXCL)
                     self._watch = Watch(self._port, self._hung_up, events=0, closes=False)
@@ -356,11 +355,11 @@ class SerialStream(SharedStream):
 
     async def modem_lines(self) -> ModemLines:
         """Read the lines."""
-        return await self._guarded(lambda: self._device._request(_modem_lines))
+        return await self._guarded(lambda: self._device._request(modem_lines))
 
     async def set_modem_lines(self, *, rts: bool | None = None, dtr: bool | None = None) -> None:
         """Set those that are given."""
-        await self._guarded(lambda: self._device._request(lambda fd: _set_modem_lines(fd, rts=rts, dtr=dtr)))
+        await self._guarded(lambda: self._device._request(lambda fd: set_modem_lines(fd, rts=rts, dtr=dtr)))
 
     async def set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, for all streams.
@@ -445,23 +444,4 @@ def _check_baudrate(port: str, baudrate: int) -> None:
 
 def _queued(fd: int) -> int:
     """The bytes that the driver was given and has not sent."""
-    return _integer(fd, termios.TIOCOUTQ)
-
-
-def _modem_lines(fd: int) -> ModemLines:
-    bits = _integer(fd, termios.TIOCMGET)
-    return ModemLines(
-        **{line.name: bool(bits & getattr(termios, f"TIOCM_{line.name.upper()}")) for line in fields(ModemLines)}
-    )
-
-
-def _set_modem_lines(fd: int, *, rts: bool | None, dtr: bool | None) -> None:
-    for bit, state in (termios.TIOCM_RTS, rts), (termios.TIOCM_DTR, dtr):
-        if state is not None:
-            fcntl.ioctl(fd, termios.TIOCMBIS if state else termios.TIOCMBIC, struct.pack("I", bit))
-
-
-def _integer(fd: int, request: int) -> int:
-    number: int
-    (number,) = struct.unpack("I", fcntl.ioctl(fd, request, bytes(4)))
-    return number
+    return integer(fd, termios.TIOCOUTQ)

@@ -6,14 +6,18 @@ so both are done in threads. What is known of the libraries' faults is fenced of
 
 import contextlib
 import errno
+import fcntl
 import functools
 import importlib
 import io
+import os
 import termios
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncrevoke.lowlevel import Fd, OffLoop, Revokable, close_off_loop, off_loop
+
+from .lines import AtOpen
 
 if TYPE_CHECKING:
     from serial import SerialException as SerialException  # noqa: PLC0414  # which is handed on
@@ -54,15 +58,15 @@ class Port(Protocol):
 
 
 #: Opens a port, and has its node release it as soon as there is something to release.
-Backend = Callable[[str, Revokable, dict[str, Any]], Awaitable[Port]]
+Backend = Callable[[str, Revokable, dict[str, Any], AtOpen], Awaitable[Port]]
 
 
-async def open_descriptor(url: str, node: Revokable, settings: dict[str, Any]) -> Port:
+async def open_descriptor(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Port:
     """Our own waits, on the descriptor of pyserial's `Serial`, which knows the settings."""
-    return _DescriptorPort(await open_pyserial(url, node, settings), node)
+    return _DescriptorPort(await open_pyserial(url, node, settings, at_open), node)
 
 
-async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any]) -> Any:
+async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Any:
     """A `Serial`, opened in a thread. Its reads and writes, which are its transport's, do not wait."""
     serial = imported("serial", "serial")
 
@@ -70,12 +74,15 @@ async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any]) -> 
         # The last option sets VMIN to 1: with 0, a read that finds no data gives the end of data, as a hang-up does.
         options = {"timeout": 0, "write_timeout": 0, "inter_byte_timeout": 0, "do_not_open": True, **settings}
         port = serial.serial_for_url(url, **options)
+        if "://" not in url:
+            _open_path(port, at_open)
+            return port
         if url.startswith("socket://"):
             port.reset_input_buffer = lambda: None  # by which pyserial's open() throws away what the far end has sent
         try:
             port.open()
             vars(port).pop("reset_input_buffer", None)
-            port.fileno()
+            at_open.apply(port.fileno())
         except BaseException:
             port.close()
             raise
@@ -84,6 +91,29 @@ async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any]) -> 
     port = await off_loop(open_url, late=lambda port: port.close())
     node.release = functools.partial(close_off_loop, port.close)
     return port
+
+
+def _open_path(port: Any, at_open: AtOpen) -> None:
+    """Open what pyserial's `open` would, without the pipes that end its own waits, four descriptors."""
+    fd = os.open(port.port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    try:
+        if port.exclusive:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before anything is changed
+        at_open.apply(fd)
+        port.fd, port.is_open = fd, True
+        port.baudrate = port.baudrate  # makes all settings
+        termios.tcflush(fd, termios.TCIFLUSH)
+    except BaseException:
+        port.is_open = False
+        os.close(fd)
+        raise
+    port.close = functools.partial(_close, port)
+
+
+def _close(port: Any) -> None:
+    if port.is_open:
+        port.is_open = False
+        os.close(port.fd)
 
 
 @contextlib.contextmanager

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 
-from asyncrevoke.lowlevel import OffLoop, Revokable, close_off_loop
+from asyncrevoke.lowlevel import OffLoop, Revokable, close_off_loop, off_loop
 
+from .lines import AtOpen
 from .port import Port, imported, open_pyserial
 
 _BACKLOG = 65536  # bytes of a transport's that nobody has read, before it is stopped
 
 
-async def open_pyserial_asyncio(url: str, node: Revokable, settings: dict[str, Any]) -> Port:
+async def open_pyserial_asyncio(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Port:
     """A transport of pyserial-asyncio."""
     serial_asyncio = imported("serial_asyncio", "serial")
     loop = _asyncio_loop("pyserial-asyncio")
-    serial = await open_pyserial(url, node, settings)
+    serial = await open_pyserial(url, node, settings, at_open)
     close = serial.close
     # Its transport does both in the loop, even when it aborts: as long as a stalled line is stalled.
     serial.flush = serial.close = lambda: None
@@ -34,11 +36,13 @@ async def open_pyserial_asyncio(url: str, node: Revokable, settings: dict[str, A
     return port.opened(serial.fileno(), functools.partial(setattr, serial, "baudrate"), close)
 
 
-async def open_serialx(url: str, node: Revokable, settings: dict[str, Any]) -> Port:
+async def open_serialx(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Port:
     """A transport of serialx, which opens in a thread itself."""
     serialx = imported("serialx", "serialx")
     loop = _asyncio_loop("serialx")
     settings = {"byte_size" if option == "bytesize" else option: value for option, value in settings.items()}
+    if at_open.hangup_on_close is False:  # or each change of the rate would undo it
+        settings |= dict.fromkeys(("dtr_on_close", "rts_on_close"), serialx.PinState.UNDEFINED)
     port = _TransportPort(loop)
     try:
         transport, _ = await serialx.create_serial_connection(loop, lambda: port, url, **settings)
@@ -53,6 +57,7 @@ async def open_serialx(url: str, node: Revokable, settings: dict[str, Any]) -> P
         transport.abort()
         raise
     node.release = functools.partial(close_off_loop, close)
+    await off_loop(functools.partial(at_open.apply, serial.fileno()), patience=math.inf)
     return port.opened(serial.fileno(), lambda rate: serial.reconfigure_port(baudrate=rate), close)
 
 
