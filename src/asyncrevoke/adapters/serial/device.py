@@ -12,6 +12,7 @@ import fcntl
 import logging
 import math
 import os
+import select
 import termios
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ from asyncrevoke.lowlevel import (
     os_errors,
 )
 
-from .lines import AtOpen, ModemLines, integer, modem_lines, set_modem_lines
+from . import network
+from .lines import AtOpen, ModemLines, drain, integer, modem_lines, set_modem_lines
 from .port import GONE, Backend, Port, SerialException, explained, explaining, open_descriptor
 from .transports import open_pyserial_asyncio, open_serialx
 
@@ -158,6 +160,8 @@ class _Options:
         if self.backend not in BACKENDS:
             raise ValueError(f"backend is {self.backend!r}: give one of {', '.join(map(repr, BACKENDS))}")
         _check_baudrate(self.url, self.baudrate)
+        if self.url.startswith(network.SCHEMES):
+            network.address(self.url)
         if not self.close_timeout > 0:
             raise ValueError(f"close_timeout is {self.close_timeout!r}: give seconds, more than 0")
         for option, known in _KNOWN.items():
@@ -209,7 +213,9 @@ class SerialDevice(Resource):
                     self._port = await BACKENDS[self._options.backend](self.url, node, settings, self._options.at_open)
                     node.release = self._release
                     self._exclude(termios.TIOCEXCL)
-                    self._watch = Watch(self._port, self._hung_up, events=0, closes=False)
+                    # Once for each event: what a far end has sent before it closed stays there to be received.
+                    events = select.EPOLLRDHUP | select.EPOLLET
+                    self._watch = Watch(self._port, self._stirred, events=events, closes=False)
                 self._node = node
         except RevokedError as error:
             raise SerialRevokedError.of(error) from None
@@ -258,10 +264,10 @@ class SerialDevice(Resource):
     def __repr__(self) -> str:
         return f"<SerialDevice {self.url!r} {'not open' if self._node is None else f'of {self._node!r}'}>"
 
-    def _hung_up(self) -> None:
-        assert self._watch is not None
-        self._watch.close()
-        self.node.revoke("unplugged: the kernel has hung it up")
+    def _stirred(self) -> None:
+        why = self._opened[1].why_over()
+        if why is not None:
+            self.node.revoke(f"unplugged: {why}")
 
     async def _receive(self, max_bytes: int) -> bytes:
         return await self._attempt(lambda: self._opened[1].receive(max_bytes))
@@ -277,7 +283,7 @@ class SerialDevice(Resource):
         try:
             return await operation()
         except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
-            why: object = exc.__cause__ or "end of data"
+            why: object = exc.__cause__ or self._opened[1].why_over() or "end of data"
         except OSError as exc:
             error = explained(self._name, exc)
             if error.errno not in GONE:
@@ -402,7 +408,7 @@ class SerialStream(SharedStream):
             async with self.shared.turn_to_write:  # or another stream's data could stall the tcdrain
                 if await self._device._request(_queued):
                     return False
-                await self._device._request(termios.tcdrain)
+                await self._device._request(drain)
                 await self._device._request(_queued)
                 return True
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import os
 import struct
 import termios
 from collections.abc import Iterator
@@ -46,6 +47,11 @@ def integer(fd: int, request: int) -> int:
     number: int
     (number,) = struct.unpack("I", fcntl.ioctl(fd, request, bytes(4)))
     return number
+
+
+def drain(fd: int) -> None:
+    if os.isatty(fd):  # else there is no driver, or it is hung up
+        termios.tcdrain(fd)
 
 
 @dataclass(frozen=True, slots=True)

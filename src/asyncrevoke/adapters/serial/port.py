@@ -11,12 +11,15 @@ import functools
 import importlib
 import io
 import os
+import select
+import socket
 import termios
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncrevoke.lowlevel import Fd, OffLoop, Revokable, close_off_loop, off_loop
 
+from . import network
 from .lines import AtOpen
 
 if TYPE_CHECKING:
@@ -46,6 +49,9 @@ class Port(Protocol):
 
     async def send_some(self, item: memoryview, /) -> int:
         """Send at least one byte, and return how many were taken."""
+
+    def why_over(self) -> object:
+        """Why it is over, or None: it is not, or what has come is not received yet."""
 
     def discard(self) -> None:
         """Throw away what the driver has handed over and nobody received."""
@@ -77,11 +83,11 @@ async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any], at_
         if "://" not in url:
             _open_path(port, at_open)
             return port
-        if url.startswith("socket://"):
-            port.reset_input_buffer = lambda: None  # by which pyserial's open() throws away what the far end has sent
         try:
-            port.open()
-            vars(port).pop("reset_input_buffer", None)
+            if url.startswith("socket://"):
+                _connect(port)
+            else:
+                port.open()
             at_open.apply(port.fileno())
         except BaseException:
             port.close()
@@ -107,13 +113,36 @@ def _open_path(port: Any, at_open: AtOpen) -> None:
         port.is_open = False
         os.close(fd)
         raise
-    port.close = functools.partial(_close, port)
+    port.close = functools.partial(_close, port, lambda: os.close(fd))
 
 
-def _close(port: Any) -> None:
+def _connect(port: Any) -> None:
+    """Open what pyserial's `open` would, but keep what the far end has sent already, and notice when it is gone."""
+    port.logger, port._socket, port.is_open = None, network.connect(port.port), True
+    port.close = functools.partial(_close, port, functools.partial(network.disconnect, port._socket))
+
+
+def _close(port: Any, close: Callable[[], object]) -> None:
     if port.is_open:
         port.is_open = False
-        os.close(port.fd)
+        close()
+
+
+def why_over(fd: int, *, unread: bool = False) -> object:
+    """Why the port is over, or None: it is not, or what a far end of a connection has sent is not received yet.
+
+    :param unread: some of that has been taken from the descriptor
+    """
+    try:
+        connection = socket.socket(fileno=fd)
+    except OSError:
+        poll = select.poll()
+        poll.register(fd, 0)  # which tells of hang-ups and errors unasked
+        return "the kernel has hung it up" if poll.poll(0) else None
+    try:
+        return None if unread else network.why_over(connection)
+    finally:
+        connection.detach()
 
 
 @contextlib.contextmanager
@@ -187,6 +216,9 @@ class _DescriptorPort:
 
     async def send_some(self, item: memoryview) -> int:
         return await self._fd.write_some(item)
+
+    def why_over(self) -> object:
+        return why_over(self._fd.number)
 
     def discard(self) -> None:
         """Nothing is: it is read when it is asked for."""

@@ -15,7 +15,7 @@ import anyio
 from asyncrevoke.lowlevel import OffLoop, Revokable, close_off_loop, off_loop
 
 from .lines import AtOpen
-from .port import Port, imported, open_pyserial
+from .port import Port, imported, open_pyserial, why_over
 
 _BACKLOG = 65536  # bytes of a transport's that nobody has read, before it is stopped
 
@@ -159,7 +159,8 @@ class _TransportPort(asyncio.Protocol):
     def _failed(self, exc: BaseException | None, _: str = "") -> None:
         """In place of a transport's own, which tells the loop's error handler, too: an unplug is no case for that."""
         self._why = exc
-        self._transport.abort()
+        if not self._transport.is_closing():
+            self._transport.abort()
 
     def _change(self) -> None:
         changed, self._changed = self._changed, anyio.Event()
@@ -177,7 +178,9 @@ class _TransportPort(asyncio.Protocol):
                 if not self._reading:
                     self._reading = True
                     self._transport.resume_reading()
-                await self._changed.wait()
+                changed = self._changed
+                self._read_ready()  # uvloop gives up a descriptor that has an error, and tells nobody
+                await changed.wait()
         data = bytes(self._unread[:max_bytes])
         del self._unread[:max_bytes]
         return data
@@ -201,6 +204,10 @@ class _TransportPort(asyncio.Protocol):
     def _check(self) -> None:
         if self._lost:
             raise anyio.BrokenResourceError(f"{self._why or 'closed'}") from self._why
+
+    def why_over(self) -> object:
+        unread = bool(self._unread)
+        return (not unread and self._why) or why_over(self._fd, unread=unread)
 
     def discard(self) -> None:
         self._unread.clear()
