@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import math
 import os
 import pathlib
 import pickle
@@ -27,6 +28,7 @@ import serialx.platforms.serial_posix
 
 from asyncrevoke import Name, Revokable, RevokedError, SerialDevice, SerialStream, answers, open_serial, testing
 from asyncrevoke.adapters.serial import ModemLines, SerialRevokedError
+from asyncrevoke.lowlevel import Deadline
 from calls import Call, awake, parked, start
 from conftest import BACKENDS, settle
 from ports import FarEnd, as_root, may_hang_up, serial_line
@@ -765,6 +767,37 @@ async def test_a_real_port_has_the_lines_that_were_asked_for(backend: str, wish:
         assert bool(termios.tcgetattr(device.fileno())[2] & termios.HUPCL) == wish
 
 
+@everywhere
+async def test_a_port_from_which_nothing_comes_is_taken_away_if_a_limit_was_set(backend: str) -> None:
+    """The reason says for how long it was silent."""
+    async with port(backend, idle_limit=0.01) as (device, _):
+        await until(lambda: device.node.released)
+        assert device.node.reason == "nothing has come for 0.01 s"
+
+
+@everywhere
+@pytest.mark.parametrize("reading", [False, True])
+async def test_what_comes_puts_the_limit_off(backend: str, reading: bool, monkeypatch: Patch) -> None:
+    """Whether anybody reads it or not; what is sent does not."""
+    put_off: list[Deadline] = []
+    monkeypatch.setattr(Deadline, "put_off", lambda deadline: put_off.append(deadline))  # noqa: PLW0108  # a method
+    monkeypatch.setattr(Deadline, "_put_off_at", math.inf)
+    async with port(backend, idle_limit=3600) as (device, end), anyio.create_task_group() as group:
+        stream = device.open()
+        for _ in range(3):
+            call = start(group, stream.receive) if reading else None
+            await settle()
+            put_off.clear()
+            end.send(b"x")
+            await (call.done.wait() if call else until(lambda: put_off))
+            await settle()
+            assert put_off
+            put_off.clear()
+            await stream.send(b"y")
+            await settle()
+            assert not put_off
+
+
 # -- bad input --
 
 
@@ -858,7 +891,9 @@ async def test_the_path_may_be_a_path_object() -> None:
             assert device.url == device.node.path == end.path
 
 
-@pytest.mark.parametrize("options", [{"backend": "ours"}, {"close_timeout": 0}, {"fan_out": True, "backlog": 0}])
+@pytest.mark.parametrize(
+    "options", [{"backend": "ours"}, {"close_timeout": 0}, {"idle_limit": 0}, {"fan_out": True, "backlog": 0}]
+)
 def test_options_that_make_no_sense_are_refused_at_once(options: dict[str, Any]) -> None:
     """A ValueError that says what was given."""
     with pytest.raises(ValueError, match=str(list(options.values())[-1])):

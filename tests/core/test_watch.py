@@ -14,6 +14,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Watch
+from asyncrevoke.lowlevel import Deadline
 from conftest import settle
 
 pytestmark = pytest.mark.anyio
@@ -295,3 +296,68 @@ def test_without_a_loop_the_file_stays_the_callers() -> None:
         Watch(end, lambda: None)
     assert end.closes == 0
     end.close()
+
+
+# -- deadlines --
+
+
+class Clock:
+    """Time that passes only when a test says so, and who sleeps until when."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.asked: list[float] = []
+        self._wake = anyio.Event()
+        patch.setattr(anyio, "current_time", lambda: self.now)
+        patch.setattr(anyio, "sleep", self._sleep)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.asked.append(seconds)
+        await self._wake.wait()
+
+    async def ring(self, now: float) -> None:
+        self.now = now
+        wake, self._wake = self._wake, anyio.Event()
+        wake.set()
+        await settle()
+
+
+async def test_a_deadline_that_is_put_off_is_waited_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its seconds are counted from the last time, and it calls once."""
+    clock, calls = Clock(monkeypatch), []
+    deadline = Deadline(10, lambda: calls.append(clock.now))
+    await settle()
+    clock.now = 6
+    deadline.put_off()
+    await clock.ring(10)
+    assert (clock.asked, calls) == ([10, 6], [])
+    await clock.ring(16)
+    await clock.ring(99)
+    assert (clock.asked, calls) == ([10, 6], [16])
+
+
+@pytest.mark.parametrize("turns", [0, 12])
+async def test_a_deadline_that_is_closed_does_not_call(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before its first step; and no task is left."""
+    before = held()
+    clock, calls = Clock(monkeypatch), []
+    deadline = Deadline(10, lambda: calls.append(clock.now))
+    await settle(turns)
+    deadline.close()
+    deadline.close()
+    await clock.ring(99)
+    assert calls == []
+    assert held() == before
+
+
+async def test_what_a_deadline_calls_may_fail(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody awaits it: that is in the log."""
+    Deadline(0, lambda: 1 / 0)
+    await settle()
+    assert ["ZeroDivisionError" in record.message for record in caplog.records] == [True]
+
+
+def test_a_deadline_needs_a_loop() -> None:
+    """Else nobody would look at the time."""
+    with pytest.raises(RuntimeError, match="needs a running event loop"):
+        Deadline(1, lambda: None)

@@ -1,4 +1,4 @@
-"""What happens to a thing while nobody uses it: descriptors watched in the background."""
+"""What happens to a thing while nobody uses it: descriptors watched in the background, and time that runs out."""
 
 import contextlib
 import logging
@@ -118,3 +118,42 @@ class Watched:
         for watch in list(self._watches.values()):
             watch._end()
         self._epoll.close()
+
+
+class Deadline:
+    """Has `call()` run in the loop once that many seconds have passed since it was last put off. It is nobody's operation.
+
+    :param call: what it raises is logged
+    :raises RuntimeError: without a running event loop
+    """
+
+    __slots__ = ("_home", "_put_off_at", "_scope")
+
+    def __init__(self, seconds: float, call: Callable[[], object]) -> None:
+        home = loop.current()
+        if home is None:
+            raise RuntimeError("a deadline needs a running event loop")
+        self._home = home
+        self._scope = anyio.CancelScope()
+        self.put_off()
+
+        async def run() -> None:
+            with self._scope:
+                while (left := self._put_off_at + seconds - anyio.current_time()) > 0:  # noqa: ASYNC110  # an event for each put-off would wake it each time
+                    await anyio.sleep(left)
+                if not self._scope.cancel_called:  # as it may be though the time was over before
+                    call()
+
+        def ended(exc: BaseException | None) -> None:
+            if isinstance(exc, Exception):
+                logger.error("a deadline failed: %r", exc, exc_info=exc)
+
+        home.spawn(run, ended, f"deadline of {call!r}")
+
+    def put_off(self) -> None:
+        """Begin to wait anew."""
+        self._put_off_at = anyio.current_time()
+
+    def close(self) -> None:
+        """Call no more, from now on. Twice does no harm."""
+        self._home.call(self._scope.cancel)

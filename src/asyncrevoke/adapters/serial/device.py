@@ -26,6 +26,7 @@ from anyio.streams.file import FileStreamAttribute
 
 from asyncrevoke.answers import Answers
 from asyncrevoke.lowlevel import (
+    Deadline,
     OffLoop,
     Resource,
     Revokable,
@@ -90,6 +91,7 @@ def open_serial(
     backlog: int = 65536,
     history: int = 0,
     close_timeout: float = 40.0,
+    idle_limit: float | None = None,
     owner: Revokable | None = None,
     name: str = "",
     answers: Answers | EllipsisType = ...,
@@ -120,6 +122,7 @@ def open_serial(
         a device sends on, and what the driver has no room for is lost to all
     :param history: with `fan_out`, bytes of what came last that are kept for streams opened with `replay`
     :param close_timeout: seconds to wait for the kernel to close it; a stalled line takes it 31
+    :param idle_limit: seconds after which it is taken away if nothing has come, whether anybody reads or not. None: never
     :param owner: what the device is opened on; a `Name` gives it a generation
     :param name: for errors and reports; left out: the url
     :param answers: a profile of `asyncrevoke.answers` for its streams. Left out: as the owner's
@@ -133,7 +136,9 @@ def open_serial(
     """
     line = (baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr, exclusive)
     at_open = AtOpen(dtr, rts, hangup_on_close, low_latency)
-    options = _Options(os.fspath(url), *line, at_open, backend, backlog if fan_out else None, history, close_timeout)
+    options = _Options(
+        os.fspath(url), *line, at_open, backend, backlog if fan_out else None, history, close_timeout, idle_limit
+    )
     return SerialDevice(options, owner, name or options.url, answers)
 
 
@@ -155,6 +160,7 @@ class _Options:
     backlog: int | None
     history: int
     close_timeout: float
+    idle_limit: float | None
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -162,8 +168,9 @@ class _Options:
         _check_baudrate(self.url, self.baudrate)
         if self.url.startswith(network.SCHEMES):
             network.address(self.url)
-        if not self.close_timeout > 0:
-            raise ValueError(f"close_timeout is {self.close_timeout!r}: give seconds, more than 0")
+        for option in "close_timeout", "idle_limit":
+            if (seconds := getattr(self, option)) is not None and not seconds > 0:
+                raise ValueError(f"{option} is {seconds!r}: give seconds, more than 0")
         for option, known in _KNOWN.items():
             if (given := getattr(self, option)) not in known:
                 raise ValueError(f"{self.url!r}: {option} is {given!r}: give one of {', '.join(map(repr, known))}")
@@ -215,6 +222,9 @@ class SerialDevice(Resource):
                     self._exclude(termios.TIOCEXCL)
                     # Once for each event: what a far end has sent before it closed stays there to be received.
                     events = select.EPOLLRDHUP | select.EPOLLET
+                    if self._options.idle_limit is not None:
+                        events |= select.EPOLLIN
+                        self._port.deadline = Deadline(self._options.idle_limit, self._idle)
                     self._watch = Watch(self._port, self._stirred, events=events, closes=False)
                 self._node = node
         except RevokedError as error:
@@ -265,9 +275,15 @@ class SerialDevice(Resource):
         return f"<SerialDevice {self.url!r} {'not open' if self._node is None else f'of {self._node!r}'}>"
 
     def _stirred(self) -> None:
-        why = self._opened[1].why_over()
+        port = self._opened[1]
+        why = port.why_over()
         if why is not None:
             self.node.revoke(f"unplugged: {why}")
+        elif port.deadline is not None:
+            port.deadline.put_off()
+
+    def _idle(self) -> None:
+        self.node.revoke(f"nothing has come for {self._options.idle_limit:g} s")
 
     async def _receive(self, max_bytes: int) -> bytes:
         return await self._attempt(lambda: self._opened[1].receive(max_bytes))
@@ -321,8 +337,9 @@ class SerialDevice(Resource):
 
     def _release(self) -> Awaitable[None] | None:
         assert self._port is not None
-        if self._watch is not None:
-            self._watch.close()
+        for background in self._watch, self._port.deadline:
+            if background is not None:
+                background.close()
         self._exclude(termios.TIOCNXCL)  # or it lasts as long as any other program has the port open
         closing = self._port.close()
         return None if closing is None else self._closed(closing)

@@ -17,7 +17,7 @@ import termios
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from asyncrevoke.lowlevel import Fd, OffLoop, Revokable, close_off_loop, off_loop
+from asyncrevoke.lowlevel import Deadline, Fd, OffLoop, Revokable, close_off_loop, off_loop
 
 from . import network
 from .lines import AtOpen
@@ -35,7 +35,12 @@ GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EPERM))
 
 
 class Port(Protocol):
-    """An open port. One task reads at a time, and one writes."""
+    """An open port. One task reads at a time, and one writes.
+
+    :ivar deadline: put off by whatever takes from the descriptor what has come: the watch may find nothing there then
+    """
+
+    deadline: Deadline | None
 
     @property
     def serial(self) -> Any:
@@ -204,6 +209,8 @@ def imported(module: str, extra: str) -> Any:
 
 
 class _DescriptorPort:
+    deadline: Deadline | None = None
+
     def __init__(self, serial: Any, node: Revokable) -> None:
         self.serial = serial
         self._fd = Fd(serial.fileno(), node, lambda _: None, shared=True)  # `close` closes it
@@ -212,7 +219,10 @@ class _DescriptorPort:
         return self._fd.number
 
     async def receive(self, max_bytes: int) -> bytes:
-        return await self._fd.read(max_bytes)
+        data = await self._fd.read(max_bytes)
+        if self.deadline is not None:
+            self.deadline.put_off()
+        return data
 
     async def send_some(self, item: memoryview) -> int:
         return await self._fd.write_some(item)

@@ -12,7 +12,7 @@ from typing import Any
 
 import anyio
 
-from asyncrevoke.lowlevel import OffLoop, Revokable, close_off_loop, off_loop
+from asyncrevoke.lowlevel import Deadline, OffLoop, Revokable, close_off_loop, off_loop
 
 from .lines import AtOpen
 from .port import Port, imported, open_pyserial, why_over
@@ -88,6 +88,8 @@ def _asyncio_loop(backend: str) -> asyncio.AbstractEventLoop:
 class _TransportPort(asyncio.Protocol):
     """The port behind an asyncio transport. It stores no exception and shares no future, which could be poisoned."""
 
+    deadline: Deadline | None = None
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._transport: Any = None
@@ -124,6 +126,8 @@ class _TransportPort(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._unread += data
+        if self.deadline is not None:
+            self.deadline.put_off()
         if self._reading and len(self._unread) > _BACKLOG:
             self._reading = False
             self._transport.pause_reading()
