@@ -2,17 +2,22 @@
 
 import contextlib
 import ctypes
+import errno
+import functools
 import logging
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+import serial
+import serial.rfc2217
 
-from asyncrevoke import SerialDevice, open_serial, serial_device
+from asyncrevoke import SerialDevice, open_serial, serial_device, testing
 from asyncrevoke.adapters.serial import SerialRevokedError, network
 from calls import awake, parked, start
 from conftest import BACKENDS, settle
@@ -215,3 +220,184 @@ async def when(true: Callable[[], object], call: Callable[[], object]) -> None:
     while not true():
         await anyio.lowlevel.checkpoint()
     call()
+
+
+# -- RFC 2217 --
+
+
+class Server:
+    """pyserial's own server, for one client, before a port whose lines are looped back: RTS to CTS, DTR to DSR.
+
+    :ivar port: as the client has set it
+    :ivar came: all data that it was sent, which goes back
+    """
+
+    def __init__(self, listening: socket.socket) -> None:
+        self.port: Any = serial.serial_for_url("loop://", timeout=0)
+        self.came = bytearray()
+        self._listening = listening
+        self._begun = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        self._far, _ = self._listening.accept()
+        manager = serial.rfc2217.PortManager(self.port, self)  # type: ignore[arg-type]  # anything that writes
+        self._begun.set()
+        with contextlib.suppress(OSError):
+            while data := self._far.recv(65536):
+                come = b"".join(manager.filter(data))
+                self.came += come
+                if come:
+                    self.write(b"".join(manager.escape(come)))
+
+    def write(self, data: bytes) -> None:
+        self._far.sendall(data)
+
+    def shut(self) -> None:
+        self._begun.wait(10)
+        with contextlib.suppress(OSError):
+            self._far.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.shut()
+        self._thread.join(10)
+        self._far.close()
+        self.port.close()
+
+
+@contextlib.asynccontextmanager
+async def remote(**options: Any) -> AsyncIterator[tuple[SerialDevice, Server]]:
+    """A port behind a server of RFC 2217, and the server."""
+    with server() as (place, listening), contextlib.closing(Server(listening)) as far, anyio.fail_after(30):
+        async with awake(), open_serial(f"rfc2217://{place}", **options) as device:
+            yield device, far
+
+
+async def test_a_remote_port_is_used_as_a_local_one() -> None:
+    """Whatever the bytes are, in pieces of whatever size; on trio, too."""
+    data = bytes(range(256)) * 400
+    async with remote() as (device, far), device.open() as stream, anyio.create_task_group() as group:
+        start(group, stream.send, data)
+        got = b""
+        while len(got) < len(data):
+            got += await stream.receive(1000)
+    assert got == data
+    assert far.came == data
+
+
+async def test_a_remote_port_has_the_settings_and_lines_that_were_asked_for() -> None:
+    """From the opening on; None leaves a line as the server has it."""
+    async with remote(baudrate=19200, bytesize=7, parity="E", stopbits=2, rtscts=True, dtr=False, rts=False) as (
+        _,
+        far,
+    ):
+        port = far.port
+        assert (port.baudrate, port.bytesize, port.parity, port.stopbits) == (19200, 7, "E", 2)
+        assert (port.rtscts, port.dtr, port.rts) == (True, False, False)
+    async with remote() as (_, far):
+        assert (far.port.dtr, far.port.rts) == (True, True)
+
+
+@pytest.mark.parametrize("reading", [False, True])
+async def test_a_remote_ports_rate_can_be_changed(reading: bool) -> None:
+    """While somebody reads, and while nobody does; the server has done it then."""
+    async with remote() as (device, far), anyio.create_task_group() as group:
+        stream, other = device.open(), device.open()
+        if reading:
+            call = start(group, other.receive)
+            await parked(other.handle)
+        async with anyio.create_task_group() as both:
+            for _ in range(2):
+                both.start_soon(stream.set_baudrate, 57600)
+        assert far.port.baudrate == 57600
+        await stream.send(b"x")
+        if reading:
+            await call.done.wait()
+            assert call.outcome == b"x"
+        else:
+            assert await other.receive() == b"x"
+
+
+@pytest.mark.parametrize("reading", [False, True])
+async def test_the_end_of_a_remote_port_is_noticed(reading: bool) -> None:
+    """Though the server has told of its lines since, which nobody has read."""
+    async with remote() as (device, far), anyio.create_task_group() as group:
+        stream = device.open()
+        if reading:
+            call = start(group, stream.receive)
+            await parked(stream.handle)
+        far.write(b"\xff\xfa\x2c\x6b\x30\xff\xf0")  # NOTIFY-MODEMSTATE
+        far.shut()
+        assert await released(device) == "unplugged: closed by the far end"
+        if reading:
+            await call.done.wait()
+            assert isinstance(call.error, SerialRevokedError)
+
+
+async def test_what_a_remote_port_said_before_its_end_is_received_first() -> None:
+    """As from any connection."""
+    async with remote() as (device, far), device.open() as stream:
+        far.write(b"last words")
+        far.shut()
+        await settle(50)
+        assert not device.node.revoked
+        assert await stream.receive() == b"last words"
+        with pytest.raises(SerialRevokedError, match="closed by the far end"):
+            await stream.receive()
+
+
+@pytest.mark.parametrize("option", ["low_latency", "hangup_on_close"])
+async def test_what_a_server_cannot_do_is_an_error_that_says_what_to_leave_out(option: str) -> None:
+    """And the connection is closed."""
+    with (
+        server() as (place, listening),
+        contextlib.closing(Server(listening)),
+        pytest.raises(serial.SerialException, match=f"leave {option} out") as info,
+    ):
+        await open_serial(f"rfc2217://{place}", **{option: True})  # type: ignore[arg-type]
+    assert info.value.errno == errno.EOPNOTSUPP
+
+
+async def test_a_remote_port_is_kept_alive() -> None:
+    """As any connection."""
+    async with remote() as (device, _):
+        with socket.socket(fileno=device.fileno()) as connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+            connection.detach()
+
+
+async def test_a_remote_port_from_which_nothing_comes_is_taken_away_if_a_limit_was_set() -> None:
+    """As any other."""
+    async with remote(idle_limit=0.01) as (device, _):
+        assert await released(device) == "nothing has come for 0.01 s"
+
+
+async def test_a_server_that_speaks_something_else_is_an_error() -> None:
+    """It breaks off at once, as one that serves another client may."""
+    with server() as (place, listening):
+        thread = threading.Thread(target=lambda: reset(listening.accept()[0]))
+        thread.start()
+        with pytest.raises(serial.SerialException, match=f"rfc2217://{place}"):
+            await open_serial(f"rfc2217://{place}")
+        thread.join()
+
+
+async def test_a_remote_port_keeps_the_contract() -> None:
+    """It can be taken away as everything else can."""
+
+    @contextlib.asynccontextmanager
+    async def maker() -> AsyncIterator[testing.Subject]:
+        with server() as (place, listening), contextlib.closing(Server(listening)) as far:
+            async with open_serial(f"rfc2217://{place}") as device:
+                stream = device.open("s")
+                yield testing.Subject(
+                    stream.handle,
+                    stream.receive,
+                    quick=functools.partial(stream.send, b"x"),
+                    feed=lambda: far.write(b"hello"),
+                    close=stream.aclose,
+                    owner=device.node,
+                )
+
+    await testing.check_revokable(maker)

@@ -42,6 +42,7 @@ from asyncrevoke.lowlevel import (
 from . import network
 from .lines import AtOpen, ModemLines, drain, integer, modem_lines, set_modem_lines
 from .port import GONE, Backend, Port, SerialException, explained, explaining, open_descriptor
+from .rfc2217 import open_rfc2217
 from .transports import open_pyserial_asyncio, open_serialx
 
 logger = logging.getLogger("asyncrevoke")
@@ -105,8 +106,12 @@ def open_serial(
     are read anew each time. O_NONBLOCK is set again before each read and write, as a child that was given `fileno` may
     clear it.
 
-    :param url: the path of a device, or what else pyserial's `serial_for_url` takes that has a descriptor: socket://,
-        but not with serialx
+    Over the network, a far end that answers nothing, or takes nothing, is noticed within half a minute. What it sent before
+    it closed is received first. "closed by the far end" is the reason of an orderly end; a broken one has the kernel's words.
+
+    :param url: the path of a device, or ``rfc2217://host:port`` (needs ``asyncrevoke[serialx]``; `backend` says nothing
+        there, and of the requests only `SerialStream.set_baudrate` is known), or ``socket://host:port``, which has no
+        settings (not with serialx), or what else pyserial's `serial_for_url` takes that has a descriptor
     :param baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr: as pyserial's
     :param exclusive: keep others out: programs that lock it, too (flock), and all without CAP_SYS_ADMIN (TIOCEXCL)
     :param dtr, rts: how these lines are from the opening on. They are set together, before the line settings. Linux itself
@@ -175,6 +180,10 @@ class _Options:
             if (given := getattr(self, option)) not in known:
                 raise ValueError(f"{self.url!r}: {option} is {given!r}: give one of {', '.join(map(repr, known))}")
 
+    @property
+    def open(self) -> Backend:
+        return open_rfc2217 if self.url.startswith("rfc2217://") else BACKENDS[self.backend]
+
     def settings(self) -> dict[str, Any]:
         """Those of pyserial's."""
         return {option: getattr(self, option) for option in (*_KNOWN, "baudrate", *_SWITCHES)}
@@ -193,7 +202,7 @@ class SerialDevice(Resource):
         self._owner = owner
         self._name = name
         self._answers = answers
-        exact = options.backend == "descriptor"
+        exact = options.open is open_descriptor
         self._shared = Shared(
             self._receive, self._send_some, backlog=options.backlog, exact=exact, history=options.history
         )
@@ -217,7 +226,7 @@ class SerialDevice(Resource):
             async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
                 settings = self._options.settings()
                 with explaining(self.url, settings):
-                    self._port = await BACKENDS[self._options.backend](self.url, node, settings, self._options.at_open)
+                    self._port = await self._options.open(self.url, node, settings, self._options.at_open)
                     node.release = self._release
                     self._exclude(termios.TIOCEXCL)
                     # Once for each event: what a far end has sent before it closed stays there to be received.
@@ -321,7 +330,12 @@ class SerialDevice(Resource):
     async def _set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, as `_request`."""
         _check_baudrate(self._name, baudrate)
-        await self._request(lambda _: self._opened[1].set_baudrate(baudrate))
+
+        async def change() -> None:
+            with os_errors(self._name):
+                await self._opened[1].set_baudrate(baudrate)
+
+        await self._attempt(change)
 
     async def _reset_input_buffer(self) -> None:
         """Throw away what has come, as `_request`."""

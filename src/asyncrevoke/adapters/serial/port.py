@@ -10,6 +10,7 @@ import fcntl
 import functools
 import importlib
 import io
+import math
 import os
 import select
 import socket
@@ -61,8 +62,8 @@ class Port(Protocol):
     def discard(self) -> None:
         """Throw away what the driver has handed over and nobody received."""
 
-    def set_baudrate(self, baudrate: int, /) -> None:
-        """Change it: a request to the driver, which is no call for the loop's thread."""
+    async def set_baudrate(self, baudrate: int, /) -> None:
+        """Change it. It is waited for in any case, as a driver is inside the descriptor."""
 
     def close(self) -> OffLoop[object] | None:
         """Begin to close it, when nobody is inside any more. Awaiting what it returns is awaiting that it is closed."""
@@ -233,8 +234,8 @@ class _DescriptorPort:
     def discard(self) -> None:
         """Nothing is: it is read when it is asked for."""
 
-    def set_baudrate(self, baudrate: int) -> None:
-        self.serial.baudrate = baudrate
+    async def set_baudrate(self, baudrate: int) -> None:
+        await off_loop(functools.partial(setattr, self.serial, "baudrate", baudrate), patience=math.inf)
 
     def close(self) -> OffLoop[object] | None:
         self._fd.close()

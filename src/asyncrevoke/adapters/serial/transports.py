@@ -216,8 +216,8 @@ class _TransportPort(asyncio.Protocol):
     def discard(self) -> None:
         self._unread.clear()
 
-    def set_baudrate(self, baudrate: int) -> None:
-        self._set_baudrate(baudrate)
+    async def set_baudrate(self, baudrate: int) -> None:
+        await off_loop(lambda: self._set_baudrate(baudrate), patience=math.inf)
 
     def close(self) -> OffLoop[object] | None:
         self._fd = -1
