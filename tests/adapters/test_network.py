@@ -156,6 +156,17 @@ async def test_a_far_end_that_takes_nothing_is_noticed() -> None:
         assert caught.value.reason == "unplugged: [Errno 110] Connection timed out"
 
 
+@everywhere
+async def test_what_has_come_from_the_far_end_is_thrown_away(backend: str) -> None:
+    """By `reset_input_buffer`, wherever it is: pyserial's does so, too."""
+    async with port(backend) as (device, far), device.open() as stream:
+        far.send(b"old")
+        assert await stream.receive(1) == b"o"
+        await stream.reset_input_buffer()
+        far.send(b"new")
+        assert await stream.receive() == b"new"
+
+
 async def test_a_drain_waits_until_the_far_end_has_it() -> None:
     """There is no driver: its kernel has said that all has come."""
     async with port() as (device, far), device.open() as stream:
@@ -317,6 +328,17 @@ async def test_a_remote_ports_rate_can_be_changed(reading: bool) -> None:
             assert call.outcome == b"x"
         else:
             assert await other.receive() == b"x"
+
+
+async def test_what_has_come_from_a_remote_port_is_thrown_away() -> None:
+    """Here, and at the server."""
+    async with remote() as (device, far), device.open() as stream:
+        await stream.send(b"old")
+        assert await stream.receive(1) == b"o"
+        await stream.reset_input_buffer()
+        await stream.drain()
+        far.write(b"new")
+        assert await stream.receive() == b"new"
 
 
 @pytest.mark.parametrize("reading", [False, True])

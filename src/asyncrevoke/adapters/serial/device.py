@@ -110,7 +110,7 @@ def open_serial(
     it closed is received first. "closed by the far end" is the reason of an orderly end; a broken one has the kernel's words.
 
     :param url: the path of a device, or ``rfc2217://host:port`` (needs ``asyncrevoke[serialx]``; `backend` says nothing
-        there, and of the requests only `SerialStream.set_baudrate` is known), or ``socket://host:port``, which has no
+        there, and of the requests only `set_baudrate`, `reset_input_buffer` and `drain` are known), or ``socket://host:port``, which has no
         settings (not with serialx), or what else pyserial's `serial_for_url` takes that has a descriptor
     :param baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr: as pyserial's
     :param exclusive: keep others out: programs that lock it, too (flock), and all without CAP_SYS_ADMIN (TIOCEXCL)
@@ -330,17 +330,20 @@ class SerialDevice(Resource):
     async def _set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, as `_request`."""
         _check_baudrate(self._name, baudrate)
-
-        async def change() -> None:
-            with os_errors(self._name):
-                await self._opened[1].set_baudrate(baudrate)
-
-        await self._attempt(change)
+        await self._ask(lambda port: port.set_baudrate(baudrate))
 
     async def _reset_input_buffer(self) -> None:
         """Throw away what has come, as `_request`."""
-        await self._request(lambda fd: termios.tcflush(fd, termios.TCIFLUSH))
-        self._opened[1].discard()
+        await self._ask(lambda port: port.discard())
+
+    async def _ask(self, request: Callable[[Port], Awaitable[None]]) -> None:
+        """Have the port itself make a request, as `_attempt`."""
+
+        async def ask() -> None:
+            with os_errors(self._name):
+                await request(self._opened[1])
+
+        await self._attempt(ask)
 
     def _exclude(self, request: int) -> None:
         """Keep others out, or not any more: the kernel sets a bit, and asks no driver."""

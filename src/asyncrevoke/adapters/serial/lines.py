@@ -54,6 +54,18 @@ def drain(fd: int) -> None:
         termios.tcdrain(fd)
 
 
+def discard_input(fd: int) -> None:
+    """Throw away what has come to the descriptor."""
+    try:
+        termios.tcflush(fd, termios.TCIFLUSH)
+    except termios.error as exc:
+        if exc.args[0] != errno.ENOTTY:
+            raise
+        with contextlib.suppress(BlockingIOError):  # it is a connection
+            while os.read(fd, 65536):
+                pass
+
+
 @dataclass(frozen=True, slots=True)
 class AtOpen:
     """What a port is made to be when it opens, besides its line settings; None leaves it as it is."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asyncrevoke.lowlevel import Deadline, Fd, OffLoop, Revokable, close_off_loop, off_loop
 
 from . import network
-from .lines import AtOpen
+from .lines import AtOpen, discard_input
 
 if TYPE_CHECKING:
     from serial import SerialException as SerialException  # noqa: PLC0414  # which is handed on
@@ -59,8 +59,8 @@ class Port(Protocol):
     def why_over(self) -> object:
         """Why it is over, or None: it is not, or what has come is not received yet."""
 
-    def discard(self) -> None:
-        """Throw away what the driver has handed over and nobody received."""
+    async def discard(self) -> None:
+        """Throw away what has come and nobody received. It is waited for in any case, as `set_baudrate`."""
 
     async def set_baudrate(self, baudrate: int, /) -> None:
         """Change it. It is waited for in any case, as a driver is inside the descriptor."""
@@ -231,8 +231,8 @@ class _DescriptorPort:
     def why_over(self) -> object:
         return why_over(self._fd.number)
 
-    def discard(self) -> None:
-        """Nothing is: it is read when it is asked for."""
+    async def discard(self) -> None:
+        await off_loop(lambda: discard_input(self._fd.number), patience=math.inf)
 
     async def set_baudrate(self, baudrate: int) -> None:
         await off_loop(functools.partial(setattr, self.serial, "baudrate", baudrate), patience=math.inf)

@@ -92,7 +92,8 @@ class _Rfc2217Port:
         if answer.baudrate != baudrate:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    def discard(self) -> None:
+    async def discard(self) -> None:
+        await self._ask(self._protocol.PurgeDataCmd(what=self._protocol.PurgeDataValue.RECEIVE))
         self._unread.clear()
 
     def why_over(self) -> object:

@@ -14,7 +14,7 @@ import anyio
 
 from asyncrevoke.lowlevel import Deadline, OffLoop, Revokable, close_off_loop, off_loop
 
-from .lines import AtOpen
+from .lines import AtOpen, discard_input
 from .port import Port, imported, open_pyserial, why_over
 
 _BACKLOG = 65536  # bytes of a transport's that nobody has read, before it is stopped
@@ -213,7 +213,8 @@ class _TransportPort(asyncio.Protocol):
         unread = bool(self._unread)
         return (not unread and self._why) or why_over(self._fd, unread=unread)
 
-    def discard(self) -> None:
+    async def discard(self) -> None:
+        await off_loop(lambda: discard_input(self._fd), patience=math.inf)
         self._unread.clear()
 
     async def set_baudrate(self, baudrate: int) -> None:
