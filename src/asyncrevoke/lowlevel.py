@@ -20,7 +20,7 @@ from ._core.revokable import (
     stop_using_threadsafe as stop_using_threadsafe,
 )
 from ._core.use import Use as Use, Wait as Wait
-from ._core.watch import HasDescriptor as HasDescriptor, Watch as Watch
+from ._core.watch import Deadline as Deadline, HasDescriptor as HasDescriptor, Watch as Watch
 from ._registry.name import Name as Name
 from ._registry.place import Place as Place, places as places
 from ._registry.registry import Registry as Registry

@@ -24,7 +24,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-import serial
 
 from asyncrevoke import Revokable, RevokedError, answers
 from asyncrevoke.adapters.asyncio_streams import (
@@ -746,14 +745,14 @@ def test_a_loop_that_ends_leaves_a_stalled_close_behind(
     anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends while the port is being closed, the protocol is told, and the thread closes the port in its own time."""
-    go, close = threading.Event(), serial.Serial.close
+    go, close = threading.Event(), os.close
 
-    def stalled(port: serial.Serial) -> None:
-        if port.is_open:  # else it is the garbage collector's call, for one of another test
+    def stalled(fd: int) -> None:
+        if links(fd) == [far.path] and threading.current_thread() is not threading.main_thread():
             go.wait()
-        close(port)
+        close(fd)
 
-    monkeypatch.setattr(serial.Serial, "close", stalled)
+    monkeypatch.setattr(os, "close", stalled)
     told: list[Told] = []
 
     async def main() -> None:

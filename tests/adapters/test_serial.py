@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import math
 import os
 import pathlib
 import pickle
@@ -27,6 +28,7 @@ import serialx.platforms.serial_posix
 
 from asyncrevoke import Name, Revokable, RevokedError, SerialDevice, SerialStream, answers, open_serial, testing
 from asyncrevoke.adapters.serial import ModemLines, SerialRevokedError
+from asyncrevoke.lowlevel import Deadline
 from calls import Call, awake, parked, start
 from conftest import BACKENDS, settle
 from ports import FarEnd, as_root, may_hang_up, serial_line
@@ -593,6 +595,209 @@ async def test_sends_that_are_cancelled_do_not_pile_up(backend: str) -> None:
         assert device._opened[1]._transport.get_write_buffer_size() <= 4096  # type: ignore[attr-defined]
 
 
+# -- what is asked for at the opening --
+
+
+@on_each
+async def test_an_open_port_takes_one_descriptor(backend: str) -> None:
+    """And all of a loop's together one more, by which their hang-ups are noticed."""
+
+    def count() -> int:
+        return len(list(pathlib.Path("/proc/self/fd").iterdir()))
+
+    async with contextlib.AsyncExitStack() as stack:
+        if backend != "descriptor":  # what their libraries keep for the loop
+            await stack.enter_async_context(port(backend))
+        ends = [stack.enter_context(serial_line()) for _ in range(5)]
+        before = count()
+        for end in ends:
+            await stack.enter_async_context(opened(end.path, backend))
+        assert count() - before <= 5 + (backend == "descriptor")
+
+
+class Uart:
+    """The modem lines and the low latency of a driver, in place of those that a pty has not."""
+
+    def __init__(self, patch: Patch, path: str) -> None:
+        self.acts: list[tuple[str, int]] = []
+        self.serial = bytearray(range(72))
+        self._path = path
+        self._real = fcntl.ioctl, termios.tcsetattr
+        patch.setattr(fcntl, "ioctl", self._ioctl)
+        patch.setattr(termios, "tcsetattr", self._tcsetattr)
+
+    def _ioctl(self, fd: int, request: int, given: Any = 0, *rest: Any) -> Any:
+        if not is_port(fd, self._path):
+            return self._real[0](fd, request, given, *rest)
+        if request in (termios.TIOCMBIS, termios.TIOCMBIC):
+            self.acts.append(("raise" if request == termios.TIOCMBIS else "lower", int.from_bytes(given, "little")))
+        elif request == termios.TIOCGSERIAL:
+            given[: len(self.serial)] = self.serial
+        elif request == termios.TIOCSSERIAL:
+            self.serial[:] = given[: len(self.serial)]
+        else:
+            return self._real[0](fd, request, given, *rest)
+        return given
+
+    def _tcsetattr(self, *args: Any) -> None:
+        self.acts.append(("settings", 0))
+        self._real[1](*args)
+
+
+@on(["descriptor", "pyserial-asyncio"], "asyncio", "trio")
+@pytest.mark.parametrize(
+    ("wishes", "acts"),
+    [
+        ({}, []),
+        ({"dtr": False, "rts": False}, [("lower", termios.TIOCM_DTR | termios.TIOCM_RTS)]),
+        ({"dtr": True, "rts": False}, [("raise", termios.TIOCM_DTR), ("lower", termios.TIOCM_RTS)]),
+        ({"rts": True}, [("raise", termios.TIOCM_RTS)]),
+    ],
+)
+async def test_the_lines_are_set_before_the_settings(
+    backend: str, wishes: dict[str, bool], acts: list[tuple[str, int]], monkeypatch: Patch
+) -> None:
+    """Those that are asked for, both in one step if they become the same; else nobody touches them."""
+    with serial_line() as end, monkeypatch.context() as patch:
+        uart = Uart(patch, end.path)
+        async with awake(), opened(end.path, backend, **wishes):
+            assert uart.acts == [*acts, ("settings", 0)]
+
+
+@on_each
+async def test_a_locked_ports_lines_are_left_alone(backend: str, monkeypatch: Patch) -> None:
+    """The board of another program is not reset."""
+    with serial_line() as end, pathlib.Path(end.path).open("rb", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with monkeypatch.context() as patch, pytest.raises(serial.SerialException, match="fuser"):
+            uart = Uart(patch, end.path)
+            await opened(end.path, backend, dtr=False, rts=False)
+        assert uart.acts == []
+
+
+@on_each
+async def test_a_line_that_is_not_there_is_low(backend: str) -> None:
+    """A pty has none: False is true there."""
+    async with port(backend, dtr=False, rts=False) as (device, end):
+        await device.open().send(b"x")
+        assert end.received(5) == b"x"
+
+
+@on_each
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"dtr": True}, "has no modem lines: leave dtr and rts out"),
+        ({"rts": True, "dtr": False}, "has no modem lines: leave dtr and rts out"),
+        ({"low_latency": True}, "has no low latency: leave low_latency out"),
+    ],
+)
+async def test_what_the_driver_has_not_is_an_error_that_says_what_to_leave_out(
+    backend: str, wish: dict[str, bool], words: str
+) -> None:
+    """It names the port, too, and nothing is left open."""
+    with serial_line() as end:
+        with pytest.raises(serial.SerialException, match=f"{words}: '{end.path}'$") as info:
+            await opened(end.path, backend, **wish)
+        assert held(end.path) == 1
+    assert info.value.errno == errno.EOPNOTSUPP
+
+
+@on_each
+async def test_what_the_driver_says_of_an_unplug_is_no_lack(backend: str, monkeypatch: Patch) -> None:
+    """It has gone while its lines were set."""
+
+    def gone(fd: int, request: int, *rest: Any) -> Any:
+        if request == termios.TIOCMBIS and is_port(fd, end.path):
+            raise OSError(errno.EIO, "Input/output error")
+        return ioctl(fd, request, *rest)
+
+    ioctl = fcntl.ioctl
+    with serial_line() as end, monkeypatch.context() as patch:
+        patch.setattr(fcntl, "ioctl", gone)
+        with pytest.raises(serial.SerialException, match="plug it in again") as info:
+            await opened(end.path, backend, dtr=True)
+    assert info.value.errno == errno.EIO
+
+
+@on(["descriptor", "pyserial-asyncio"], "asyncio", "trio")
+async def test_low_latency_is_one_flag_of_the_drivers(backend: str, monkeypatch: Patch) -> None:
+    """The others stay as they are."""
+    with serial_line() as end, monkeypatch.context() as patch:
+        uart = Uart(patch, end.path)
+        before = bytes(uart.serial)
+        async with awake(), opened(end.path, backend):
+            assert uart.serial == before
+        async with awake(), opened(end.path, backend, low_latency=True):
+            flags = int.from_bytes(before[16:20], "little") | 1 << 13
+            assert uart.serial == before[:16] + flags.to_bytes(4, "little") + before[20:]
+
+
+@on_each
+@pytest.mark.parametrize("wish", [False, True])
+async def test_the_last_close_lowers_the_lines_if_that_is_asked_for(backend: str, wish: bool) -> None:
+    """HUPCL is set or cleared, and a later change of the rate leaves it so."""
+    async with port(backend, hangup_on_close=wish) as (device, _):
+        for rate in 19200, 250000:
+            assert bool(termios.tcgetattr(device.fileno())[2] & termios.HUPCL) == wish
+            await device.open().set_baudrate(rate)
+
+
+@on(["descriptor", "pyserial-asyncio"], "asyncio")
+@pytest.mark.parametrize("was", [0, termios.HUPCL])
+async def test_whether_a_close_lowers_the_lines_is_left_as_it_is(backend: str, was: int) -> None:
+    """Unless it is asked for."""
+    with serial_line() as end:
+        with settings_of(end) as settings:
+            settings[2] = settings[2] & ~termios.HUPCL | was
+        async with awake(), opened(end.path, backend) as device:
+            assert termios.tcgetattr(device.fileno())[2] & termios.HUPCL == was
+
+
+@pytest.mark.skipif("ASYNCREVOKE_UART" not in os.environ, reason="ASYNCREVOKE_UART names no port that may be tried")
+@on_asyncio
+@pytest.mark.parametrize("wish", [False, True])
+async def test_a_real_port_has_the_lines_that_were_asked_for(backend: str, wish: bool) -> None:
+    """Both lines, and HUPCL, as its own driver tells them."""
+    async with opened(
+        os.environ["ASYNCREVOKE_UART"], backend, dtr=wish, rts=not wish, hangup_on_close=wish, exclusive=False
+    ) as device:
+        lines = await device.open().modem_lines()
+        assert (lines.dtr, lines.rts) == (wish, not wish)
+        assert bool(termios.tcgetattr(device.fileno())[2] & termios.HUPCL) == wish
+
+
+@everywhere
+async def test_a_port_from_which_nothing_comes_is_taken_away_if_a_limit_was_set(backend: str) -> None:
+    """The reason says for how long it was silent."""
+    async with port(backend, idle_limit=0.01) as (device, _):
+        await until(lambda: device.node.released)
+        assert device.node.reason == "nothing has come for 0.01 s"
+
+
+@everywhere
+@pytest.mark.parametrize("reading", [False, True])
+async def test_what_comes_puts_the_limit_off(backend: str, reading: bool, monkeypatch: Patch) -> None:
+    """Whether anybody reads it or not; what is sent does not."""
+    put_off: list[Deadline] = []
+    monkeypatch.setattr(Deadline, "put_off", lambda deadline: put_off.append(deadline))  # noqa: PLW0108  # a method
+    monkeypatch.setattr(Deadline, "_put_off_at", math.inf)
+    async with port(backend, idle_limit=3600) as (device, end), anyio.create_task_group() as group:
+        stream = device.open()
+        for _ in range(3):
+            call = start(group, stream.receive) if reading else None
+            await settle()
+            put_off.clear()
+            end.send(b"x")
+            await (call.done.wait() if call else until(lambda: put_off))
+            await settle()
+            assert put_off
+            put_off.clear()
+            await stream.send(b"y")
+            await settle()
+            assert not put_off
+
+
 # -- bad input --
 
 
@@ -686,7 +891,9 @@ async def test_the_path_may_be_a_path_object() -> None:
             assert device.url == device.node.path == end.path
 
 
-@pytest.mark.parametrize("options", [{"backend": "ours"}, {"close_timeout": 0}, {"fan_out": True, "backlog": 0}])
+@pytest.mark.parametrize(
+    "options", [{"backend": "ours"}, {"close_timeout": 0}, {"idle_limit": 0}, {"fan_out": True, "backlog": 0}]
+)
 def test_options_that_make_no_sense_are_refused_at_once(options: dict[str, Any]) -> None:
     """A ValueError that says what was given."""
     with pytest.raises(ValueError, match=str(list(options.values())[-1])):

@@ -1,8 +1,10 @@
 """A descriptor watched in the background: called as often as it is readable, closed once, whatever happens."""
 
+import asyncio
 import errno
 import functools
 import gc
+import pathlib
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,6 +14,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Watch
+from asyncrevoke.lowlevel import Deadline
 from conftest import settle
 
 pytestmark = pytest.mark.anyio
@@ -102,6 +105,100 @@ async def test_one_that_is_closed_by_another_ones_call_is_not_called() -> None:
             await end.closed.wait()
     assert len(calls) == 1
     assert [end.closes for end in ends] == [1, 1]
+
+
+async def test_one_that_is_opened_in_place_of_a_closed_one_is_not_called_for_it() -> None:
+    """Both are ready in the same turn; the first call closes the other, whose number is a new file's at once."""
+    ends = [End(rung=True), End(rung=True)]
+    watches: list[Watch] = []
+    calls: list[End] = []
+
+    def call(own: int) -> None:
+        ends[own].socket.recv(1)
+        if len(ends) == 2:
+            number = ends[1 - own].fileno()
+            watches[1 - own].close()
+            ends.append(End())
+            while ends[-1].fileno() != number:
+                ends.append(End())
+            watches.append(Watch(ends[-1], functools.partial(calls.append, ends[-1])))
+            assert ends[-1].fileno() == number
+
+    watches += [Watch(end, functools.partial(call, own)) for own, end in enumerate(ends)]
+    await settle()
+    assert len(watches) == 3
+    assert calls == []
+    for watch in watches:
+        watch.close()
+    for end in ends:
+        end.close()
+
+
+def held() -> tuple[int, int]:
+    """The descriptors of this process, and the tasks of this loop where it is asyncio."""
+    tasks = asyncio.all_tasks() if asyncio._get_running_loop() else ()
+    return len(list(pathlib.Path("/proc/self/fd").iterdir())), len(tasks)
+
+
+async def test_all_watches_of_a_loop_share_one_descriptor_and_one_task() -> None:
+    """The second takes neither, and the last to close gives both back."""
+    ends = [End() for _ in range(10)]
+    before = held()
+    watches = [Watch(ends[0], lambda: None)]
+    one = held()
+    watches += [Watch(end, lambda: None) for end in ends[1:]]
+    assert held() == one
+    assert one[0] - before[0] == 1
+    for watch in watches:
+        watch.close()
+    await settle()
+    assert held() == (before[0] - 20, before[1])
+
+
+async def test_a_new_one_is_called_while_the_last_but_one_still_ends() -> None:
+    """The loop's first watch is closed, and another opened in the same step."""
+    for end in End(), End():
+        came = anyio.Event()
+        watch = Watch(end, came.set)
+        end.far.send(b"x")
+        with anyio.fail_after(20):
+            await came.wait()
+        watch.close()
+
+
+async def test_one_that_asks_for_nothing_is_called_for_a_hangup_alone() -> None:
+    """Data is left to others, and so is the file, if it is said to be theirs."""
+    end, came = End(rung=True), anyio.Event()
+
+    def call() -> None:
+        watch.close()
+        came.set()
+
+    watch = Watch(end, call, events=0, closes=False)
+    await settle()
+    assert not came.is_set()
+    end.far.close()
+    with anyio.fail_after(20):
+        await came.wait()
+    assert end.closes == 0
+    assert end.socket.recv(9) == b"x"
+    end.close()
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_what_cannot_be_watched_stays_the_callers(others: int, tmp_path: pathlib.Path) -> None:
+    """A regular file is always ready: the constructor says so, and closes nothing; the watches of others go on."""
+    ends = [End(rung=True) for _ in range(others)]
+    came = anyio.Event()
+    watches = [Watch(end, came.set) for end in ends]
+    with (tmp_path / "file").open("wb") as file:
+        with pytest.raises(PermissionError):
+            Watch(file, lambda: None)
+        assert not file.closed
+    for watch in watches:
+        with anyio.fail_after(20):
+            await came.wait()
+        watch.close()
 
 
 async def test_what_the_call_raises_ends_it_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -199,3 +296,68 @@ def test_without_a_loop_the_file_stays_the_callers() -> None:
         Watch(end, lambda: None)
     assert end.closes == 0
     end.close()
+
+
+# -- deadlines --
+
+
+class Clock:
+    """Time that passes only when a test says so, and who sleeps until when."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.asked: list[float] = []
+        self._wake = anyio.Event()
+        patch.setattr(anyio, "current_time", lambda: self.now)
+        patch.setattr(anyio, "sleep", self._sleep)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.asked.append(seconds)
+        await self._wake.wait()
+
+    async def ring(self, now: float) -> None:
+        self.now = now
+        wake, self._wake = self._wake, anyio.Event()
+        wake.set()
+        await settle()
+
+
+async def test_a_deadline_that_is_put_off_is_waited_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its seconds are counted from the last time, and it calls once."""
+    clock, calls = Clock(monkeypatch), []
+    deadline = Deadline(10, lambda: calls.append(clock.now))
+    await settle()
+    clock.now = 6
+    deadline.put_off()
+    await clock.ring(10)
+    assert (clock.asked, calls) == ([10, 6], [])
+    await clock.ring(16)
+    await clock.ring(99)
+    assert (clock.asked, calls) == ([10, 6], [16])
+
+
+@pytest.mark.parametrize("turns", [0, 12])
+async def test_a_deadline_that_is_closed_does_not_call(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before its first step; and no task is left."""
+    before = held()
+    clock, calls = Clock(monkeypatch), []
+    deadline = Deadline(10, lambda: calls.append(clock.now))
+    await settle(turns)
+    deadline.close()
+    deadline.close()
+    await clock.ring(99)
+    assert calls == []
+    assert held() == before
+
+
+async def test_what_a_deadline_calls_may_fail(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody awaits it: that is in the log."""
+    Deadline(0, lambda: 1 / 0)
+    await settle()
+    assert ["ZeroDivisionError" in record.message for record in caplog.records] == [True]
+
+
+def test_a_deadline_needs_a_loop() -> None:
+    """Else nobody would look at the time."""
+    with pytest.raises(RuntimeError, match="needs a running event loop"):
+        Deadline(1, lambda: None)

@@ -23,6 +23,7 @@ import anyio.lowlevel
 if TYPE_CHECKING:
     from .observe import Observation
     from .use import Inside
+    from .watch import Watched
 
 Task = Any  # asyncio.Task or trio.lowlevel.Task: both are only compared, named and looked into
 Done = Callable[[BaseException | None], object]
@@ -45,6 +46,7 @@ class Home(abc.ABC):
     :ivar inside: the innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards by
         `outer`
     :ivar observations: those of this loop, which are told of each act when it has begun
+    :ivar watched: the descriptors that are watched in this loop, if any are
     """
 
     left = 0  # ready operations before the next turn of the loop
@@ -56,6 +58,7 @@ class Home(abc.ABC):
         self.thread = threading.get_ident()
         self.inside: dict[Task, Inside] = {}
         self.observations: dict[Observation, None] = {}
+        self.watched: Watched | None = None
         self._handed: deque[Callable[[], object]] = deque()
 
     @property

@@ -1,6 +1,8 @@
-"""What happens to a thing while nobody uses it: a descriptor watched in the background."""
+"""What happens to a thing while nobody uses it: descriptors watched in the background, and time that runs out."""
 
+import contextlib
 import logging
+import select
 from collections.abc import Callable
 from typing import Protocol
 
@@ -20,37 +22,137 @@ class HasDescriptor(Protocol):
 class Closable(HasDescriptor, Protocol):
     """One of these that can be closed."""
 
-    def close(self) -> None: ...
+    def close(self) -> object: ...
 
 
 class Watch:
     """Has `call()` run in the loop as often as `file` is readable, until it is closed. It is nobody's operation.
 
+    All watches of a loop share one epoll object, and one task.
+
     :param file: belongs to the watch from now on, which closes it when it no longer waits for it
     :param call: must make it unreadable, or close the watch; what it raises ends the watch, and is logged
+    :param events: what to wait for, as epoll(7) names it. Errors and hang-ups are reported whatever is asked for
+    :param closes: False: `file` stays yours. Close the watch before you close it
     :raises RuntimeError: without a running event loop; `file` is still yours then
+    :raises OSError: if `file` cannot be watched, or no descriptor is left; it is still yours then
     """
 
-    def __init__(self, file: Closable, call: Callable[[], object]) -> None:
+    __slots__ = ("_call", "_closes", "_file", "_home", "_number")
+
+    def __init__(
+        self,
+        file: Closable,
+        call: Callable[[], object],
+        *,
+        events: int = select.EPOLLIN,
+        closes: bool = True,
+    ) -> None:
         home = loop.current()
         if home is None:
             raise RuntimeError("a watch needs a running event loop")
         self._home = home
+        self._file = file
+        self._call = call
+        self._closes = closes
+        self._number = file.fileno()
+        (home.watched or Watched(home)).add(self, self._number, events)
+
+    def close(self) -> None:
+        """Call no more, from now on. Twice does no harm."""
+        self._home.call(self._end)
+
+    def _end(self) -> None:
+        number, self._number = self._number, -1
+        if number >= 0:
+            assert self._home.watched is not None
+            self._home.watched.remove(number)
+            if self._closes:
+                self._file.close()
+
+    def _ready(self) -> None:
+        if self._number >= 0:
+            try:
+                self._call()
+            except Exception as exc:
+                logger.error("%r failed: %r", self, exc, exc_info=exc)  # noqa: TRY400
+                self._end()
+
+    def __repr__(self) -> str:
+        return f"<watch of {self._file!r}>"
+
+
+class Watched:
+    """The open watches of a loop, until the last of them is closed, or the loop ends."""
+
+    def __init__(self, home: loop.Home) -> None:
+        self._home = home
+        self._epoll = select.epoll()
+        self._watches: dict[int, Watch] = {}
         self._scope = anyio.CancelScope()
+
+    def add(self, watch: Watch, number: int, events: int) -> None:
+        self._epoll.register(number, events)
+        self._watches[number] = watch
+        if self._home.watched is None:
+            self._home.watched = self
+            self._home.spawn(self._run, self._ended, "watches")
+
+    def remove(self, number: int) -> None:
+        del self._watches[number]
+        with contextlib.suppress(OSError):  # its owner has closed it, where the loop is over
+            self._epoll.unregister(number)
+        if not self._watches:
+            self._home.watched = None
+            self._scope.cancel()
+
+    async def _run(self) -> None:
+        with self._scope:
+            while True:
+                await anyio.wait_readable(self._epoll.fileno())
+                # A call may close a watch, and open another of the same number.
+                for watch in [self._watches[number] for number, _ in self._epoll.poll(0)]:
+                    watch._ready()
+
+    def _ended(self, _: BaseException | None) -> None:
+        for watch in list(self._watches.values()):
+            watch._end()
+        self._epoll.close()
+
+
+class Deadline:
+    """Has `call()` run in the loop once that many seconds have passed since it was last put off. It is nobody's operation.
+
+    :param call: what it raises is logged
+    :raises RuntimeError: without a running event loop
+    """
+
+    __slots__ = ("_home", "_put_off_at", "_scope")
+
+    def __init__(self, seconds: float, call: Callable[[], object]) -> None:
+        home = loop.current()
+        if home is None:
+            raise RuntimeError("a deadline needs a running event loop")
+        self._home = home
+        self._scope = anyio.CancelScope()
+        self.put_off()
 
         async def run() -> None:
             with self._scope:
-                await anyio.wait_readable(file.fileno())
-                while not self._scope.cancel_called:  # as it may be though the wait was over before
+                while (left := self._put_off_at + seconds - anyio.current_time()) > 0:  # noqa: ASYNC110  # an event for each put-off would wake it each time
+                    await anyio.sleep(left)
+                if not self._scope.cancel_called:  # as it may be though the time was over before
                     call()
-                    await anyio.wait_readable(file.fileno())
 
         def ended(exc: BaseException | None) -> None:
-            file.close()
             if isinstance(exc, Exception):
-                logger.error("the watch of %r failed: %r", file, exc, exc_info=exc)
+                logger.error("a deadline failed: %r", exc, exc_info=exc)
 
-        home.spawn(run, ended, f"watch of {file!r}")
+        home.spawn(run, ended, f"deadline of {call!r}")
+
+    def put_off(self) -> None:
+        """Begin to wait anew."""
+        self._put_off_at = anyio.current_time()
 
     def close(self) -> None:
         """Call no more, from now on. Twice does no harm."""

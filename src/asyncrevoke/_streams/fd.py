@@ -155,6 +155,7 @@ class Fd:
     """
 
     number = -1  # the descriptor's; so once it is closed, and where it never was ours
+    heard: Callable[[], object] | None = None  # called when something was read
 
     def __init__(
         self, fd: int, node: Revokable, close: Callable[[int], object] = os.close, *, end: int = 0, shared: bool = False
@@ -202,6 +203,8 @@ class Fd:
         except OSError as exc:
             raise (anyio.EndOfStream if exc.errno == self._end else self._broken(exc)) from exc
         if data:
+            if self.heard is not None:
+                self.heard()
             return data
         with contextlib.suppress(termios.error):  # it is no terminal, or hung up
             settings = termios.tcgetattr(self.number)

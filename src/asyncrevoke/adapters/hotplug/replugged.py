@@ -48,7 +48,7 @@ def serial_device(
 
     :param by_id: which device: its name in /dev/serial/by-id, its USB serial number (of several ports, the first is
         taken), or a path, such as a link of yours. Under which node it comes back does not matter. Or what else
-        `open_serial` takes, such as socket://: no events tell of that, so it is looked for at intervals
+        `open_serial` takes, such as ``socket://host:port``: no events tell of that, so it is looked for at intervals
     :param baudrate, options: as for `open_serial`, less `owner`
     :param reconnect: False: one turn, if the device is there
     :param debounce: seconds without further events until it is opened

@@ -13,10 +13,9 @@ import logging
 import math
 import os
 import select
-import struct
 import termios
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any, Literal, Self, TypeVar, Unpack
 
@@ -27,6 +26,7 @@ from anyio.streams.file import FileStreamAttribute
 
 from asyncrevoke.answers import Answers
 from asyncrevoke.lowlevel import (
+    Deadline,
     Fd,
     OffLoop,
     Resource,
@@ -40,7 +40,10 @@ from asyncrevoke.lowlevel import (
     os_errors,
 )
 
+from . import network
+from .lines import AtOpen, ModemLines, drain, integer, modem_lines, set_modem_lines
 from .port import GONE, Backend, Port, SerialException, explained, explaining, open_descriptor
+from .rfc2217 import open_rfc2217
 from .transports import open_pyserial_asyncio, open_serialx
 
 logger = logging.getLogger("asyncrevoke")
@@ -70,18 +73,6 @@ class SerialRevokedError(RevokedError, SerialException):
         return new
 
 
-@dataclass(frozen=True, slots=True)
-class ModemLines:
-    """The state of the lines: what the far end sets, and what we set (ioctl_tty(2), TIOCMGET)."""
-
-    cts: bool
-    dsr: bool
-    ri: bool
-    cd: bool
-    rts: bool
-    dtr: bool
-
-
 def open_serial(
     url: str | os.PathLike[str],
     baudrate: int = 9600,
@@ -93,11 +84,16 @@ def open_serial(
     rtscts: bool = False,
     dsrdtr: bool = False,
     exclusive: bool = True,
+    dtr: bool | None = None,
+    rts: bool | None = None,
+    hangup_on_close: bool | None = None,
+    low_latency: bool = False,
     backend: BackendName = "descriptor",
     fan_out: bool = False,
     backlog: int = 65536,
     history: int = 0,
     close_timeout: float = 40.0,
+    idle_limit: float | None = None,
     owner: Revokable | None = None,
     name: str = "",
     answers: Answers | EllipsisType = ...,
@@ -111,10 +107,19 @@ def open_serial(
     are read anew each time. O_NONBLOCK is set again before each read and write, as a child that was given `fileno` may
     clear it.
 
-    :param url: the path of a device, or what else pyserial's `serial_for_url` takes that has a descriptor: socket://,
-        but not with serialx
+    Over the network, a far end that answers nothing, or takes nothing, is noticed within half a minute. What it sent before
+    it closed is received first. "closed by the far end" is the reason of an orderly end; a broken one has the kernel's words.
+
+    :param url: the path of a device, or ``rfc2217://host:port`` (needs ``asyncrevoke[serialx]``; `backend` says nothing
+        there, and of the requests only `set_baudrate`, `reset_input_buffer` and `drain` are known), or ``socket://host:port``, which has no
+        settings (not with serialx), or what else pyserial's `serial_for_url` takes that has a descriptor
     :param baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr: as pyserial's
     :param exclusive: keep others out: programs that lock it, too (flock), and all without CAP_SYS_ADMIN (TIOCEXCL)
+    :param dtr, rts: how these lines are from the opening on. They are set together, before the line settings. Linux itself
+        raises both in open(2), so a low one is high for a moment. None: they stay as Linux makes them. Where there are no
+        lines, as on a pty, False is taken, and True is an error
+    :param hangup_on_close: whether the last close lowers both (HUPCL). None: as it is
+    :param low_latency: have the driver hand over at once what comes (ASYNC_LOW_LATENCY). False: as it is
     :param backend: who waits: "descriptor" is ours; "pyserial-asyncio" and "serialx" are transports of those libraries, for
         asyncio alone
     :param fan_out: each stream gets a copy of all that comes. Else one task may read at a time. What a stream has not
@@ -123,6 +128,7 @@ def open_serial(
         a device sends on, and what the driver has no room for is lost to all
     :param history: with `fan_out`, bytes of what came last that are kept for streams opened with `replay`
     :param close_timeout: seconds to wait for the kernel to close it; a stalled line takes it 31
+    :param idle_limit: seconds after which it is taken away if nothing has come, whether anybody reads or not. None: never
     :param owner: what the device is opened on; a `Name` gives it a generation
     :param name: for errors and reports; left out: the url
     :param answers: a profile of `asyncrevoke.answers` for its streams. Left out: as the owner's
@@ -135,7 +141,10 @@ def open_serial(
     Cancellation: what is opened too late is closed by the thread that opens it.
     """
     line = (baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr, exclusive)
-    options = _Options(os.fspath(url), *line, backend, backlog if fan_out else None, history, close_timeout)
+    at_open = AtOpen(dtr, rts, hangup_on_close, low_latency)
+    options = _Options(
+        os.fspath(url), *line, at_open, backend, backlog if fan_out else None, history, close_timeout, idle_limit
+    )
     return SerialDevice(options, owner, name or options.url, answers)
 
 
@@ -152,20 +161,29 @@ class _Options:
     rtscts: bool
     dsrdtr: bool
     exclusive: bool
+    at_open: AtOpen
     backend: BackendName
     backlog: int | None
     history: int
     close_timeout: float
+    idle_limit: float | None
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ValueError(f"backend is {self.backend!r}: give one of {', '.join(map(repr, BACKENDS))}")
         _check_baudrate(self.url, self.baudrate)
-        if not self.close_timeout > 0:
-            raise ValueError(f"close_timeout is {self.close_timeout!r}: give seconds, more than 0")
+        if self.url.startswith(network.SCHEMES):
+            network.address(self.url)
+        for option in "close_timeout", "idle_limit":
+            if (seconds := getattr(self, option)) is not None and not seconds > 0:
+                raise ValueError(f"{option} is {seconds!r}: give seconds, more than 0")
         for option, known in _KNOWN.items():
             if (given := getattr(self, option)) not in known:
                 raise ValueError(f"{self.url!r}: {option} is {given!r}: give one of {', '.join(map(repr, known))}")
+
+    @property
+    def open(self) -> Backend:
+        return open_rfc2217 if self.url.startswith("rfc2217://") else BACKENDS[self.backend]
 
     def settings(self) -> dict[str, Any]:
         """Those of pyserial's."""
@@ -185,7 +203,7 @@ class SerialDevice(Resource):
         self._owner = owner
         self._name = name
         self._answers = answers
-        exact = options.backend == "descriptor"
+        exact = options.open is open_descriptor
         self._shared = Shared(
             self._receive, self._send_some, backlog=options.backlog, exact=exact, history=options.history
         )
@@ -209,13 +227,17 @@ class SerialDevice(Resource):
             async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
                 settings = self._options.settings()
                 with explaining(self.url, settings):
-                    self._port = await BACKENDS[self._options.backend](self.url, node, settings)
+                    self._port = await self._options.open(self.url, node, settings, self._options.at_open)
                     node.release = self._release
                     self._exclude(termios.TIOCEXCL)
-                    # Errors and hang-ups are reported whatever is asked for; data, which we do not ask for, is not.
-                    epoll = select.epoll()
-                    epoll.register(self._port.fileno(), 0)
-                    self._watch = Watch(epoll, self._hung_up)
+                    # Once for each event: what a far end has sent before it closed stays there to be received.
+                    events = select.EPOLLRDHUP | select.EPOLLET
+                    if self._options.idle_limit is not None:
+                        events |= select.EPOLLIN
+                        self._port.deadline = Deadline(self._options.idle_limit, self._idle)
+                        if self._port.fd is not None:
+                            self._port.fd.heard = self._port.deadline.put_off
+                    self._watch = Watch(self._port, self._stirred, events=events, closes=False)
                 self._node = node
         except RevokedError as error:
             raise SerialRevokedError.of(error) from None
@@ -276,10 +298,16 @@ class SerialDevice(Resource):
     def __repr__(self) -> str:
         return f"<SerialDevice {self.url!r} {'not open' if self._node is None else f'of {self._node!r}'}>"
 
-    def _hung_up(self) -> None:
-        assert self._watch is not None
-        self._watch.close()
-        self.node.revoke("unplugged: the kernel has hung it up")
+    def _stirred(self) -> None:
+        port = self._opened[1]
+        why = port.why_over()
+        if why is not None:
+            self.node.revoke(f"unplugged: {why}")
+        elif port.deadline is not None:
+            port.deadline.put_off()
+
+    def _idle(self) -> None:
+        self.node.revoke(f"nothing has come for {self._options.idle_limit:g} s")
 
     async def _receive(self, max_bytes: int) -> bytes:
         return await self._attempt(lambda: self._opened[1].receive(max_bytes))
@@ -295,7 +323,7 @@ class SerialDevice(Resource):
         try:
             return await operation()
         except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
-            why: object = exc.__cause__ or "end of data"
+            why: object = exc.__cause__ or self._opened[1].why_over() or "end of data"
         except OSError as exc:
             error = explained(self._name, exc)
             if error.errno not in GONE:
@@ -317,12 +345,20 @@ class SerialDevice(Resource):
     async def _set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, as `_request`."""
         _check_baudrate(self._name, baudrate)
-        await self._request(lambda _: self._opened[1].set_baudrate(baudrate))
+        await self._ask(lambda port: port.set_baudrate(baudrate))
 
     async def _reset_input_buffer(self) -> None:
         """Throw away what has come, as `_request`."""
-        await self._request(lambda fd: termios.tcflush(fd, termios.TCIFLUSH))
-        self._opened[1].discard()
+        await self._ask(lambda port: port.discard())
+
+    async def _ask(self, request: Callable[[Port], Awaitable[None]]) -> None:
+        """Have the port itself make a request, as `_attempt`."""
+
+        async def ask() -> None:
+            with os_errors(self._name):
+                await request(self._opened[1])
+
+        await self._attempt(ask)
 
     def _exclude(self, request: int) -> None:
         """Keep others out, or not any more: the kernel sets a bit, and asks no driver."""
@@ -333,8 +369,9 @@ class SerialDevice(Resource):
 
     def _release(self) -> Awaitable[None] | None:
         assert self._port is not None
-        if self._watch is not None:
-            self._watch.close()
+        for background in self._watch, self._port.deadline:
+            if background is not None:
+                background.close()
         self._exclude(termios.TIOCNXCL)  # or it lasts as long as any other program has the port open
         closing = self._port.close()
         return None if closing is None else self._closed(closing)
@@ -373,11 +410,11 @@ class SerialStream(SharedStream):
 
     async def modem_lines(self) -> ModemLines:
         """Read the lines."""
-        return await self._guarded(lambda: self._device._request(_modem_lines))
+        return await self._guarded(lambda: self._device._request(modem_lines))
 
     async def set_modem_lines(self, *, rts: bool | None = None, dtr: bool | None = None) -> None:
         """Set those that are given."""
-        await self._guarded(lambda: self._device._request(lambda fd: _set_modem_lines(fd, rts=rts, dtr=dtr)))
+        await self._guarded(lambda: self._device._request(lambda fd: set_modem_lines(fd, rts=rts, dtr=dtr)))
 
     async def set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, for all streams.
@@ -420,7 +457,7 @@ class SerialStream(SharedStream):
             async with self.shared.turn_to_write:  # or another stream's data could stall the tcdrain
                 if await self._device._request(_queued):
                     return False
-                await self._device._request(termios.tcdrain)
+                await self._device._request(drain)
                 await self._device._request(_queued)
                 return True
 
@@ -462,23 +499,4 @@ def _check_baudrate(port: str, baudrate: int) -> None:
 
 def _queued(fd: int) -> int:
     """The bytes that the driver was given and has not sent."""
-    return _integer(fd, termios.TIOCOUTQ)
-
-
-def _modem_lines(fd: int) -> ModemLines:
-    bits = _integer(fd, termios.TIOCMGET)
-    return ModemLines(
-        **{line.name: bool(bits & getattr(termios, f"TIOCM_{line.name.upper()}")) for line in fields(ModemLines)}
-    )
-
-
-def _set_modem_lines(fd: int, *, rts: bool | None, dtr: bool | None) -> None:
-    for bit, state in (termios.TIOCM_RTS, rts), (termios.TIOCM_DTR, dtr):
-        if state is not None:
-            fcntl.ioctl(fd, termios.TIOCMBIS if state else termios.TIOCMBIC, struct.pack("I", bit))
-
-
-def _integer(fd: int, request: int) -> int:
-    number: int
-    (number,) = struct.unpack("I", fcntl.ioctl(fd, request, bytes(4)))
-    return number
+    return integer(fd, termios.TIOCOUTQ)

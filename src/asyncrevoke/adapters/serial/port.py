@@ -6,14 +6,22 @@ so both are done in threads. What is known of the libraries' faults is fenced of
 
 import contextlib
 import errno
+import fcntl
 import functools
 import importlib
 import io
+import math
+import os
+import select
+import socket
 import termios
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from asyncrevoke.lowlevel import Fd, OffLoop, Revokable, close_off_loop, off_loop
+from asyncrevoke.lowlevel import Deadline, Fd, OffLoop, Revokable, close_off_loop, off_loop
+
+from . import network
+from .lines import AtOpen, discard_input
 
 if TYPE_CHECKING:
     from serial import SerialException as SerialException  # noqa: PLC0414  # which is handed on
@@ -31,9 +39,11 @@ class Port(Protocol):
     """An open port. One task reads at a time, and one writes.
 
     :ivar fd: the descriptor with our own waits on it, or None where a library waits
+    :ivar deadline: put off by whatever takes from the descriptor what has come: the watch may find nothing there then
     """
 
     fd: Fd | None
+    deadline: Deadline | None
 
     @property
     def serial(self) -> Any:
@@ -48,26 +58,29 @@ class Port(Protocol):
     async def send_some(self, item: memoryview, /) -> int:
         """Send at least one byte, and return how many were taken."""
 
-    def discard(self) -> None:
-        """Throw away what the driver has handed over and nobody received."""
+    def why_over(self) -> object:
+        """Why it is over, or None: it is not, or what has come is not received yet."""
 
-    def set_baudrate(self, baudrate: int, /) -> None:
-        """Change it: a request to the driver, which is no call for the loop's thread."""
+    async def discard(self) -> None:
+        """Throw away what has come and nobody received. It is waited for in any case, as `set_baudrate`."""
+
+    async def set_baudrate(self, baudrate: int, /) -> None:
+        """Change it. It is waited for in any case, as a driver is inside the descriptor."""
 
     def close(self) -> OffLoop[object] | None:
         """Begin to close it, when nobody is inside any more. Awaiting what it returns is awaiting that it is closed."""
 
 
 #: Opens a port, and has its node release it as soon as there is something to release.
-Backend = Callable[[str, Revokable, dict[str, Any]], Awaitable[Port]]
+Backend = Callable[[str, Revokable, dict[str, Any], AtOpen], Awaitable[Port]]
 
 
-async def open_descriptor(url: str, node: Revokable, settings: dict[str, Any]) -> Port:
+async def open_descriptor(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Port:
     """Our own waits, on the descriptor of pyserial's `Serial`, which knows the settings."""
-    return _DescriptorPort(await open_pyserial(url, node, settings), node)
+    return _DescriptorPort(await open_pyserial(url, node, settings, at_open), node)
 
 
-async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any]) -> Any:
+async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Any:
     """A `Serial`, opened in a thread. Its reads and writes, which are its transport's, do not wait."""
     serial = imported("serial", "serial")
 
@@ -75,12 +88,15 @@ async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any]) -> 
         # The last option sets VMIN to 1: with 0, a read that finds no data gives the end of data, as a hang-up does.
         options = {"timeout": 0, "write_timeout": 0, "inter_byte_timeout": 0, "do_not_open": True, **settings}
         port = serial.serial_for_url(url, **options)
-        if url.startswith("socket://"):
-            port.reset_input_buffer = lambda: None  # by which pyserial's open() throws away what the far end has sent
+        if "://" not in url:
+            _open_path(port, at_open)
+            return port
         try:
-            port.open()
-            vars(port).pop("reset_input_buffer", None)
-            port.fileno()
+            if url.startswith("socket://"):
+                _connect(port)
+            else:
+                port.open()
+            at_open.apply(port.fileno())
         except BaseException:
             port.close()
             raise
@@ -89,6 +105,52 @@ async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any]) -> 
     port = await off_loop(open_url, late=lambda port: port.close())
     node.release = functools.partial(close_off_loop, port.close)
     return port
+
+
+def _open_path(port: Any, at_open: AtOpen) -> None:
+    """Open what pyserial's `open` would, without the pipes that end its own waits, four descriptors."""
+    fd = os.open(port.port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    try:
+        if port.exclusive:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before anything is changed
+        at_open.apply(fd)
+        port.fd, port.is_open = fd, True
+        port.baudrate = port.baudrate  # makes all settings
+        termios.tcflush(fd, termios.TCIFLUSH)
+    except BaseException:
+        port.is_open = False
+        os.close(fd)
+        raise
+    port.close = functools.partial(_close, port, lambda: os.close(fd))
+
+
+def _connect(port: Any) -> None:
+    """Open what pyserial's `open` would, but keep what the far end has sent already, and notice when it is gone."""
+    port.logger, port._socket, port.is_open = None, network.connect(port.port), True
+    port.close = functools.partial(_close, port, functools.partial(network.disconnect, port._socket))
+
+
+def _close(port: Any, close: Callable[[], object]) -> None:
+    if port.is_open:
+        port.is_open = False
+        close()
+
+
+def why_over(fd: int, *, unread: bool = False) -> object:
+    """Why the port is over, or None: it is not, or what a far end of a connection has sent is not received yet.
+
+    :param unread: some of that has been taken from the descriptor
+    """
+    try:
+        connection = socket.socket(fileno=fd)
+    except OSError:
+        poll = select.poll()
+        poll.register(fd, 0)  # which tells of hang-ups and errors unasked
+        return "the kernel has hung it up" if poll.poll(0) else None
+    try:
+        return None if unread else network.why_over(connection)
+    finally:
+        connection.detach()
 
 
 @contextlib.contextmanager
@@ -151,6 +213,7 @@ def imported(module: str, extra: str) -> Any:
 
 class _DescriptorPort:
     fd: Fd | None
+    deadline: Deadline | None = None
 
     def __init__(self, serial: Any, node: Revokable) -> None:
         self.serial = serial
@@ -165,11 +228,14 @@ class _DescriptorPort:
     async def send_some(self, item: memoryview) -> int:
         return await self._fd.write_some(item)
 
-    def discard(self) -> None:
-        """Nothing is: it is read when it is asked for."""
+    def why_over(self) -> object:
+        return why_over(self._fd.number)
 
-    def set_baudrate(self, baudrate: int) -> None:
-        self.serial.baudrate = baudrate
+    async def discard(self) -> None:
+        await off_loop(lambda: discard_input(self._fd.number), patience=math.inf)
+
+    async def set_baudrate(self, baudrate: int) -> None:
+        await off_loop(functools.partial(setattr, self.serial, "baudrate", baudrate), patience=math.inf)
 
     def close(self) -> OffLoop[object] | None:
         self._fd.close()

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 
-from asyncrevoke.lowlevel import Fd, OffLoop, Revokable, close_off_loop
+from asyncrevoke.lowlevel import Deadline, Fd, OffLoop, Revokable, close_off_loop, off_loop
 
-from .port import Port, imported, open_pyserial
+from .lines import AtOpen, discard_input
+from .port import Port, imported, open_pyserial, why_over
 
 _BACKLOG = 65536  # bytes of a transport's that nobody has read, before it is stopped
 
 
-async def open_pyserial_asyncio(url: str, node: Revokable, settings: dict[str, Any]) -> Port:
+async def open_pyserial_asyncio(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Port:
     """A transport of pyserial-asyncio."""
     serial_asyncio = imported("serial_asyncio", "serial")
     loop = _asyncio_loop("pyserial-asyncio")
-    serial = await open_pyserial(url, node, settings)
+    serial = await open_pyserial(url, node, settings, at_open)
     close = serial.close
     # Its transport does both in the loop, even when it aborts: as long as a stalled line is stalled.
     serial.flush = serial.close = lambda: None
@@ -34,11 +36,13 @@ async def open_pyserial_asyncio(url: str, node: Revokable, settings: dict[str, A
     return port.opened(serial.fileno(), functools.partial(setattr, serial, "baudrate"), close)
 
 
-async def open_serialx(url: str, node: Revokable, settings: dict[str, Any]) -> Port:
+async def open_serialx(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Port:
     """A transport of serialx, which opens in a thread itself."""
     serialx = imported("serialx", "serialx")
     loop = _asyncio_loop("serialx")
     settings = {"byte_size" if option == "bytesize" else option: value for option, value in settings.items()}
+    if at_open.hangup_on_close is False:  # or each change of the rate would undo it
+        settings |= dict.fromkeys(("dtr_on_close", "rts_on_close"), serialx.PinState.UNDEFINED)
     port = _TransportPort(loop)
     try:
         transport, _ = await serialx.create_serial_connection(loop, lambda: port, url, **settings)
@@ -53,6 +57,7 @@ async def open_serialx(url: str, node: Revokable, settings: dict[str, Any]) -> P
         transport.abort()
         raise
     node.release = functools.partial(close_off_loop, close)
+    await off_loop(functools.partial(at_open.apply, serial.fileno()), patience=math.inf)
     return port.opened(serial.fileno(), lambda rate: serial.reconfigure_port(baudrate=rate), close)
 
 
@@ -84,6 +89,7 @@ class _TransportPort(asyncio.Protocol):
     """The port behind an asyncio transport. It stores no exception and shares no future, which could be poisoned."""
 
     fd: Fd | None = None
+    deadline: Deadline | None = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -121,6 +127,8 @@ class _TransportPort(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._unread += data
+        if self.deadline is not None:
+            self.deadline.put_off()
         if self._reading and len(self._unread) > _BACKLOG:
             self._reading = False
             self._transport.pause_reading()
@@ -156,7 +164,8 @@ class _TransportPort(asyncio.Protocol):
     def _failed(self, exc: BaseException | None, _: str = "") -> None:
         """In place of a transport's own, which tells the loop's error handler, too: an unplug is no case for that."""
         self._why = exc
-        self._transport.abort()
+        if not self._transport.is_closing():
+            self._transport.abort()
 
     def _change(self) -> None:
         changed, self._changed = self._changed, anyio.Event()
@@ -174,7 +183,9 @@ class _TransportPort(asyncio.Protocol):
                 if not self._reading:
                     self._reading = True
                     self._transport.resume_reading()
-                await self._changed.wait()
+                changed = self._changed
+                self._read_ready()  # uvloop gives up a descriptor that has an error, and tells nobody
+                await changed.wait()
         data = bytes(self._unread[:max_bytes])
         del self._unread[:max_bytes]
         return data
@@ -199,11 +210,16 @@ class _TransportPort(asyncio.Protocol):
         if self._lost:
             raise anyio.BrokenResourceError(f"{self._why or 'closed'}") from self._why
 
-    def discard(self) -> None:
+    def why_over(self) -> object:
+        unread = bool(self._unread)
+        return (not unread and self._why) or why_over(self._fd, unread=unread)
+
+    async def discard(self) -> None:
+        await off_loop(lambda: discard_input(self._fd), patience=math.inf)
         self._unread.clear()
 
-    def set_baudrate(self, baudrate: int) -> None:
-        self._set_baudrate(baudrate)
+    async def set_baudrate(self, baudrate: int) -> None:
+        await off_loop(lambda: self._set_baudrate(baudrate), patience=math.inf)
 
     def close(self) -> OffLoop[object] | None:
         self._fd = -1

@@ -1,0 +1,106 @@
+"""The modem lines of a port, and what else is asked of its driver when it opens."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+_LOW_LATENCY, _FLAGS = 1 << 13, 16  # ASYNC_LOW_LATENCY, and the place of `flags` in include/uapi/linux/serial.h
+_LACKING = (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True, slots=True)
+class ModemLines:
+    """The state of the lines: what the far end sets, and what we set (ioctl_tty(2), TIOCMGET)."""
+
+    cts: bool
+    dsr: bool
+    ri: bool
+    cd: bool
+    rts: bool
+    dtr: bool
+
+
+def modem_lines(fd: int) -> ModemLines:
+    bits = integer(fd, termios.TIOCMGET)
+    return ModemLines(**{line.name: bool(bits & _bit(line.name)) for line in fields(ModemLines)})
+
+
+def set_modem_lines(fd: int, **lines: bool | None) -> None:
+    """Set those that are given; all that become the same in one step, as some boards see a reset in the steps between."""
+    for request, state in (termios.TIOCMBIS, True), (termios.TIOCMBIC, False):
+        bits = sum(_bit(name) for name, wish in lines.items() if wish is state)
+        if bits:
+            fcntl.ioctl(fd, request, struct.pack("I", bits))
+
+
+def _bit(line: str) -> int:
+    return int(getattr(termios, f"TIOCM_{line.upper()}"))
+
+
+def integer(fd: int, request: int) -> int:
+    """What the driver answers to a request for a number."""
+    number: int
+    (number,) = struct.unpack("I", fcntl.ioctl(fd, request, bytes(4)))
+    return number
+
+
+def drain(fd: int) -> None:
+    if os.isatty(fd):  # else there is no driver, or it is hung up
+        termios.tcdrain(fd)
+
+
+def discard_input(fd: int) -> None:
+    """Throw away what has come to the descriptor."""
+    try:
+        termios.tcflush(fd, termios.TCIFLUSH)
+    except termios.error as exc:
+        if exc.args[0] != errno.ENOTTY:
+            raise
+        with contextlib.suppress(BlockingIOError):  # it is a connection
+            while os.read(fd, 65536):
+                pass
+
+
+@dataclass(frozen=True, slots=True)
+class AtOpen:
+    """What a port is made to be when it opens, besides its line settings; None leaves it as it is."""
+
+    dtr: bool | None
+    rts: bool | None
+    hangup_on_close: bool | None
+    low_latency: bool
+
+    def apply(self, fd: int) -> None:
+        """Ask the driver for it.
+
+        :raises OSError: EOPNOTSUPP, with what to leave out, if it has no such thing
+        """
+        with contextlib.suppress(OSError) if not (self.dtr or self.rts) else _needs("dtr and rts", "modem lines"):
+            set_modem_lines(fd, dtr=self.dtr, rts=self.rts)  # a line that is not there is low
+        if self.hangup_on_close is not None:
+            with _needs("hangup_on_close", "terminal settings"):
+                settings = termios.tcgetattr(fd)
+                settings[2] = settings[2] & ~termios.HUPCL | self.hangup_on_close * termios.HUPCL
+                termios.tcsetattr(fd, termios.TCSANOW, settings)
+        if self.low_latency:
+            with _needs("low_latency", "low latency"):
+                serial = bytearray(128)
+                fcntl.ioctl(fd, termios.TIOCGSERIAL, serial)
+                (flags,) = struct.unpack_from("i", serial, _FLAGS)
+                struct.pack_into("i", serial, _FLAGS, flags | _LOW_LATENCY)
+                fcntl.ioctl(fd, termios.TIOCSSERIAL, serial)
+
+
+@contextlib.contextmanager
+def _needs(options: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, termios.error) as exc:
+        if exc.args[0] not in _LACKING:
+            raise
+        raise OSError(errno.EOPNOTSUPP, f"its driver has no {what}: leave {options} out") from exc
