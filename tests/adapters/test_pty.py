@@ -102,7 +102,9 @@ async def parked(stream: PtyStream) -> None:
     """Until somebody waits in the session's master for `stream`."""
     shared = stream.shared
     with anyio.fail_after(10):
-        while not (stream.handle.in_use and (shared._turn_to_read.locked() or shared.turn_to_write.locked())):
+        while not (
+            stream.handle.in_use and (shared._waiting or shared._turn_to_read.locked() or shared.turn_to_write.locked())
+        ):
             await anyio.lowlevel.checkpoint()
     await settle()
 

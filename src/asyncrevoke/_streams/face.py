@@ -177,8 +177,11 @@ class Face(Handled, anyio.abc.ByteStream):
 
     def _due(self) -> bool:
         """Whether an operation has to suspend, though it may have nothing to wait for."""
-        home = self.handle._home or self.handle._settle()
-        return home is None or home.due()
+        home = self.handle._home
+        if home is not None and not home.due():
+            return False
+        self.handle._settle()  # it may be another loop than before
+        return True
 
     def _admit(self) -> None:
         if self.handle._acts and not self.handle._admits_use():

@@ -244,20 +244,20 @@ class Fd:
         waiter = Waiter(handle, idle)
         home = waiter.enter()
         assert home is not None
-        found: T | None
+        result: T | None
         if home.reactor is None:
             waiter.leave()
             with handle.using(idle=idle):
-                while (found := call()) is None:
+                while (result := call()) is None:
                     await side.wait(self.number)
-                return found
+                return result
         try:
             while True:
                 future = waiter.begin(home.reactor)
                 side.arm(home.reactor, functools.partial(_tell, future, None if late is None else call))
-                found = await _found(future, late)
-                if found is not None or (late is None and (found := call()) is not None):
-                    return found
+                result = await found(future, late)
+                if result is not None or (late is None and (result := call()) is not None):
+                    return result
         finally:
             side.told = None  # or the loop would keep this, through its callback
             waiter.leave()
@@ -307,18 +307,18 @@ class Waiter(Operation):
         return True
 
 
-async def _found(future: asyncio.Future[Any], late: Callable[[Any], object] | None) -> Any:
-    """What it is given."""
+async def found(future: asyncio.Future[Any], late: Callable[[Any], object] | None = None) -> Any:
+    """What it is given: returned, or raised."""
     try:
-        found = await future
+        result = await future
     except BaseException:
-        found = future.result() if future.done() and not future.cancelled() else None
-        if late is not None and not isinstance(found, Exception | None):
-            late(found)
+        result = future.result() if future.done() and not future.cancelled() else None
+        if late is not None and not isinstance(result, Exception | None):
+            late(result)
         raise
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 class Side:
@@ -344,7 +344,10 @@ class Side:
         else:
             future = home.reactor.create_future()
             self.arm(home.reactor, functools.partial(_tell, future, None))
-            await future
+            try:
+                await future
+            finally:
+                self.told = None
 
     def arm(self, reactor: asyncio.AbstractEventLoop, told: Callable[[], bool]) -> None:
         """Have the loop call `told` when the descriptor may be ready, until it reports that nobody waits."""
@@ -389,11 +392,11 @@ def _tell(future: asyncio.Future[Any], call: Callable[[], object] | None) -> boo
     if future.done():
         return False
     try:
-        found = None if call is None else call()
+        result = None if call is None else call()
     except Exception as exc:  # noqa: BLE001  # raised in the task
-        found = exc
-    if found is not None or call is None:
-        future.set_result(found)
+        result = exc
+    if (result is not None or call is None) and not future.done():  # the call may have taken it away
+        future.set_result(result)
     return True
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from types import EllipsisType
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import anyio
 
@@ -15,6 +16,7 @@ from asyncrevoke._core.profile import Answers
 from asyncrevoke._core.revokable import Revokable
 
 from .face import Face
+from .fd import Fd, Waiter, found
 
 _ATOMIC = 4096  # bytes that are not mixed with another writer's, as pipe(7) has it
 
@@ -31,6 +33,9 @@ class Shared:
         reads gets what he reads
     :param patience: seconds since it last received, or had nothing to receive, for which a stream holds the line up
     :param exact: whether `send_some`, cancelled, has sent nothing
+    :param fd: the line's descriptor, if our own waits are on it: on asyncio its reads are made in the loop's callback then,
+        and what comes wakes all who wait at once
+    :param failed: makes the error of a read or write of that descriptor what is to be raised
     :param history: bytes of what came last that are kept for streams opened with `replay`; with a backlog only
     """
 
@@ -43,6 +48,8 @@ class Shared:
         exact: bool = True,
         history: int = 0,
         patience: float = 0.0,
+        fd: Callable[[], Fd | None] = lambda: None,
+        failed: Callable[[Exception], Exception] = lambda exc: exc,
     ) -> None:
         if backlog is not None and not backlog > 0:
             raise ValueError(f"backlog is {backlog!r}: give bytes, 1 or more")
@@ -60,58 +67,165 @@ class Shared:
         self._exact = exact
         self._kept = history
         self._patience = patience
+        self._fd = fd
+        self._failed = failed
+        self._waiting: dict[SharedStream, asyncio.Future[Any]] = {}  # for the loop to read
+        self._in_turn = 0  # those who read in a task of theirs, one after the other, where the loop does not
+        self._behind = False  # perhaps somebody is so far behind that the line is held up
         self._taken = anyio.Event()  # set when a stream has received, or has gone
         self._ended = False  # the last byte was read
         self._turn_to_read = anyio.Lock()
 
     async def receive(self, reader: SharedStream, max_bytes: int) -> bytes:
-        """Receive for `reader`, inside an operation of its own."""
-        if self._backlog is None:
-            return await self._receive(max_bytes)
-        unread = reader.unread
-        while not unread:
-            async with self._turn_to_read:
-                if unread:
-                    break
-                if self._ended:
-                    raise anyio.EndOfStream
-                await self._wait_for_slow(self._backlog)
-                await self._read_for_all(self._backlog)
-        data = bytes(unread[:max_bytes])
-        del unread[:max_bytes]
-        reader.received = time.monotonic()
-        self._taken.set()
+        """Receive for `reader`, as an operation of its handle."""
+        handle = reader.handle
+        if handle._acts and not handle._admits_use():
+            raise handle._refusal()  # I1
+        fd, backlog = self._fd(), self._backlog
+        reactor = None if fd is None or handle._home is None else handle._home.reactor
+        try:
+            if backlog is not None:
+                return await self._copy(reader, max_bytes, backlog, fd, reactor)
+            if fd is None or reactor is None:
+                with handle.using(idle=True):
+                    return await self._receive(max_bytes)
+            if fd.readable.told is not None:
+                raise anyio.BusyResourceError("reading from")
+            read = functools.partial(self._read_now, fd, max_bytes)
+            data = read()
+            if data is None:
+                data = await fd.wait(handle, fd.readable, read, idle=True, late=reader._put_back)
+        except RevokedError as error:
+            raise _about(handle, error) from error.__cause__
         return data
 
-    async def _wait_for_slow(self, backlog: int) -> None:
-        """Wait until all who go on receiving have room for half of the backlog."""
-        while until := [
+    def _read_now(self, fd: Fd, max_bytes: int) -> bytes | None:
+        try:
+            return fd.read_now(max_bytes)
+        except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
+            raise self._failed(exc) from exc.__cause__
+
+    async def _copy(
+        self,
+        reader: SharedStream,
+        max_bytes: int,
+        backlog: int,
+        fd: Fd | None,
+        reactor: asyncio.AbstractEventLoop | None,
+    ) -> bytes:
+        """What has come for one reader, where each gets a copy."""
+        unread = reader.unread
+        while not unread:
+            if self._ended:
+                raise anyio.EndOfStream
+            if fd is None or reactor is None or self._in_turn or (self._behind and self._slow(backlog)):
+                await self._read_in_turn(reader, backlog)
+            elif self._waiting or not self._read_for_all(fd, backlog):
+                await self._wait(reader, fd, reactor, backlog)
+        data = bytes(unread if len(unread) <= max_bytes else unread[:max_bytes])
+        del unread[: len(data)]
+        reader.received = time.monotonic()
+        if self._in_turn:
+            self._taken.set()
+        return data
+
+    async def _wait(self, reader: SharedStream, fd: Fd, reactor: asyncio.AbstractEventLoop, backlog: int) -> None:
+        """Wait until the loop has read, or has left it to those in turn."""
+        waiter = Waiter(reader.handle, idle=True)
+        waiter.enter()
+        try:
+            self._waiting[reader] = future = waiter.begin(reactor)
+            fd.readable.arm(reactor, functools.partial(self._came, fd, backlog))
+            await found(future)
+        finally:
+            del self._waiting[reader]
+            if not self._waiting:
+                fd.readable.told = None
+            waiter.leave()
+
+    def _came(self, fd: Fd, backlog: int) -> bool:
+        """The loop finds the line readable: it reads for all who wait. It reports whether somebody does."""
+        if not self._waiting:
+            return False
+        why = None
+        if not self._in_turn and not (self._behind and self._slow(backlog)):
+            try:
+                if not self._read_for_all(fd, backlog):
+                    return True
+            except Exception as exc:  # noqa: BLE001  # raised in the tasks
+                why = exc
+        self._wake(why)
+        return True
+
+    def _wake(self, why: Exception | None = None) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_result(why)
+
+    def _read_for_all(self, fd: Fd, backlog: int) -> bool:
+        """Read what is there. It reports whether there was something, or the end of data."""
+        try:
+            data = self._read_now(fd, backlog - backlog // 2)
+        except anyio.EndOfStream:
+            self._ended = True
+            return True
+        if data is None:
+            return False
+        self._deliver(data, backlog)
+        return True
+
+    async def _read_in_turn(self, reader: SharedStream, backlog: int) -> None:
+        self._in_turn += 1
+        self._wake()
+        try:
+            with reader.handle.using(idle=True):
+                async with self._turn_to_read:
+                    if reader.unread or self._ended:
+                        return
+                    await self._wait_for_slow(backlog)
+                    try:
+                        self._deliver(await self._receive(backlog - backlog // 2), backlog)
+                    except anyio.EndOfStream:
+                        self._ended = True
+        finally:
+            self._in_turn -= 1
+
+    def _slow(self, backlog: int) -> list[float]:
+        """Until when each of those holds up the line who go on receiving, and have no room for half of the backlog."""
+        until = [
             stream.received + self._patience
             for stream in self.streams
             if len(stream.unread) > self._kept + backlog // 2 and not stream.handle.revoked
-            if stream.received + self._patience > time.monotonic()
-        ]:
+        ]
+        self._behind = bool(until)
+        now = time.monotonic()
+        return [each for each in until if each > now]
+
+    async def _wait_for_slow(self, backlog: int) -> None:
+        """Wait until all who go on receiving have room for half of the backlog."""
+        while until := self._slow(backlog):
             self._taken = anyio.Event()
             with anyio.move_on_after(min(0.5, max(until) - time.monotonic())):  # which may have been revoked meanwhile
                 await self._taken.wait()
 
-    async def _read_for_all(self, backlog: int) -> None:
-        try:
-            data = await self._receive(backlog - backlog // 2)
-        except anyio.EndOfStream:
-            self._ended = True
-            return
+    def _deliver(self, data: bytes, backlog: int) -> None:
+        """Give each stream a copy, and wake those who wait."""
         self.read += len(data)
-        self.history += data
-        del self.history[: -self._kept or None]
+        if self._kept:
+            self.history += data
+            del self.history[: -self._kept]
         now = time.monotonic()
+        behind = self._kept + backlog // 2
         for stream in list(self.streams):
             if not stream.unread:
                 stream.received = now
             stream.unread += data
             stream.place = self.read
+            if len(stream.unread) > behind:
+                self._behind = True
             if len(stream.unread) > (most := backlog + self._kept):  # what was replayed is no delay of the reader's
                 stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {most}")
+        self._wake()
 
     def leave(self, stream: SharedStream) -> None:
         """The stream is gone."""
@@ -120,18 +234,53 @@ class Shared:
 
     async def send(self, item: bytes, handle: Revokable) -> None:
         """Send all of `item` as an operation of `handle`, in pieces that are not mixed with those of others."""
+        if handle._acts and not handle._admits_use():
+            raise handle._refusal()  # I1
         view = memoryview(item).cast("B")
         sent = 0
+        locked = False
         try:
+            if not self.turn_to_write.locked():
+                sent = self._write_now(view)
+            if sent == len(view):
+                return
+            if sent % _ATOMIC:
+                self.turn_to_write.acquire_nowait()
+                locked = True
             with handle.using():
                 while sent < len(view):
-                    async with self.turn_to_write:
-                        end = sent + _ATOMIC
-                        while view[sent:end]:
-                            sent += await self._send_some(view[sent:end])
+                    if not locked:
+                        await self.turn_to_write.acquire()
+                        locked = True
+                    end = sent - sent % _ATOMIC + _ATOMIC
+                    while view[sent:end]:
+                        sent += await self._send_some(view[sent:end])
+                    self.turn_to_write.release()
+                    locked = False
         except RevokedError as error:
+            error = _about(handle, error)
             error.sent = sent if self._exact else None
-            raise
+            raise error from error.__cause__
+        finally:
+            if locked:
+                self.turn_to_write.release()
+
+    def _write_now(self, item: memoryview) -> int:
+        """Write what is accepted at once, and return how many bytes."""
+        fd = self._fd()
+        sent = 0
+        try:
+            while fd is not None and sent < len(item) and (some := fd.write_now(item[sent:])):
+                sent += some
+        except anyio.BrokenResourceError as exc:
+            if not sent:  # else the next meets it
+                raise self._failed(exc) from exc.__cause__
+        return sent
+
+
+def _about(handle: Revokable, error: RevokedError) -> RevokedError:
+    """The error of what was taken away with the whole line, for who has used `handle`."""
+    return error if error.node is handle or not handle._acts else RevokedError(handle, in_flight=True)
 
 
 class SharedOptions(TypedDict, total=False):
@@ -168,8 +317,7 @@ class SharedStream(Face):
         shared.streams[self] = None
 
     async def _receive(self, max_bytes: int) -> bytes:
-        with self.handle.using(idle=True):
-            return await self.shared.receive(self, max_bytes)
+        return await self.shared.receive(self, max_bytes)
 
     async def _send(self, item: bytes) -> None:
         await self.shared.send(item, self.handle)

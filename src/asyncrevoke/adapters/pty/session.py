@@ -161,8 +161,9 @@ class PtySession(Resource):
         kill_after: float,
         begin: Callable[[Program], object],
     ) -> None:
+        self._master: Fd
         self._kill_after = kill_after
-        self._shared = line(self._read, self._write_some)
+        self._shared = line(self._read, self._write_some, fd=lambda: self._master)
         self.node = make()
         started = None
         try:

@@ -205,7 +205,13 @@ class SerialDevice(Resource):
         self._answers = answers
         exact = options.open is open_descriptor
         self._shared = Shared(
-            self._receive, self._send_some, backlog=options.backlog, exact=exact, history=options.history
+            self._receive,
+            self._send_some,
+            backlog=options.backlog,
+            exact=exact,
+            history=options.history,
+            fd=lambda: None if self._port is None else self._port.fd,
+            failed=self._failed,
         )
         self._used = False
         self._node: Revokable | None = None
@@ -323,15 +329,21 @@ class SerialDevice(Resource):
         try:
             return await operation()
         except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
-            why: object = exc.__cause__ or self._opened[1].why_over() or "end of data"
+            error = self._failed(exc)
         except OSError as exc:
-            error = explained(self._name, exc)
-            if error.errno not in GONE:
-                raise error from exc
-            why = exc
-        self.node.revoke(f"unplugged: {why}")
+            refused = explained(self._name, exc)
+            if refused.errno not in GONE:
+                raise refused from exc
+            error = self._failed(exc)
         await anyio.lowlevel.checkpoint()  # where the kick comes, unless the owner opened it with none
-        raise RevokedError(self.node, in_flight=True)
+        raise error
+
+    def _failed(self, exc: Exception) -> RevokedError:
+        """The port is gone: it is taken from all. It returns the error of who has found that out."""
+        ended = isinstance(exc, anyio.EndOfStream | anyio.BrokenResourceError)
+        why = (exc.__cause__ or self._opened[1].why_over() or "end of data") if ended else exc
+        self.node.revoke(f"unplugged: {why}")
+        return RevokedError(self.node, in_flight=True)
 
     async def _request(self, call: Callable[[int], T]) -> T:
         """Have a thread make a request to the driver, as `_attempt`. It is short, and waited for in any case."""
