@@ -65,6 +65,7 @@ else:
         "adapters.tty": ("Tty",),
     }
     _HOMES = {name: module for module, names in _NAMES.items() for name in names}
+    __all__ = sorted({*_HOMES, "answers"})  # noqa: PLE0605  # what is not there yet, too
 
     def __getattr__(name: str) -> Any:
         """Import what is used, when it is first used. It is found at once from then on."""
@@ -75,4 +76,4 @@ else:
         return globals().setdefault(name, getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name))
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_HOMES, "answers"})
+        return sorted({*globals(), *__all__})

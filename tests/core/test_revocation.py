@@ -6,7 +6,9 @@ import gc
 import inspect
 import math
 import re
+import sys
 from collections.abc import Awaitable, Callable
+from types import FrameType
 
 import anyio
 import anyio.lowlevel
@@ -610,6 +612,37 @@ async def test_so_many_stragglers_are_enough() -> None:
         leave.set()
         await act
     assert found == [0, 2, 3]
+
+
+@pytest.mark.invariant("I8")
+async def test_to_tell_a_release_takes_no_look_at_others() -> None:
+    """It takes as many calls where a hundred others run."""
+    until = anyio.Event()
+
+    async def calls_among(others: int) -> int:
+        root = Revokable("root")
+        files = [root.open("file", release=slowly([], "file", until)) for _ in range(others + 1)]
+        root.revoke()
+        await settle()
+        files[0].users()  # what is worked out once
+        calls = 0
+
+        def note(_: FrameType, event: str, __: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        sys.setprofile(note)
+        try:
+            (user,) = files[0].users()
+        finally:
+            sys.setprofile(None)
+        assert user.kind == "release"
+        return calls
+
+    few, many = await calls_among(0), await calls_among(100)
+    until.set()
+    await settle()
+    assert few == many
 
 
 @pytest.mark.invariant("I8")

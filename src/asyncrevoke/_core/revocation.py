@@ -117,6 +117,7 @@ class Revocation:
         self._undrained = 0
         self._kicked = 0
         self._released = 0
+        self._releases: dict[Revokable, Releasing] = {}  # that run in a task, or will
         self._errors: list[BaseException] = []
         self._told = False  # what failed, to somebody
         self._reporters = 0  # who wait, and will tell
@@ -465,10 +466,11 @@ def _release(node: Revokable) -> bool:
         return True
 
     async def run() -> None:
-        with Releasing(node):
+        with releasing:
             await running
 
     def done(exc: BaseException | None) -> None:
+        del releases[node]
         if exc is not None:
             node._failed(exc)
             if inspect.iscoroutine(running):
@@ -479,6 +481,8 @@ def _release(node: Revokable) -> bool:
 
     home = loop.current()
     if home is not None:
+        releases = node._acts[0]._releases
+        releases[node] = releasing = Releasing(node)
         home.spawn(run, done, f"release of {node.path!r}")
         return False
     node._failed(RuntimeError(f"the release of {node.path!r} returned an awaitable, and no event loop runs"))
@@ -529,12 +533,9 @@ def users_of(node: Revokable) -> Iterator[User]:
         if child in (node._children or ()):
             yield User("open file", child.name, path)
     if node.releasing:
-        outermost = node._home.inside.values() if node._home is not None else ()
-        for inside in {inside for innermost in outermost for inside in chain(innermost)}:
-            if isinstance(inside, Releasing) and inside.node is node:
-                task = inside.task
-                since = time.monotonic() - inside.since
-                yield User("release", loop.task_name(task), path, task, since, loop.where(task))
-                break
+        release = node._acts[0]._releases.get(node)
+        if release is not None and release.task is not None:
+            since, task = time.monotonic() - release.since, release.task
+            yield User("release", loop.task_name(task), path, task, since, loop.where(task))
         else:
             yield User("release", f"release of {path!r}", path, None, 0.0, "its beginning")
