@@ -726,6 +726,22 @@ async def test_a_hang_up_while_it_is_opened_is_no_end(plug: Plug, monkeypatch: p
             assert device.node.generation == 2
 
 
+async def test_where_events_cannot_be_watched_it_is_looked_for_at_intervals(
+    plug: Plug, source: Source, looks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor is left for it: the source is closed."""
+
+    def no_watch(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(replugged, "Watch", no_watch)
+    with anyio.fail_after(20):
+        async with plug.device() as devices, anyio.create_task_group() as tasks:
+            tasks.start_soon(settle_until, lambda: len(looks) > 2, plug.plug_in)
+            await anext(devices)
+    assert source.closes == 1
+
+
 async def test_two_devices_are_followed_at_once(plug: Plug, tmp_path: pathlib.Path) -> None:
     """One that is unplugged takes nothing from the other."""
     with contextlib.closing(Plug(tmp_path / "usb-other")) as other_plug, anyio.fail_after(20):

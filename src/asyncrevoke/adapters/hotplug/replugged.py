@@ -188,10 +188,12 @@ class _Events:
         self._source: Source | None = None
         try:
             self._source = uevents.source_of(kind)
+            node.release = Watch(self._source, self._happened).close
         except OSError as exc:
             logger.info("%s: no events, so it is looked for at intervals: %s", node.name, exc)
-        else:
-            node.release = Watch(self._source, self._happened).close
+            source, self._source = self._source, None
+            if source is not None:
+                source.close()
 
     def begin(self, device: SerialDevice) -> None:
         """It is open. What was told up to here is about what was there before: the removal of its last generation."""
