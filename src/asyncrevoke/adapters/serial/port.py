@@ -119,19 +119,25 @@ def _open_path(port: Any, at_open: AtOpen) -> None:
         port.is_open = False
         os.close(fd)
         raise
-    port.close = functools.partial(_close, port, lambda: os.close(fd))
+    port.close = functools.partial(_close_path, port)
+
+
+def _close_path(port: Any) -> None:
+    if port.is_open:
+        port.is_open = False
+        os.close(port.fd)
 
 
 def _connect(port: Any) -> None:
     """Open what pyserial's `open` would, but keep what the far end has sent already, and notice when it is gone."""
     port.logger, port._socket, port.is_open = None, network.connect(port.port), True
-    port.close = functools.partial(_close, port, functools.partial(network.disconnect, port._socket))
+    port.close = functools.partial(_disconnect, port)
 
 
-def _close(port: Any, close: Callable[[], object]) -> None:
+def _disconnect(port: Any) -> None:
     if port.is_open:
         port.is_open = False
-        close()
+        network.disconnect(port._socket)
 
 
 def why_over(fd: int, *, unread: bool = False) -> object:
