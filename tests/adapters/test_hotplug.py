@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import pathlib
+import random
 import select
 import socket
 import subprocess
@@ -484,6 +485,7 @@ class Delays:
         self.asked: list[float] = []
         self.at: dict[int, Callable[[], object]] = {}  # what happens during which wait
         self.now = 0.0
+        self.chance = 1.0
 
     def move_on_after(self, delay: float, *, real: Callable[[float], anyio.CancelScope] = anyio.move_on_after) -> Any:
         self.asked.append(delay)
@@ -498,6 +500,7 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> Delays:
     delays = Delays()
     monkeypatch.setattr(anyio, "move_on_after", delays.move_on_after)
     monkeypatch.setattr(anyio, "current_time", lambda: delays.now)
+    monkeypatch.setattr(random, "uniform", lambda least, most: delays.chance * (most - least) + least)
     return delays
 
 
@@ -512,6 +515,20 @@ async def test_the_looks_become_rarer_up_to_a_bound(plug: Plug, source: Source, 
     async with plug.device(debounce=1, max_delay=30) as devices:
         await anext(devices)
     assert delays.asked[::2] == [1, 2, 4, 8, 16, 30, 30, 30, 1, 2]
+
+
+async def test_the_clients_of_a_server_do_not_all_come_at_once(plug: Plug, source: Source, delays: Delays) -> None:
+    """Each delay is up to a quarter shorter, by chance."""
+    delays.chance = 0.0
+
+    def back() -> None:
+        plug.plug_in()
+        source.tell(ADD)
+
+    delays.at = {6: back}
+    async with plug.device(debounce=1, max_delay=8) as devices:
+        await anext(devices)
+    assert delays.asked[::2] == [0.75, 1.5, 3, 6, 6, 6]
 
 
 @pytest.mark.usefixtures("source")
@@ -724,6 +741,22 @@ async def test_a_hang_up_while_it_is_opened_is_no_end(plug: Plug, monkeypatch: p
         async with plug.device(registry=registry) as devices:
             device = await anext(devices)
             assert device.node.generation == 2
+
+
+async def test_where_events_cannot_be_watched_it_is_looked_for_at_intervals(
+    plug: Plug, source: Source, looks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor is left for it: the source is closed."""
+
+    def no_watch(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(replugged, "Watch", no_watch)
+    with anyio.fail_after(20):
+        async with plug.device() as devices, anyio.create_task_group() as tasks:
+            tasks.start_soon(settle_until, lambda: len(looks) > 2, plug.plug_in)
+            await anext(devices)
+    assert source.closes == 1
 
 
 async def test_two_devices_are_followed_at_once(plug: Plug, tmp_path: pathlib.Path) -> None:

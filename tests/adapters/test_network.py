@@ -18,7 +18,7 @@ import serial
 import serial.rfc2217
 
 from asyncrevoke import SerialDevice, open_serial, serial_device, testing
-from asyncrevoke.adapters.serial import SerialRevokedError, network
+from asyncrevoke.adapters.serial import ModemLines, SerialRevokedError, network, rfc2217
 from calls import awake, parked, start
 from conftest import BACKENDS, settle
 
@@ -253,7 +253,7 @@ class Server:
 
     def _serve(self) -> None:
         self._far, _ = self._listening.accept()
-        manager = serial.rfc2217.PortManager(self.port, self)  # type: ignore[arg-type]  # anything that writes
+        self.manager = manager = serial.rfc2217.PortManager(self.port, self)  # type: ignore[arg-type]  # anything that writes
         self._begun.set()
         with contextlib.suppress(OSError):
             while data := self._far.recv(65536):
@@ -328,6 +328,42 @@ async def test_a_remote_ports_rate_can_be_changed(reading: bool) -> None:
             assert call.outcome == b"x"
         else:
             assert await other.receive() == b"x"
+
+
+async def test_a_remote_ports_lines_are_set_and_told() -> None:
+    """Ours as they were set last, and those of the far end as the server has told last."""
+    async with remote(dtr=False) as (device, far), device.open() as stream:
+        assert await stream.modem_lines() == ModemLines(cts=True, dsr=True, ri=False, cd=True, rts=True, dtr=False)
+        async with anyio.create_task_group() as group:
+            group.start_soon(functools.partial(stream.set_modem_lines, rts=False, dtr=True))
+            group.start_soon(stream.modem_lines)
+        assert (far.port.rts, far.port.dtr) == (False, True)
+        far.manager.check_modem_lines()
+        await stream.set_baudrate(19200)  # whose answer comes after the notice
+        assert await stream.modem_lines() == ModemLines(cts=False, dsr=True, ri=False, cd=True, rts=False, dtr=True)
+
+
+async def test_a_break_is_held_at_a_remote_port() -> None:
+    """And ended, also when it is cancelled."""
+    async with remote() as (device, far), device.open() as stream:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(stream.send_break, 3600)
+                group.start_soon(when, lambda: far.port.break_condition, scope.cancel)
+        assert not far.port.break_condition
+
+
+async def test_a_server_that_does_not_answer_is_an_error_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which names the port; and the port stays."""
+    async with remote() as (device, far), device.open() as stream:
+        with monkeypatch.context() as patch:
+            patch.setattr(rfc2217, "_ANSWER", 0.01)
+            patch.setattr(far.manager, "_telnet_process_subnegotiation", lambda _: None)
+            with pytest.raises(serial.SerialException, match="the server does not answer: 'rfc2217://") as info:
+                await stream.set_baudrate(19200)
+        assert info.value.errno == errno.ETIMEDOUT
+        await stream.send(b"x")
+        assert await stream.receive() == b"x"
 
 
 async def test_what_has_come_from_a_remote_port_is_thrown_away() -> None:

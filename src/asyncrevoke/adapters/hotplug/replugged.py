@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import pathlib
+import random
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -52,8 +53,8 @@ def serial_device(
     :param baudrate, options: as for `open_serial`, less `owner`
     :param reconnect: False: one turn, if the device is there
     :param debounce: seconds without further events until it is opened
-    :param max_delay: seconds between two looks, at the most; each waits twice as long as the one before, until an event
-        comes, or a turn has lasted as long as this
+    :param max_delay: seconds between two looks, at the most; each waits twice as long as the one before, less up to a
+        quarter by chance, until an event comes, or a turn has lasted as long as this
     :param source: of events, as for `watch_devices`
     :param registry: where it can be found by its name, and by path and device number while it is open
     :param name: left out: the last part of `by_id`
@@ -166,7 +167,8 @@ class SerialDevices(Resource):
 
     async def _wait(self, events: _Events) -> None:
         """Wait for a while, each time longer; or until an event is followed by none for a moment."""
-        with anyio.move_on_after(self._delay) as waiting:
+        delay = self._delay * random.uniform(0.75, 1)  # noqa: S311  # not all clients of a server at once
+        with anyio.move_on_after(delay) as waiting:
             await events.changed.wait()
         with anyio.move_on_after(self._max_delay):  # others' events may never end
             while events.changed.is_set():
@@ -188,10 +190,12 @@ class _Events:
         self._source: Source | None = None
         try:
             self._source = uevents.source_of(kind)
+            node.release = Watch(self._source, self._happened).close
         except OSError as exc:
             logger.info("%s: no events, so it is looked for at intervals: %s", node.name, exc)
-        else:
-            node.release = Watch(self._source, self._happened).close
+            source, self._source = self._source, None
+            if source is not None:
+                source.close()
 
     def begin(self, device: SerialDevice) -> None:
         """It is open. What was told up to here is about what was there before: the removal of its last generation."""

@@ -41,7 +41,7 @@ from asyncrevoke.lowlevel import (
 )
 
 from . import network
-from .lines import AtOpen, ModemLines, drain, integer, modem_lines, set_modem_lines
+from .lines import AtOpen, ModemLines, drain, integer
 from .port import GONE, Backend, Port, SerialException, explained, explaining, open_descriptor
 from .rfc2217 import open_rfc2217
 from .transports import open_pyserial_asyncio, open_serialx
@@ -111,7 +111,7 @@ def open_serial(
     it closed is received first. "closed by the far end" is the reason of an orderly end; a broken one has the kernel's words.
 
     :param url: the path of a device, or ``rfc2217://host:port`` (needs ``asyncrevoke[serialx]``; `backend` says nothing
-        there, and of the requests only `set_baudrate`, `reset_input_buffer` and `drain` are known), or ``socket://host:port``, which has no
+        there), or ``socket://host:port``, which has no
         settings (not with serialx), or what else pyserial's `serial_for_url` takes that has a descriptor
     :param baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr: as pyserial's
     :param exclusive: keep others out: programs that lock it, too (flock), and all without CAP_SYS_ADMIN (TIOCEXCL)
@@ -363,14 +363,14 @@ class SerialDevice(Resource):
         """Throw away what has come, as `_request`."""
         await self._ask(lambda port: port.discard())
 
-    async def _ask(self, request: Callable[[Port], Awaitable[None]]) -> None:
+    async def _ask(self, request: Callable[[Port], Awaitable[T]]) -> T:
         """Have the port itself make a request, as `_attempt`."""
 
-        async def ask() -> None:
+        async def ask() -> T:
             with os_errors(self._name):
-                await request(self._opened[1])
+                return await request(self._opened[1])
 
-        await self._attempt(ask)
+        return await self._attempt(ask)
 
     def _exclude(self, request: int) -> None:
         """Keep others out, or not any more: the kernel sets a bit, and asks no driver."""
@@ -422,11 +422,11 @@ class SerialStream(SharedStream):
 
     async def modem_lines(self) -> ModemLines:
         """Read the lines."""
-        return await self._guarded(lambda: self._device._request(modem_lines))
+        return await self._guarded(lambda: self._device._ask(lambda port: port.modem_lines()))
 
     async def set_modem_lines(self, *, rts: bool | None = None, dtr: bool | None = None) -> None:
         """Set those that are given."""
-        await self._guarded(lambda: self._device._request(lambda fd: set_modem_lines(fd, rts=rts, dtr=dtr)))
+        await self._guarded(lambda: self._device._ask(lambda port: port.set_modem_lines(rts=rts, dtr=dtr)))
 
     async def set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, for all streams.
@@ -443,12 +443,12 @@ class SerialStream(SharedStream):
 
         async def hold() -> None:
             try:
-                await self._device._request(lambda fd: fcntl.ioctl(fd, _TIOCSBRK))
+                await self._device._ask(lambda port: port.set_break(state=True))
                 await anyio.sleep(seconds)
             finally:
                 # What it says the first has said, or the port is gone; and a cancellation is not to be hidden.
                 with contextlib.suppress(SerialException, RevokedError):
-                    await self._device._request(lambda fd: fcntl.ioctl(fd, _TIOCCBRK))
+                    await self._device._ask(lambda port: port.set_break(state=False))
 
         await self._guarded(hold)
 
@@ -499,9 +499,6 @@ class SerialStream(SharedStream):
     def _answer(self, error: RevokedError, kind: Literal["read", "write", "ioctl"]) -> None:
         super()._answer(error, kind)
         raise SerialRevokedError.of(error) from error.__cause__
-
-
-_TIOCSBRK, _TIOCCBRK = 0x5427, 0x5428  # include/uapi/asm-generic/ioctls.h
 
 
 def _check_baudrate(port: str, baudrate: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 _LOW_LATENCY, _FLAGS = 1 << 13, 16  # ASYNC_LOW_LATENCY, and the place of `flags` in include/uapi/linux/serial.h
+_TIOCSBRK, _TIOCCBRK = 0x5427, 0x5428  # include/uapi/asm-generic/ioctls.h
 _LACKING = (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -36,6 +37,10 @@ def set_modem_lines(fd: int, **lines: bool | None) -> None:
         bits = sum(_bit(name) for name, wish in lines.items() if wish is state)
         if bits:
             fcntl.ioctl(fd, request, struct.pack("I", bits))
+
+
+def set_break(fd: int, *, state: bool) -> None:
+    fcntl.ioctl(fd, _TIOCSBRK if state else _TIOCCBRK)
 
 
 def _bit(line: str) -> int:

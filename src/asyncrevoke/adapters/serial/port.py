@@ -16,12 +16,12 @@ import select
 import socket
 import termios
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from asyncrevoke.lowlevel import Deadline, Fd, OffLoop, Revokable, close_off_loop, off_loop
 
 from . import network
-from .lines import AtOpen, discard_input
+from .lines import AtOpen, ModemLines, discard_input, modem_lines, set_break, set_modem_lines
 
 if TYPE_CHECKING:
     from serial import SerialException as SerialException  # noqa: PLC0414  # which is handed on
@@ -33,6 +33,9 @@ else:
 
 #: What the kernel answers when the device behind a port is gone; EPERM while its driver lets go of it.
 GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EPERM))
+
+
+T = TypeVar("T")
 
 
 class Port(Protocol):
@@ -61,11 +64,22 @@ class Port(Protocol):
     def why_over(self) -> object:
         """Why it is over, or None: it is not, or what has come is not received yet."""
 
+    # Requests, which are waited for in any case: a driver may be inside the descriptor.
+
     async def discard(self) -> None:
-        """Throw away what has come and nobody received. It is waited for in any case, as `set_baudrate`."""
+        """Throw away what has come and nobody received."""
 
     async def set_baudrate(self, baudrate: int, /) -> None:
-        """Change it. It is waited for in any case, as a driver is inside the descriptor."""
+        """Change it."""
+
+    async def modem_lines(self) -> ModemLines:
+        """Read the lines."""
+
+    async def set_modem_lines(self, **lines: bool | None) -> None:
+        """Set those that are given."""
+
+    async def set_break(self, *, state: bool) -> None:
+        """Begin or end a break."""
 
     def close(self) -> OffLoop[object] | None:
         """Begin to close it, when nobody is inside any more. Awaiting what it returns is awaiting that it is closed."""
@@ -121,19 +135,25 @@ def _open_path(port: Any, at_open: AtOpen) -> None:
         port.is_open = False
         os.close(fd)
         raise
-    port.close = functools.partial(_close, port, lambda: os.close(fd))
+    port.close = functools.partial(_close_path, port)
+
+
+def _close_path(port: Any) -> None:
+    if port.is_open:
+        port.is_open = False
+        os.close(port.fd)
 
 
 def _connect(port: Any) -> None:
     """Open what pyserial's `open` would, but keep what the far end has sent already, and notice when it is gone."""
     port.logger, port._socket, port.is_open = None, network.connect(port.port), True
-    port.close = functools.partial(_close, port, functools.partial(network.disconnect, port._socket))
+    port.close = functools.partial(_disconnect, port)
 
 
-def _close(port: Any, close: Callable[[], object]) -> None:
+def _disconnect(port: Any) -> None:
     if port.is_open:
         port.is_open = False
-        close()
+        network.disconnect(port._socket)
 
 
 def why_over(fd: int, *, unread: bool = False) -> object:
@@ -211,7 +231,29 @@ def imported(module: str, extra: str) -> Any:
         raise ImportError(f"{module} is not installed: pip install 'asyncrevoke[{extra}]'") from exc
 
 
-class _DescriptorPort:
+class Driven:
+    """What is asked of a driver, by threads."""
+
+    def fileno(self) -> int:
+        raise NotImplementedError
+
+    async def discard(self) -> None:
+        await self._request(discard_input)
+
+    async def modem_lines(self) -> ModemLines:
+        return await self._request(modem_lines)
+
+    async def set_modem_lines(self, **lines: bool | None) -> None:
+        await self._request(lambda fd: set_modem_lines(fd, **lines))
+
+    async def set_break(self, *, state: bool) -> None:
+        await self._request(lambda fd: set_break(fd, state=state))
+
+    async def _request(self, call: Callable[[int], T]) -> T:
+        return await off_loop(lambda: call(self.fileno()), patience=math.inf)
+
+
+class _DescriptorPort(Driven):
     fd: Fd | None
     deadline: Deadline | None = None
 
@@ -230,9 +272,6 @@ class _DescriptorPort:
 
     def why_over(self) -> object:
         return why_over(self._fd.number)
-
-    async def discard(self) -> None:
-        await off_loop(lambda: discard_input(self._fd.number), patience=math.inf)
 
     async def set_baudrate(self, baudrate: int) -> None:
         await off_loop(functools.partial(setattr, self.serial, "baudrate", baudrate), patience=math.inf)

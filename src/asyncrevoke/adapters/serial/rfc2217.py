@@ -15,7 +15,7 @@ import anyio
 from asyncrevoke.lowlevel import Deadline, Fd, Revokable, off_loop
 
 from . import network
-from .lines import AtOpen
+from .lines import AtOpen, ModemLines
 from .port import Port, imported, why_over
 
 _ANSWER = 5.0  # seconds
@@ -42,7 +42,9 @@ async def open_rfc2217(url: str, node: Revokable, settings: dict[str, Any], at_o
             left = dataclasses.replace(at_open, dtr=None, rts=None)
             left.apply(inside["_socket"].fileno())  # which refuses it
             network.keep_alive(inside["_socket"])
-            return _Rfc2217Port(node, protocol, serial)
+            return _Rfc2217Port(
+                node, protocol, serial, {"dtr": at_open.dtr is not False, "rts": at_open.rts is not False}
+            )
         except BaseException:
             serial.close()
             raise
@@ -58,14 +60,16 @@ class _Rfc2217Port:
     fd: Fd | None = None
     deadline: Deadline | None = None
 
-    def __init__(self, node: Revokable, protocol: Any, serial: Any) -> None:
+    def __init__(self, node: Revokable, protocol: Any, serial: Any, ours: dict[str, bool]) -> None:
         self.serial = serial
+        self._ours = ours
         self._protocol = protocol
         self._engine = vars(serial)["_engine"]
         self._connection: socket.socket = vars(serial)["_socket"]
         self._unread: bytearray = vars(serial)["_data_buffer"]
         self._unsent = bytearray()
         self._sending = anyio.Lock()
+        self._asking = anyio.Lock()
         self._taking = False
         self._taken = anyio.Event()
         self._why: object = None
@@ -97,6 +101,24 @@ class _Rfc2217Port:
         await self._ask(self._protocol.PurgeDataCmd(what=self._protocol.PurgeDataValue.RECEIVE))
         self._unread.clear()
 
+    async def modem_lines(self) -> ModemLines:
+        """What the server has told last of the far end's, and what was last asked of ours: few servers tell of these."""
+        theirs = self._engine.get_modem_pins()
+        seen = {"cts": theirs.cts, "dsr": theirs.dsr, "ri": theirs.rng, "cd": theirs.car}
+        return ModemLines(**{line: pin.to_bool() for line, pin in seen.items()}, **self._ours)
+
+    async def set_modem_lines(self, **lines: bool | None) -> None:
+        for line, state in lines.items():
+            if state is not None:
+                await self._control(f"SET_{line.upper()}_{'ON' if state else 'OFF'}")
+                self._ours[line] = state
+
+    async def set_break(self, *, state: bool) -> None:
+        await self._control(f"SET_BREAK_{'ON' if state else 'OFF'}")
+
+    async def _control(self, name: str) -> None:
+        await self._ask(self._protocol.SetControlCmd(control=self._protocol.ControlCmdId[name]))
+
     def why_over(self) -> object:
         self._why = self._why or why_over(self._fd.number)
         while (
@@ -115,17 +137,18 @@ class _Rfc2217Port:
         network.disconnect(self._connection)
 
     async def _ask(self, command: Any) -> Any:
-        """Send a command, and wait for its answer.
+        """Send a command, and wait for its answer, one at a time: answers do not tell whose they are.
 
         :raises OSError: ETIMEDOUT, if none comes
         """
-        self._engine.pop_pending_rfc2217(command.CMD_ID)  # of one that was cancelled
-        self._unsent += self._protocol.encode_command(command)
-        with anyio.move_on_after(_ANSWER):
-            await self._flush()
-            while (answer := self._engine.pop_pending_rfc2217(command.CMD_ID)) is None:
-                await self._wait()
-            return answer
+        with anyio.move_on_after(_ANSWER, shield=True):
+            async with self._asking:
+                self._engine.pop_pending_rfc2217(command.CMD_ID)  # of one that came too late
+                self._unsent += self._protocol.encode_command(command)
+                await self._flush()
+                while (answer := self._engine.pop_pending_rfc2217(command.CMD_ID)) is None:
+                    await self._wait()
+                return answer
         raise OSError(errno.ETIMEDOUT, "the server does not answer")
 
     async def _wait(self) -> None:

@@ -14,8 +14,8 @@ import anyio
 
 from asyncrevoke.lowlevel import Deadline, Fd, OffLoop, Revokable, close_off_loop, off_loop
 
-from .lines import AtOpen, discard_input
-from .port import Port, imported, open_pyserial, why_over
+from .lines import AtOpen
+from .port import Driven, Port, imported, open_pyserial, why_over
 
 _BACKLOG = 65536  # bytes of a transport's that nobody has read, before it is stopped
 
@@ -85,7 +85,7 @@ def _asyncio_loop(backend: str) -> asyncio.AbstractEventLoop:
         raise RuntimeError(f"the transports of {backend} need asyncio: take the backend 'descriptor'") from exc
 
 
-class _TransportPort(asyncio.Protocol):
+class _TransportPort(Driven, asyncio.Protocol):
     """The port behind an asyncio transport. It stores no exception and shares no future, which could be poisoned."""
 
     fd: Fd | None = None
@@ -215,7 +215,7 @@ class _TransportPort(asyncio.Protocol):
         return (not unread and self._why) or why_over(self._fd, unread=unread)
 
     async def discard(self) -> None:
-        await off_loop(lambda: discard_input(self._fd), patience=math.inf)
+        await super().discard()
         self._unread.clear()
 
     async def set_baudrate(self, baudrate: int) -> None:
