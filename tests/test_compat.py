@@ -263,10 +263,9 @@ async def test_a_transport_that_is_closed_before_it_is_open_stays_closed(end: st
             getattr(transport, end)()
             await transport.wait_closed()
         connecting = asyncio.create_task(transport.connect(path=far.path, baudrate=9600))
-        await anyio.lowlevel.checkpoint()
-        getattr(transport, end)()
-        await transport.wait_closed()
+        loop().call_soon(getattr(transport, end))  # when it has begun, and before it can go on
         await connecting
+        await transport.wait_closed()
         assert transport.is_closing()
         assert lost.log == []
 

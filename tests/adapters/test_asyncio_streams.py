@@ -1266,13 +1266,19 @@ def test_a_writer_can_be_closed_between_two_runs_of_its_loop(anyio_backend: tupl
     assert node_of(writer).released
 
 
-@pytest.mark.parametrize("kind", ["unix", "serial", "transport"])
+@pytest.mark.parametrize("kind", ["unix", "serial", CLOSE, ABORT])
 async def test_a_writer_that_another_thread_closes_goes_on(kind: str) -> None:
     """It is a RuntimeError, and nothing has changed: its loop would never be told."""
     async with revocable("unix" if kind == "unix" else "serial") as ((reader, writer), far):
-        face = writer.transport if kind == "transport" else writer
+        if kind == ABORT:
+            writer.write(BIG)
+        end = getattr(writer.transport, kind) if kind in (CLOSE, ABORT) else writer.close
         with pytest.raises(RuntimeError, match="revoke_threadsafe"):
-            await anyio.to_thread.run_sync(face.close)
+            await anyio.to_thread.run_sync(end)
+        received = 0
+        while kind == ABORT and received < len(BIG):
+            received += len(far.received())
+            await anyio.lowlevel.checkpoint()
         writer.write(b"x")
         assert (far.recv(1) if kind == "unix" else far.received()) == b"x"
         far.send(b"y")

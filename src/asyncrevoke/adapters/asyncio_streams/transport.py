@@ -108,7 +108,7 @@ class SerialTransport(asyncio.Transport):
         if data is not None:
             try:
                 self._told.data_received(data)
-            except BaseException as exc:  # noqa: BLE001
+            except BaseException as exc:  # noqa: BLE001  # as `_tell` does, without a call more
                 self._failed("data_received", exc)
 
     def _unplugged(self, why: object) -> None:
@@ -204,9 +204,9 @@ class SerialTransport(asyncio.Transport):
 
     def abort(self) -> None:
         """Close the port now, and throw away what was written."""
-        self._take_unsent()
         if not self.handle.revoked:  # whichever was first is told
             self.handle.close()
+        self._take_unsent()
 
     async def wait_closed(self) -> None:
         """Wait until the port is closed, by whomever, and `connection_lost` was called. It may be cancelled."""
