@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -105,9 +104,6 @@ def translated(url: str, options: dict[str, Any]) -> dict[str, Any]:
         if len(states) == 2 or True in states:
             raise ValueError(f"{url!r}: when it closes, the driver can lower DTR and RTS, or leave both as they are")
         options["hangup_on_close"] = states == {False}
-    new = {"dtr", "rts", "hangup_on_close", "low_latency"}
-    if lacking := sorted((new & options.keys()) - inspect.signature(open_serial).parameters.keys()):
-        raise ValueError(f"{url!r}: {', '.join(lacking)}: not supported yet; set it when the port is open")
     return options
 
 

@@ -53,11 +53,11 @@ async def open_serialx(url: str, node: Revokable, settings: dict[str, Any], at_o
     try:
         serial = transport.serial
         close = _keep_open(transport, port, serial.fileno())
+        node.release = functools.partial(close_off_loop, close)
+        await off_loop(functools.partial(at_open.apply, serial.fileno()), patience=math.inf)
     except BaseException:
-        transport.abort()
+        transport.abort()  # first: a descriptor that is closed while uvloop waits for it ends the process
         raise
-    node.release = functools.partial(close_off_loop, close)
-    await off_loop(functools.partial(at_open.apply, serial.fileno()), patience=math.inf)
     return port.opened(serial.fileno(), lambda rate: serial.reconfigure_port(baudrate=rate), close)
 
 
