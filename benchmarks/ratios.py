@@ -320,7 +320,7 @@ def rows(quick: bool) -> Iterator[Row]:
     for name, loop in (("asyncio", asyncio.new_event_loop), ("uvloop", uvloop.new_event_loop)):
         for what, sample in (("data ready", receive_ready), ("parked", receive_parked)):
             guarded, by_hand = partial(sample, FdStream, ops), partial(sample, ByHand, ops)
-            yield Row(f"FdStream.receive, {what}, {name} / by_hand", 1.05, guarded, by_hand, pairs, turns, loop)
+            yield Row(f"FdStream.receive, {what}, {name} / by hand", 1.05, guarded, by_hand, pairs, turns, loop)
     handle = Revokable("file")
     for what, work in (("parks once", park), ("does not suspend", at_once)):
         use, scope = (partial(bracket, make, work, ops) for make in (handle.using, anyio.CancelScope))

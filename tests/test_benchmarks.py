@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 ROWS = [
-    "FdStream.receive, data ready, asyncio / unguarded",
-    "FdStream.receive, parked, asyncio / unguarded",
-    "FdStream.receive, data ready, uvloop / unguarded",
-    "FdStream.receive, parked, uvloop / unguarded",
+    "FdStream.receive, data ready, asyncio / by hand",
+    "FdStream.receive, parked, asyncio / by hand",
+    "FdStream.receive, data ready, uvloop / by hand",
+    "FdStream.receive, parked, uvloop / by hand",
     "using(), parks once / CancelScope",
     "using(), does not suspend / CancelScope",
     "revoke 100 receives / cancel and close",
@@ -93,8 +93,8 @@ def test_remove_entries_prints_a_row_for_each_size() -> None:
 
 
 def test_moves_counts_both_ways() -> None:
-    """`moves.py` counts the calls of a byte and of a revocation, and how often they go to another file: 8 times, and 146 or 145."""
+    """`moves.py` counts the calls of a byte and of a revocation, and how often they go to another file: 10 times, and 157."""
     shown = printed("moves.py")
     byte, revocation = (line.split() for line in shown[1:])
-    assert int(byte[-2]) <= 8
-    assert int(revocation[-2]) <= 146  # AnyIO keeps the tasks of a group in a set, in no order
+    assert int(byte[-2]) <= 10
+    assert int(revocation[-2]) <= 158  # AnyIO keeps the tasks of a group in a set, in no order

@@ -4,6 +4,7 @@ Adapters import this, and not the package's face, which hands adapters on.
 """
 
 from ._core.errors import RevokeDeadlock as RevokeDeadlock, RevokedError as RevokedError, printable as printable
+from ._core.loop import checkpoint as checkpoint
 from ._core.observe import Event as Event, log_events as log_events, observe as observe
 from ._core.offloop import (
     OffLoop as OffLoop,
@@ -15,6 +16,7 @@ from ._core.resource import Handled as Handled, Resource as Resource
 from ._core.revocation import Report as Report, Revocation as Revocation, User as User, users_of as users_of
 from ._core.revokable import (
     Revokable as Revokable,
+    due as due,
     revoke_all as revoke_all,
     revoke_threadsafe as revoke_threadsafe,
     stop_using_threadsafe as stop_using_threadsafe,

@@ -581,6 +581,21 @@ def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) 
     return future
 
 
+def due(node: Revokable) -> bool:
+    """Whether an operation on it that need not wait has to suspend all the same: ``if due(node): await checkpoint()``
+
+    A checkpoint is there that cancellation is noticed and that nobody starves. So on asyncio it is due where the task is
+    cancelled, and else at each 33rd operation in a row; elsewhere at each.
+
+    :raises RuntimeError: in another thread or loop than that of the tree
+    """
+    home = node._home
+    if home is not None and not home.due():
+        return False
+    node._settle()  # it may be another loop than before
+    return True
+
+
 def stop_using_threadsafe(node: Revokable) -> None:
     """Have `stop_using` called in the thread of the tree's loop, or at once where that is over: for other threads, and
     finalizers, that leave what `start_using` entered.

@@ -13,7 +13,7 @@ from asyncrevoke._core import loop
 from asyncrevoke._core.errors import RevokedError
 from asyncrevoke._core.profile import Answer, Answers
 from asyncrevoke._core.resource import Handled
-from asyncrevoke._core.revokable import Kick, Release, Revokable
+from asyncrevoke._core.revokable import Kick, Release, Revokable, due
 
 _AHEAD = 16384  # bytes that are asked for where a record needs less
 
@@ -61,7 +61,7 @@ class Face(Handled, anyio.abc.ByteStream):
         if max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes}: ask for at least one")
         with self._reading:
-            if self._due():
+            if due(self.handle):
                 await loop.checkpoint()
             try:
                 if self._at < len(self._ahead):
@@ -136,7 +136,7 @@ class Face(Handled, anyio.abc.ByteStream):
         Cancellation: any part of `item` may have been sent.
         """
         with self._writing:
-            if self._due():
+            if due(self.handle):
                 await loop.checkpoint()
             try:
                 self._check_end()
@@ -151,7 +151,7 @@ class Face(Handled, anyio.abc.ByteStream):
         :raises RevokedError, ~anyio.ClosedResourceError, ~anyio.BusyResourceError: as `send`
         """
         with self._writing:
-            if self._due():
+            if due(self.handle):
                 await loop.checkpoint()
             try:
                 with self.handle.using():
@@ -174,14 +174,6 @@ class Face(Handled, anyio.abc.ByteStream):
 
     @abstractmethod
     async def _send_eof(self) -> None: ...
-
-    def _due(self) -> bool:
-        """Whether an operation has to suspend, though it may have nothing to wait for."""
-        home = self.handle._home
-        if home is not None and not home.due():
-            return False
-        self.handle._settle()  # it may be another loop than before
-        return True
 
     def _admit(self) -> None:
         if self.handle._acts and not self.handle._admits_use():
@@ -223,7 +215,7 @@ class Face(Handled, anyio.abc.ByteStream):
     async def _ahead_until(self, end: Callable[[bytearray], int]) -> int:
         """Receive until `end` of all that is ahead is found, and not negative."""
         with self._reading:
-            if self._due():
+            if due(self.handle):
                 await loop.checkpoint()
             ahead = bytearray(self._ahead[self._at :])
             self._ahead, self._at = b"", 0

@@ -29,7 +29,7 @@ from asyncrevoke._core import loop
 from asyncrevoke._core.errors import RevokedError
 from asyncrevoke._core.profile import Answers
 from asyncrevoke._core.revocation import Revocation
-from asyncrevoke._core.revokable import Revokable, revoke_threadsafe
+from asyncrevoke._core.revokable import Revokable, due, revoke_threadsafe
 from asyncrevoke._core.use import Operation
 
 from .face import Face, Owner, handle_of
@@ -88,7 +88,7 @@ class FdStream(Face):
         Cancellation: nothing was sent.
         """
         with self._writing:
-            if self._due():
+            if due(self.handle):
                 await loop.checkpoint()
             try:
                 self._check_end()

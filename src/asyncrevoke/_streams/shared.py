@@ -16,7 +16,7 @@ from asyncrevoke._core.profile import Answers
 from asyncrevoke._core.revokable import Revokable
 
 from .face import Face
-from .fd import Fd, Waiter, found
+from .fd import Fd, Waiter
 
 _ATOMIC = 4096  # bytes that are not mixed with another writer's, as pipe(7) has it
 
@@ -136,7 +136,8 @@ class Shared:
         try:
             self._waiting[reader] = future = waiter.begin(reactor)
             fd.readable.arm(reactor, functools.partial(self._came, fd, backlog))
-            await found(future)
+            if (why := await future) is not None:
+                raise why
         finally:
             del self._waiting[reader]
             if not self._waiting:
@@ -147,14 +148,13 @@ class Shared:
         """The loop finds the line readable: it reads for all who wait. It reports whether somebody does."""
         if not self._waiting:
             return False
-        why = None
-        if not self._in_turn and not (self._behind and self._slow(backlog)):
+        if self._in_turn or (self._behind and self._slow(backlog)):
+            self._wake()
+        else:
             try:
-                if not self._read_for_all(fd, backlog):
-                    return True
+                self._read_for_all(fd, backlog)
             except Exception as exc:  # noqa: BLE001  # raised in the tasks
-                why = exc
-        self._wake(why)
+                self._wake(exc)
         return True
 
     def _wake(self, why: Exception | None = None) -> None:
@@ -168,6 +168,7 @@ class Shared:
             data = self._read_now(fd, backlog - backlog // 2)
         except anyio.EndOfStream:
             self._ended = True
+            self._wake()
             return True
         if data is None:
             return False

@@ -44,7 +44,9 @@ async def connect(path: str | os.PathLike[str]) -> Control:
                 connection.connect(path)
                 break
             await anyio.sleep(0.05)
-        return Control(FdStream(connection.detach(), name=path))
+        stream = FdStream(connection.fileno(), name=path)
+        connection.detach()
+        return Control(stream)
     except OSError as exc:  # one without a number is about the length
         why = exc.strerror or str(exc)
         raise OSError(exc.errno or errno.ENAMETOOLONG, f"no control server can be reached: {why}", path) from exc

@@ -11,10 +11,9 @@ from types import EllipsisType
 from typing import Any, Literal, TypeVar
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from asyncrevoke.answers import Answers
-from asyncrevoke.lowlevel import Revokable, RevokedError, answer, handle_of
+from asyncrevoke.lowlevel import Revokable, RevokedError, answer, checkpoint, due, handle_of
 
 R = TypeVar("R", bound=asyncio.StreamReader | None)
 W = TypeVar("W", bound=asyncio.StreamWriter | None)
@@ -165,7 +164,8 @@ class _Reader(asyncio.StreamReader):
         return super().at_eof()
 
     async def read(self, n: int = -1) -> bytes:
-        await checkpoint()
+        if due(self.handle):
+            await checkpoint()
         try:
             if self._exception is not None or revoked(self.uses):
                 self._admit()
@@ -174,7 +174,8 @@ class _Reader(asyncio.StreamReader):
             return b""
 
     async def readexactly(self, n: int) -> bytes:
-        await checkpoint()
+        if due(self.handle):
+            await checkpoint()
         try:
             if self._exception is not None or revoked(self.uses):
                 self._admit()
@@ -183,7 +184,8 @@ class _Reader(asyncio.StreamReader):
             raise asyncio.IncompleteReadError(b"", n) from exc
 
     async def readuntil(self, separator: Any = b"\n") -> bytes:
-        await checkpoint()
+        if due(self.handle):
+            await checkpoint()
         try:
             if self._exception is not None or revoked(self.uses):
                 self._admit()
@@ -259,7 +261,8 @@ class _Writer(asyncio.StreamWriter):
         await asyncio.wait((self._closing or self.lost,))
 
     async def _guarded(self, operation: Callable[[], Awaitable[None]]) -> None:
-        await checkpoint()
+        if due(self.handle):
+            await checkpoint()
         try:
             with self.handle.using(), self.uses.using():
                 try:

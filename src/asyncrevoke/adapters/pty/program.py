@@ -66,7 +66,8 @@ class Program:
     async def begun(self, node: Revokable) -> None:
         """Wait until it runs, in an operation of `node`, whose this is."""
         request, answer = memoryview(self._request), b""
-        channel = Fd(self._channel.detach(), node)
+        channel = Fd(self._channel.fileno(), node)
+        self._channel.detach()
         try:
             while request:
                 request = request[await channel.write_some(request) :]
