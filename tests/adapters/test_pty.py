@@ -1850,6 +1850,20 @@ def test_without_a_loop_it_is_taken_away_by_force() -> None:
     assert session.returncode in (-signal.SIGHUP, -signal.SIGKILL)  # whichever it dies of first
 
 
+@on_asyncio
+@loops
+async def test_who_is_woken_for_nothing_and_kicked_before_he_runs_was_in_flight() -> None:
+    """The line is left to those in turn, and the session revoked in the same step: nothing is read any more."""
+    async with open_pty(MUTE) as session, anyio.create_task_group() as tasks:
+        stream = session.open("a")
+        await until(stream, b"ready\n")
+        reading = Outcome(tasks, stream.receive)
+        await parked(stream)
+        session._shared._wake()
+        session.node.revoke("taken")
+        await reading.revoked(stream.handle)
+
+
 # -- the host ends --
 
 DRIVER = """

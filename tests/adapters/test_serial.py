@@ -31,6 +31,7 @@ from asyncrevoke.adapters.serial import ModemLines, SerialRevokedError
 from asyncrevoke.lowlevel import Deadline
 from calls import Call, awake, parked, start
 from conftest import BACKENDS, settle
+from operations import asyncio_only
 from ports import FarEnd, as_root, may_hang_up, serial_line
 from sockets import BIG
 
@@ -1423,3 +1424,67 @@ async def test_settings_that_another_program_makes_stay_until_the_rate_is_set(ba
         assert termios.tcgetattr(device.fileno()) == theirs
         await stream.set_baudrate(19200)
         assert termios.tcgetattr(device.fileno()) == ours
+
+
+# -- what the loop reads --
+
+
+@asyncio_only
+async def test_what_was_read_for_a_stream_that_left_just_then_is_the_next_ones() -> None:
+    """Where no stream gets a copy, who reads gets what comes."""
+    with serial_line() as end:
+        async with open_serial(end.path) as device:
+            first, second = device.open("first"), device.open("second")
+            task = asyncio.create_task(first.receive())
+            await parked(first.handle)
+            end.send(b"first")
+            while not task.done():
+                task.cancel()
+                await asyncio.sleep(0)
+            await first.aclose()
+            end.send(b"second")
+            with anyio.fail_after(10):
+                got = b""
+                while len(got) < 11:
+                    got += await second.receive()
+            assert got == b"firstsecond"
+
+
+@pytest.mark.parametrize("fan_out", [False, True])
+async def test_what_came_with_a_record_is_thrown_away_too(fan_out: bool) -> None:
+    """`reset_input_buffer` means all that has come and this stream has not received."""
+    with serial_line() as end, anyio.fail_after(10):
+        async with open_serial(end.path, fan_out=fan_out) as device:
+            stream = device.open("a")
+            end.send(b"line\nstale\n")
+            assert await stream.receive_line() == b"line\n"
+            await stream.reset_input_buffer()
+            end.send(b"fresh\n")
+            assert await stream.receive_line() == b"fresh\n"
+
+
+@asyncio_only
+async def test_a_prompt_reader_beside_a_greedy_one_keeps_up() -> None:
+    """However much comes at once: before more is read, each who waits has had a turn for what there is."""
+    total = 2_000_000
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"socket://127.0.0.1:{server.getsockname()[1]}"
+        async with open_serial(url, fan_out=True) as device:
+            far, _ = server.accept()
+            greedy, prompt = device.open("greedy"), device.open("prompt")
+            sending = threading.Thread(target=far.sendall, args=[bytes(total)])
+            sending.start()
+
+            async def read(stream: SerialStream, turns: int) -> None:
+                left = total
+                while left:
+                    left -= len(await stream.receive())
+                    for _ in range(turns):
+                        await anyio.lowlevel.checkpoint()
+
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(read, greedy, 0)
+                    tasks.start_soon(read, prompt, 1)
+            sending.join()
+            far.close()

@@ -3,14 +3,17 @@
 import asyncio
 import functools
 import math
+import os
 import socket
+import struct
+import threading
 from collections.abc import Awaitable, Callable
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from asyncrevoke import Face, Revokable, RevokedError, answers
+from asyncrevoke import Face, FdStream, Revokable, RevokedError, answers
 from calls import parked, start
 from conftest import BACKENDS, settle
 from sockets import Wrap, pair, socket_stream
@@ -228,6 +231,55 @@ async def test_what_the_loop_has_read_for_a_task_that_is_cancelled_just_then_com
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await stream.receive() == data
+
+
+@on_asyncio
+async def test_an_error_that_the_loop_has_met_for_a_task_that_is_cancelled_just_then_comes_next() -> None:
+    """The kernel tells of a reset connection once: it is no end of data afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as near:
+        far, _ = server.accept()
+        async with FdStream(near.detach()) as stream:
+            task = asyncio.create_task(stream.receive())
+            await parked(stream.handle)
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            far.close()
+            while not task.done():
+                task.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(anyio.BrokenResourceError):
+                await stream.receive()
+
+
+async def test_a_record_without_an_end_starves_nobody() -> None:
+    """What is there is received for ever, and a deadline ends it."""
+    async with FdStream(os.open("/dev/zero", os.O_RDONLY)) as stream:
+        with anyio.move_on_after(0.01) as scope:
+            await stream.receive_exactly(1 << 40)
+        assert scope.cancelled_caught
+
+
+@on_asyncio
+async def test_another_threads_loop_is_refused_also_while_this_one_is_in_a_task() -> None:
+    """It would read beside the stream's own loop."""
+    errors: list[Exception] = []
+
+    async def use(stream: FdStream) -> None:
+        for call in stream.receive, functools.partial(stream.send, b"x"):
+            try:
+                await call()
+            except RuntimeError as exc:
+                errors.append(exc)
+
+    async with socket_stream() as (stream, peer):
+        peer.sendall(b"12")
+        assert await stream.receive(1) == b"1"
+        thread = threading.Thread(target=lambda: asyncio.run(use(stream)))
+        thread.start()
+        thread.join()
+        assert await stream.receive(1) == b"2"
+    assert len(errors) == 2
 
 
 def shielded(call: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:

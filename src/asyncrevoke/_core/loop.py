@@ -152,7 +152,7 @@ class _AsyncioHome(Home):
 
     def due(self) -> bool:
         left = self.left
-        if not left:
+        if not left or asyncio._get_running_loop() is not self.reactor:
             return True
         self.left = left - 1
         task = _current_task(self.reactor)

@@ -44,6 +44,7 @@ class Face(Handled, anyio.abc.ByteStream):
         self._eof_sent = False
         self._ahead = b""  # received for a record that needed less
         self._at = 0  # where in it the next begins
+        self._behind: Exception | None = None  # what comes after that: found for a task that was cancelled just then
         self._reading = _Turn(handle, "reading from")
         self._writing = _Turn(handle, "writing to")
 
@@ -67,7 +68,7 @@ class Face(Handled, anyio.abc.ByteStream):
                 if self._at < len(self._ahead):
                     self._admit()
                     return self._cut(self._at + max_bytes)
-                return await self._receive(max_bytes)
+                return await self._more(max_bytes)
             except RevokedError as error:
                 self._answer(error, "read")
                 raise
@@ -189,8 +190,17 @@ class Face(Handled, anyio.abc.ByteStream):
         at, self._at = self._at, min(end, len(self._ahead))
         return self._ahead[at : self._at]
 
-    def _put_back(self, data: bytes) -> None:
-        self._ahead, self._at = data + self._ahead[self._at :], 0
+    async def _more(self, max_bytes: int) -> bytes:
+        if self._behind is not None and not self.handle._acts:
+            behind, self._behind = self._behind, None
+            raise behind
+        return await self._receive(max_bytes)
+
+    def _put_back(self, data: bytes | Exception) -> None:
+        if isinstance(data, Exception):
+            self._behind = data
+        else:
+            self._ahead, self._at = data + self._ahead[self._at :], 0
 
     async def _through(self, delimiter: bytes, max_bytes: int) -> bytes:
         found = self._ahead.find(delimiter, self._at, self._at + max_bytes + len(delimiter))
@@ -222,7 +232,9 @@ class Face(Handled, anyio.abc.ByteStream):
             try:
                 self._admit()
                 while (found := end(ahead)) < 0:
-                    ahead += await self._receive(_AHEAD)
+                    ahead += await self._more(_AHEAD)
+                    if due(self.handle):
+                        await loop.checkpoint()
             except RevokedError as error:
                 self._answer(error, "read")
                 raise

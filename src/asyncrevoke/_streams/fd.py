@@ -235,11 +235,12 @@ class Fd:
         call: Callable[[], T | None],
         *,
         idle: bool = False,
-        late: Callable[[T], object] | None = None,
+        late: Callable[[T | Exception], object] | None = None,
     ) -> T:
         """Call it as often as the descriptor is ready, until it is not None. All of it is one operation on the handle.
 
-        :param late: lets the loop call it at once, and is given a result whose task was cancelled in that very moment
+        :param late: lets the loop call it at once, and is given a result, or what was raised, whose task was cancelled in
+            that very moment
         """
         waiter = Waiter(handle, idle)
         home = waiter.enter()
@@ -313,7 +314,7 @@ async def found(future: asyncio.Future[Any], late: Callable[[Any], object] | Non
         result = await future
     except BaseException:
         result = future.result() if future.done() and not future.cancelled() else None
-        if late is not None and not isinstance(result, Exception | None):
+        if late is not None and result is not None and not isinstance(result, RevokedError | anyio.ClosedResourceError):
             late(result)
         raise
     if isinstance(result, Exception):
@@ -371,7 +372,7 @@ class Side:
         if self._lost_by_errors and _polls(self._fd, select.POLLERR):
             reactor = self._loop
             self.disarm()  # libuv has ended it, and uvloop tells nobody: the next wait begins anew
-            if self._call is not None and reactor is not None:
+            if reactor is not None and (self._call is not None or self.told is not None):
                 self._register(reactor)
         waited = self.told is not None and self.told()
         if self._call is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -69,6 +70,7 @@ class Shared:
         self._patience = patience
         self._fd = fd
         self._failed = failed
+        self._left = b""  # read for a task that was cancelled just then, where no stream gets a copy
         self._waiting: dict[SharedStream, asyncio.Future[Any]] = {}  # for the loop to read
         self._in_turn = 0  # those who read in a task of theirs, one after the other, where the loop does not
         self._behind = False  # perhaps somebody is so far behind that the line is held up
@@ -86,18 +88,25 @@ class Shared:
         try:
             if backlog is not None:
                 return await self._copy(reader, max_bytes, backlog, fd, reactor)
+            if self._left:
+                data, self._left = self._left[:max_bytes], self._left[max_bytes:]
+                return data
             if fd is None or reactor is None:
                 with handle.using(idle=True):
                     return await self._receive(max_bytes)
             if fd.readable.told is not None:
                 raise anyio.BusyResourceError("reading from")
             read = functools.partial(self._read_now, fd, max_bytes)
-            data = read()
-            if data is None:
-                data = await fd.wait(handle, fd.readable, read, idle=True, late=reader._put_back)
+            received = read()
+            if received is None:
+                received = await fd.wait(handle, fd.readable, read, idle=True, late=self._keep)
         except RevokedError as error:
             raise _about(handle, error) from error.__cause__
-        return data
+        return received
+
+    def _keep(self, result: bytes | Exception) -> None:
+        if not isinstance(result, Exception):  # else the next one meets it, too
+            self._left += result
 
     def _read_now(self, fd: Fd, max_bytes: int) -> bytes | None:
         try:
@@ -120,7 +129,7 @@ class Shared:
                 raise anyio.EndOfStream
             if fd is None or reactor is None or self._in_turn or (self._behind and self._slow(backlog)):
                 await self._read_in_turn(reader, backlog)
-            elif self._waiting or not self._read_for_all(fd, backlog):
+            elif self._waiting or self._untaken() or not self._read_for_all(fd, backlog):
                 await self._wait(reader, fd, reactor, backlog)
         data = bytes(unread if len(unread) <= max_bytes else unread[:max_bytes])
         del unread[: len(data)]
@@ -135,14 +144,26 @@ class Shared:
         waiter.enter()
         try:
             self._waiting[reader] = future = waiter.begin(reactor)
-            fd.readable.arm(reactor, functools.partial(self._came, fd, backlog))
+            if len(self._waiting) == 1:
+                listen = functools.partial(self._listen, fd, reactor, backlog)
+                reactor.call_soon(listen) if self._untaken() else listen()
             if (why := await future) is not None:
                 raise why
+            if waiter.act is not None and not reader.unread and not self._ended:  # woken for nothing, and kicked since
+                raise reader.handle._error(waiter.act)
         finally:
             del self._waiting[reader]
             if not self._waiting:
                 fd.readable.told = None
             waiter.leave()
+
+    def _untaken(self) -> bool:
+        """Whether somebody has not taken what has come: he has a turn before more is read, or would never keep up."""
+        return any(each.unread for each in self.streams)
+
+    def _listen(self, fd: Fd, reactor: asyncio.AbstractEventLoop, backlog: int) -> None:
+        if self._waiting:
+            fd.readable.arm(reactor, functools.partial(self._came, fd, backlog))
 
     def _came(self, fd: Fd, backlog: int) -> bool:
         """The loop finds the line readable: it reads for all who wait. It reports whether somebody does."""
@@ -160,7 +181,8 @@ class Shared:
     def _wake(self, why: Exception | None = None) -> None:
         for future in self._waiting.values():
             if not future.done():
-                future.set_result(why)
+                with contextlib.suppress(RuntimeError):  # its loop was closed with the task in it
+                    future.set_result(why)
 
     def _read_for_all(self, fd: Fd, backlog: int) -> bool:
         """Read what is there. It reports whether there was something, or the end of data."""
@@ -235,12 +257,12 @@ class Shared:
 
     async def send(self, item: bytes, handle: Revokable) -> None:
         """Send all of `item` as an operation of `handle`, in pieces that are not mixed with those of others."""
-        if handle._acts and not handle._admits_use():
-            raise handle._refusal()  # I1
         view = memoryview(item).cast("B")
         sent = 0
         locked = False
         try:
+            if handle._acts and not handle._admits_use():
+                raise handle._refusal()  # I1
             if not self.turn_to_write.locked():
                 sent = self._write_now(view)
             if sent == len(view):
@@ -316,6 +338,11 @@ class SharedStream(Face):
         self.received = time.monotonic()
         self.place = shared.read
         shared.streams[self] = None
+
+    def forget(self) -> None:
+        """Throw away what has come for it and was not received."""
+        self.unread.clear()
+        self._ahead, self._at = b"", 0
 
     async def _receive(self, max_bytes: int) -> bytes:
         return await self.shared.receive(self, max_bytes)

@@ -478,7 +478,7 @@ class SerialStream(SharedStream):
     async def reset_input_buffer(self) -> None:
         """Throw away what has come and was not received, by this stream; in the driver, by any."""
         await self._guarded(self._device._reset_input_buffer)
-        self.unread.clear()
+        self.forget()
 
     async def reset_output_buffer(self) -> None:
         """Throw away what the driver was given by any stream, and has not sent."""
