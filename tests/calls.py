@@ -84,3 +84,21 @@ async def awake() -> AsyncIterator[None]:
         group.start_soon(turn)
         yield
         group.cancel_scope.cancel()
+
+
+async def turns_beside(operation: Callable[[], Awaitable[object]], times: int) -> int:
+    """The turns that another task has while this one does that again and again."""
+    turns = 0
+
+    async def tick() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(tick)
+        for _ in range(times):
+            await operation()
+        group.cancel_scope.cancel()
+    return turns

@@ -4,6 +4,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROWS = [
     "FdStream.receive, data ready, asyncio / by hand",
     "FdStream.receive, parked, asyncio / by hand",
@@ -98,3 +100,11 @@ def test_moves_counts_both_ways() -> None:
     byte, revocation = (line.split() for line in shown[1:])
     assert int(byte[-2]) <= 10
     assert int(revocation[-2]) <= 158  # AnyIO keeps the tasks of a group in a set, in no order
+
+
+@pytest.mark.parametrize(
+    "case", ["fd", "fd parked", "fd record", "serial parked", "drop-in", "drop-in parked", "wrapped", "using"]
+)
+def test_instructions_runs_what_it_counts(case: str) -> None:
+    """`instructions.py --run CASE COUNT` does the operations, and says nothing."""
+    assert printed("instructions.py", "--run", case, "300") == []

@@ -32,7 +32,7 @@ from asyncrevoke import (
 from asyncrevoke._core import loop
 from asyncrevoke._core.loop import READY
 from asyncrevoke.answers import Answer, Answers
-from calls import parked, start
+from calls import parked, start, turns_beside
 from conftest import settle
 from sockets import BIG, Wrap, pair, read_on
 
@@ -553,24 +553,6 @@ async def test_a_loop_around_a_dead_stream_starves_nobody(wrap: Wrap, profile: A
                 await stream.receive()
 
         assert await turns_beside(receive, 10 * READY) >= 9
-
-
-async def turns_beside(operation: Callable[[], Awaitable[object]], times: int) -> int:
-    """The turns that another task has while this one does that again and again."""
-    turns = 0
-
-    async def tick() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await anyio.lowlevel.checkpoint()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(tick)
-        for _ in range(times):
-            await operation()
-        group.cancel_scope.cancel()
-    return turns
 
 
 async def test_a_loop_around_a_flooding_stream_starves_nobody(wrap: Wrap) -> None:

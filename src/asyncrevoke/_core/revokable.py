@@ -395,6 +395,10 @@ class Revokable:
         home = self._home
         return not self.revoked or (not self.kicked and home is not None and is_inside(self, home, home.task()))
 
+    def _admit(self) -> None:
+        if self._acts and not self._admits_use():
+            raise self._refusal()  # I1
+
     def _first_use(self) -> dict[Any, None]:
         if not self._lasting:
             self._admit_child()

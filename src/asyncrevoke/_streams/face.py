@@ -34,8 +34,8 @@ class Face(Handled, anyio.abc.ByteStream):
 
     Every operation is a checkpoint, whatever it ends in, and consumes nothing if it is cancelled there: a cancellation that
     is pending is delivered. Others run meanwhile if it has to wait, and on asyncio else at each 33rd operation; elsewhere at
-    each. There is one reader and one writer at a time. Once taken away, operations answer by the profile of the handle, by default with
-    `RevokedError`; after the stream's own `aclose`, with ClosedResourceError.
+    each. There is one reader and one writer at a time. Once taken away, operations answer by the profile of the handle, by
+    default with `RevokedError`; after the stream's own `aclose`, with ClosedResourceError.
     """
 
     def __init__(self, handle: Revokable, *, tty: bool = False) -> None:
@@ -66,7 +66,7 @@ class Face(Handled, anyio.abc.ByteStream):
                 await loop.checkpoint()
             try:
                 if self._at < len(self._ahead):
-                    self._admit()
+                    self.handle._admit()
                     return self._cut(self._at + max_bytes)
                 return await self._more(max_bytes)
             except RevokedError as error:
@@ -176,10 +176,6 @@ class Face(Handled, anyio.abc.ByteStream):
     @abstractmethod
     async def _send_eof(self) -> None: ...
 
-    def _admit(self) -> None:
-        if self.handle._acts and not self.handle._admits_use():
-            raise self.handle._refusal()  # I1
-
     def _at_once(self) -> bool:
         """Whether what is ahead may be taken, with nothing to wait for."""
         handle = self.handle
@@ -230,7 +226,7 @@ class Face(Handled, anyio.abc.ByteStream):
             ahead = bytearray(self._ahead[self._at :])
             self._ahead, self._at = b"", 0
             try:
-                self._admit()
+                self.handle._admit()
                 while (found := end(ahead)) < 0:
                     ahead += await self._more(_AHEAD)
                     if due(self.handle):

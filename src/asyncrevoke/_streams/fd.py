@@ -92,7 +92,7 @@ class FdStream(Face):
                 await loop.checkpoint()
             try:
                 self._check_end()
-                self._admit()
+                self.handle._admit()
                 sent = self._fd.write_now(item)
                 if sent is None:
                     sent = await self._fd.wait(self.handle, self._fd.writable, lambda: self._fd.write_now(item))
@@ -103,7 +103,7 @@ class FdStream(Face):
 
     async def _receive(self, max_bytes: int) -> bytes:
         if self.handle._acts:
-            self._admit()
+            self.handle._admit()
         data = self._fd.read_now(max_bytes)
         if data is None:
             read = functools.partial(self._fd.read_now, max_bytes)
@@ -124,7 +124,7 @@ class FdStream(Face):
             return True
 
         try:
-            self._admit()
+            self.handle._admit()
             if write() is None:
                 await self._fd.wait(self.handle, self._fd.writable, write)
         except RevokedError as error:

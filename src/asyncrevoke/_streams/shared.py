@@ -64,7 +64,8 @@ class Shared:
         self.turn_to_write = anyio.Lock()
         self._receive = receive
         self._send_some = send_some
-        self._backlog = backlog
+        self._copies = backlog is not None  # each stream gets one
+        self._backlog = backlog or 0
         self._exact = exact
         self._kept = history
         self._patience = patience
@@ -81,13 +82,13 @@ class Shared:
     async def receive(self, reader: SharedStream, max_bytes: int) -> bytes:
         """Receive for `reader`, as an operation of its handle."""
         handle = reader.handle
-        if handle._acts and not handle._admits_use():
-            raise handle._refusal()  # I1
-        fd, backlog = self._fd(), self._backlog
+        if handle._acts:
+            handle._admit()
+        fd = self._fd()
         reactor = None if fd is None or handle._home is None else handle._home.reactor
         try:
-            if backlog is not None:
-                return await self._copy(reader, max_bytes, backlog, fd, reactor)
+            if self._copies:
+                return await self._copy(reader, max_bytes, fd, reactor)
             if self._left:
                 data, self._left = self._left[:max_bytes], self._left[max_bytes:]
                 return data
@@ -115,22 +116,17 @@ class Shared:
             raise self._failed(exc) from exc.__cause__
 
     async def _copy(
-        self,
-        reader: SharedStream,
-        max_bytes: int,
-        backlog: int,
-        fd: Fd | None,
-        reactor: asyncio.AbstractEventLoop | None,
+        self, reader: SharedStream, max_bytes: int, fd: Fd | None, reactor: asyncio.AbstractEventLoop | None
     ) -> bytes:
         """What has come for one reader, where each gets a copy."""
         unread = reader.unread
         while not unread:
             if self._ended:
                 raise anyio.EndOfStream
-            if fd is None or reactor is None or self._in_turn or (self._behind and self._slow(backlog)):
-                await self._read_in_turn(reader, backlog)
-            elif self._waiting or self._untaken() or not self._read_for_all(fd, backlog):
-                await self._wait(reader, fd, reactor, backlog)
+            if fd is None or reactor is None or self._in_turn or (self._behind and self._slow()):
+                await self._read_in_turn(reader)
+            elif self._waiting or self._untaken() or not self._read_for_all(fd):
+                await self._wait(reader, fd, reactor)
         data = bytes(unread if len(unread) <= max_bytes else unread[:max_bytes])
         del unread[: len(data)]
         reader.received = time.monotonic()
@@ -138,14 +134,14 @@ class Shared:
             self._taken.set()
         return data
 
-    async def _wait(self, reader: SharedStream, fd: Fd, reactor: asyncio.AbstractEventLoop, backlog: int) -> None:
+    async def _wait(self, reader: SharedStream, fd: Fd, reactor: asyncio.AbstractEventLoop) -> None:
         """Wait until the loop has read, or has left it to those in turn."""
         waiter = Waiter(reader.handle, idle=True)
         waiter.enter()
         try:
             self._waiting[reader] = future = waiter.begin(reactor)
             if len(self._waiting) == 1:
-                listen = functools.partial(self._listen, fd, reactor, backlog)
+                listen = functools.partial(self._listen, fd, reactor)
                 reactor.call_soon(listen) if self._untaken() else listen()
             if (why := await future) is not None:
                 raise why
@@ -157,23 +153,27 @@ class Shared:
                 fd.readable.told = None
             waiter.leave()
 
+    def _half(self) -> int:
+        """What there is room for, where nobody is more than half of the backlog behind."""
+        return self._backlog - self._backlog // 2
+
     def _untaken(self) -> bool:
         """Whether somebody has not taken what has come: he has a turn before more is read, or would never keep up."""
         return any(each.unread for each in self.streams)
 
-    def _listen(self, fd: Fd, reactor: asyncio.AbstractEventLoop, backlog: int) -> None:
+    def _listen(self, fd: Fd, reactor: asyncio.AbstractEventLoop) -> None:
         if self._waiting:
-            fd.readable.arm(reactor, functools.partial(self._came, fd, backlog))
+            fd.readable.arm(reactor, functools.partial(self._came, fd))
 
-    def _came(self, fd: Fd, backlog: int) -> bool:
+    def _came(self, fd: Fd) -> bool:
         """The loop finds the line readable: it reads for all who wait. It reports whether somebody does."""
         if not self._waiting:
             return False
-        if self._in_turn or (self._behind and self._slow(backlog)):
+        if self._in_turn or (self._behind and self._slow()):
             self._wake()
         else:
             try:
-                self._read_for_all(fd, backlog)
+                self._read_for_all(fd)
             except Exception as exc:  # noqa: BLE001  # raised in the tasks
                 self._wake(exc)
         return True
@@ -184,20 +184,20 @@ class Shared:
                 with contextlib.suppress(RuntimeError):  # its loop was closed with the task in it
                     future.set_result(why)
 
-    def _read_for_all(self, fd: Fd, backlog: int) -> bool:
+    def _read_for_all(self, fd: Fd) -> bool:
         """Read what is there. It reports whether there was something, or the end of data."""
         try:
-            data = self._read_now(fd, backlog - backlog // 2)
+            data = self._read_now(fd, self._half())
         except anyio.EndOfStream:
             self._ended = True
             self._wake()
             return True
         if data is None:
             return False
-        self._deliver(data, backlog)
+        self._deliver(data)
         return True
 
-    async def _read_in_turn(self, reader: SharedStream, backlog: int) -> None:
+    async def _read_in_turn(self, reader: SharedStream) -> None:
         self._in_turn += 1
         self._wake()
         try:
@@ -205,40 +205,40 @@ class Shared:
                 async with self._turn_to_read:
                     if reader.unread or self._ended:
                         return
-                    await self._wait_for_slow(backlog)
+                    await self._wait_for_slow()
                     try:
-                        self._deliver(await self._receive(backlog - backlog // 2), backlog)
+                        self._deliver(await self._receive(self._half()))
                     except anyio.EndOfStream:
                         self._ended = True
         finally:
             self._in_turn -= 1
 
-    def _slow(self, backlog: int) -> list[float]:
+    def _slow(self) -> list[float]:
         """Until when each of those holds up the line who go on receiving, and have no room for half of the backlog."""
         until = [
             stream.received + self._patience
             for stream in self.streams
-            if len(stream.unread) > self._kept + backlog // 2 and not stream.handle.revoked
+            if len(stream.unread) > self._kept + self._backlog // 2 and not stream.handle.revoked
         ]
         self._behind = bool(until)
         now = time.monotonic()
         return [each for each in until if each > now]
 
-    async def _wait_for_slow(self, backlog: int) -> None:
+    async def _wait_for_slow(self) -> None:
         """Wait until all who go on receiving have room for half of the backlog."""
-        while until := self._slow(backlog):
+        while until := self._slow():
             self._taken = anyio.Event()
             with anyio.move_on_after(min(0.5, max(until) - time.monotonic())):  # which may have been revoked meanwhile
                 await self._taken.wait()
 
-    def _deliver(self, data: bytes, backlog: int) -> None:
+    def _deliver(self, data: bytes) -> None:
         """Give each stream a copy, and wake those who wait."""
         self.read += len(data)
         if self._kept:
             self.history += data
             del self.history[: -self._kept]
         now = time.monotonic()
-        behind = self._kept + backlog // 2
+        behind = self._kept + self._backlog // 2
         for stream in list(self.streams):
             if not stream.unread:
                 stream.received = now
@@ -246,7 +246,9 @@ class Shared:
             stream.place = self.read
             if len(stream.unread) > behind:
                 self._behind = True
-            if len(stream.unread) > (most := backlog + self._kept):  # what was replayed is no delay of the reader's
+            if len(stream.unread) > (
+                most := self._backlog + self._kept
+            ):  # what was replayed is no delay of the reader's
                 stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {most}")
         self._wake()
 
@@ -261,8 +263,8 @@ class Shared:
         sent = 0
         locked = False
         try:
-            if handle._acts and not handle._admits_use():
-                raise handle._refusal()  # I1
+            if handle._acts:
+                handle._admit()
             if not self.turn_to_write.locked():
                 sent = self._write_now(view)
             if sent == len(view):

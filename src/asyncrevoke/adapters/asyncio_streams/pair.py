@@ -8,14 +8,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import anyio
-import anyio.lowlevel
 
 from asyncrevoke.adapters.serial import SerialRevokedError
-from asyncrevoke.lowlevel import Revokable, RevokedError, Wait, answer
+from asyncrevoke.lowlevel import Revokable, RevokedError, Wait, answer, checkpoint, due
 
-from .transport import SerialTransport, revoked
-
-_DRAINS = 32  # that need not wait, in a row: then other tasks have their turn
+from .transport import SerialTransport
+from .wrapped import revoked
 
 
 class SerialReader(asyncio.StreamReader):
@@ -77,7 +75,7 @@ class SerialReader(asyncio.StreamReader):
         return super().at_eof()
 
     async def _refuse(self) -> bytes:
-        await anyio.lowlevel.checkpoint()
+        await checkpoint()
         try:
             raise _gone(self.handle, "read", in_flight=False)
         except anyio.EndOfStream:
@@ -136,7 +134,6 @@ class SerialWriter(asyncio.StreamWriter):
         self.handle = transport.handle
         self.uses = self.handle.open("streams")
         reader.open(self.handle, self.uses)
-        self._drains = 0
 
     @property
     def transport(self) -> SerialTransport:
@@ -161,13 +158,10 @@ class SerialWriter(asyncio.StreamWriter):
         :raises ~anyio.ClosedResourceError: if it was or is closed
         Cancellation: ends the waiting; all of it is sent.
         """
-        if revoked(self.uses):
-            await anyio.lowlevel.checkpoint()
-            self._admit()
+        if due(self.uses):
+            await checkpoint()
+        self._admit()
         if not (self._transport.full or self._transport.is_closing()):
-            self._drains += 1
-            if not self._drains % _DRAINS:
-                await asyncio.sleep(0)
             return
         try:
             with self.uses.using():

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Generator
 from typing import Any
 
 import anyio
 
 from asyncrevoke.adapters.serial import SerialDevice, SerialRevokedError, SerialStream
-from asyncrevoke.lowlevel import Revocation, Revokable, RevokedError, Wait
+from asyncrevoke.lowlevel import Revocation, RevokedError, Wait
+
+from .wrapped import revoked
 
 _MOST = 65536  # bytes that are read at a time
-
-#: Asked as a function it costs a third of what the property does in Python 3.11, and each read asks.
-revoked: Callable[[Revokable], bool] = Revokable.revoked.fget  # type: ignore[attr-defined]
 
 
 class SerialTransport(asyncio.Transport):
