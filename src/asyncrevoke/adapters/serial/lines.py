@@ -67,8 +67,7 @@ def discard_input(fd: int) -> None:
         if exc.args[0] != errno.ENOTTY:
             raise
         with contextlib.suppress(BlockingIOError):  # it is a connection
-            while os.read(fd, 65536):
-                pass
+            os.read(fd, integer(fd, termios.FIONREAD))  # and no more, as a far end may go on for ever
 
 
 @dataclass(frozen=True, slots=True)
