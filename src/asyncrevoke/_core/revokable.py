@@ -396,8 +396,9 @@ class Revokable:
         return not self.revoked or (not self.kicked and home is not None and is_inside(self, home, home.task()))
 
     def _admit(self) -> None:
-        if self._acts and not self._admits_use():
-            raise self._refusal()  # I1
+        """Raise where it refuses (I1). Ask `_acts` first, which are there once it does."""
+        if not self._admits_use():
+            raise self._refusal()
 
     def _first_use(self) -> dict[Any, None]:
         if not self._lasting:

@@ -66,7 +66,8 @@ class Face(Handled, anyio.abc.ByteStream):
                 await loop.checkpoint()
             try:
                 if self._at < len(self._ahead):
-                    self.handle._admit()
+                    if self.handle._acts:
+                        self.handle._admit()
                     return self._cut(self._at + max_bytes)
                 return await self._more(max_bytes)
             except RevokedError as error:
@@ -226,7 +227,8 @@ class Face(Handled, anyio.abc.ByteStream):
             ahead = bytearray(self._ahead[self._at :])
             self._ahead, self._at = b"", 0
             try:
-                self.handle._admit()
+                if self.handle._acts:
+                    self.handle._admit()
                 while (found := end(ahead)) < 0:
                     ahead += await self._more(_AHEAD)
                     if due(self.handle):

@@ -92,7 +92,8 @@ class FdStream(Face):
                 await loop.checkpoint()
             try:
                 self._check_end()
-                self.handle._admit()
+                if self.handle._acts:
+                    self.handle._admit()
                 sent = self._fd.write_now(item)
                 if sent is None:
                     sent = await self._fd.wait(self.handle, self._fd.writable, lambda: self._fd.write_now(item))
@@ -124,7 +125,8 @@ class FdStream(Face):
             return True
 
         try:
-            self.handle._admit()
+            if self.handle._acts:
+                self.handle._admit()
             if write() is None:
                 await self._fd.wait(self.handle, self._fd.writable, write)
         except RevokedError as error:
