@@ -431,6 +431,27 @@ async def test_alice_may_log_in_again_while_the_old_one_drains(draining: str) ->
     assert live.root.in_use == 0
 
 
+@pytest.mark.parametrize("key", [("alice", "t1"), ("alice",)])
+async def test_a_key_revoked_again_is_done_when_the_first_is_gone(key: tuple[str, ...]) -> None:
+    """Who asks twice, or a third time, is told of success when nothing of that name is left, however often it began anew."""
+    live = Registry()
+    slow = Slow()
+    live["alice", "t1"].open("file", release=slow)
+    first = live[key].revoke("logged out")
+    live["alice", "t1"].open("file", release=slow)
+    live[key].revoke("and again")
+    asked = [live[key].revoke("once more"), live.revoke(*key)]
+    await settle()
+    assert not any(act.done() for act in asked)
+    slow.go.set()
+    for act in asked:
+        await act
+    assert first.done()
+    assert slow.began == 2
+    gc.collect()
+    assert not live._draining
+
+
 def test_errors_tell_which_generation_of_a_key_it_was() -> None:
     """Each revocation of a key begins another number; an error has its own in `generation` and in its text."""
     live = Registry()

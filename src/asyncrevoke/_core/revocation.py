@@ -229,7 +229,6 @@ class Revocation:
         if self.done():
             call()
         else:
-            self._reporters += 1
             self._whole._waiters[call] = _Waiter(self.done, call, None, of_release=True)
 
     def _log_untold(self) -> None:

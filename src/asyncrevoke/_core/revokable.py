@@ -578,6 +578,7 @@ def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) 
         except BaseException as exc:  # noqa: BLE001  # handed to the caller's thread
             future.set_exception(exc)
         else:
+            act._reporters += 1
             act._when_done(
                 lambda: future.set_exception(act._failures()) if act._raised() else future.set_result(act.report)
             )

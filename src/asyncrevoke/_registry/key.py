@@ -1,24 +1,35 @@
 """A name that exists only as long as somebody uses it."""
 
-import itertools
+from __future__ import annotations
 
-from asyncrevoke._core.revocation import tell
-from asyncrevoke._core.revokable import Revokable, Told
+import itertools
+from collections.abc import Iterable
+
+from asyncrevoke._core.revocation import Revocation, tell
+from asyncrevoke._core.revokable import Revokable, Told, revoke_all
 
 
 class Key(Revokable):
-    """A node of a registry's tree of keys: a child of its parent only while somebody uses it."""
+    """A node of a registry's tree of keys: a child of its parent only while somebody uses it.
 
-    __slots__ = ("__weakref__", "_number")
+    :param earlier: those of the same name that were revoked, and may not be gone yet
+    """
+
+    __slots__ = ("__weakref__", "_earlier", "_number")
 
     _lasting = False
 
-    def __init__(self, name: str, parent: Revokable, number: int) -> None:
+    def __init__(self, name: str, parent: Revokable, number: int, earlier: Iterable[Key]) -> None:
         super().__init__(name)
         self.parent = parent
         self._kick = parent._kick
         self._answers = parent._answers
         self._number = number
+        self._earlier = earlier
+
+    def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
+        """As `Revokable.revoke`. It is done when what was taken away under this name before is gone, too."""
+        return revoke_all([*(each for each in self._earlier if not each.released), self], reason, grace=grace)
 
     def _missed(self) -> bool:
         """A revocation does not reach down to a key that nobody uses: such a key takes it over when it is asked."""

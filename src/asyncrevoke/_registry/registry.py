@@ -40,6 +40,7 @@ class Registry:
     def __init__(self, name: str = "") -> None:
         self.root = Revokable(name)
         self._keys: weakref.WeakValueDictionary[tuple[str, ...], Key] = weakref.WeakValueDictionary()
+        self._draining: dict[tuple[str, ...], dict[Key, None]] = {}  # earlier ones of a path, which are not gone yet
         self._names: weakref.WeakValueDictionary[str, Name] = weakref.WeakValueDictionary()
         self._places: weakref.WeakValueDictionary[Place, Name | Generation] = weakref.WeakValueDictionary()
         self._numbers = itertools.count(1)
@@ -51,11 +52,26 @@ class Registry:
             raise TypeError(f"{key!r} is no key: give one string, or several")
         node = self.root
         for end in range(1, len(path) + 1):
-            known = self._keys.get(path[:end])
+            here = path[:end]
+            known = self._keys.get(here)
             if known is None or known.parent is not node or known.revoked:
-                known = self._keys[path[:end]] = Key(path[end - 1], node, next(self._numbers))
+                if known is not None and known.revoked and not known.released:
+                    self._let_drain(here, known)
+                earlier = self._draining.get(here, ())
+                known = self._keys[here] = Key(path[end - 1], node, next(self._numbers), earlier)
             node = known
         return node
+
+    def _let_drain(self, path: tuple[str, ...], key: Key) -> None:
+        draining = self._draining.setdefault(path, {})
+        draining[key] = None
+
+        def gone() -> None:
+            del draining[key]
+            if not draining:
+                del self._draining[path]
+
+        key._acts[0]._when_done(gone)
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         """The keys in use."""
