@@ -13,7 +13,7 @@ from asyncrevoke.adapters.serial import SerialRevokedError
 from asyncrevoke.lowlevel import Revokable, RevokedError, Wait, answer, checkpoint, due
 
 from .transport import SerialTransport
-from .wrapped import revoked
+from .wrapped import ConnectionClosedError, revoked
 
 
 class SerialReader(asyncio.StreamReader):
@@ -21,7 +21,8 @@ class SerialReader(asyncio.StreamReader):
 
     A read whose data is there does not suspend. The loop alone brings data, so a task that reads on lets others run. Once
     the port is taken away, each read raises a fresh `SerialRevokedError`, or gives the end of data if the profile says so,
-    and is a checkpoint. After a close it is `anyio.ClosedResourceError`.
+    and is a checkpoint. After a close it is `anyio.ClosedResourceError`, which is a
+    ConnectionResetError here, as all errors of readers and writers that were closed.
 
     :ivar handle: the node of the port
     :ivar uses: the node below it that reads and drains are operations of; the writer's `close` closes it
@@ -191,7 +192,7 @@ def _gone(handle: Revokable, kind: Literal["read", "write"], *, in_flight: bool)
     :raises ~anyio.EndOfStream: where the profile has reads end so
     """
     if handle.closed or not handle.revoked:
-        return anyio.ClosedResourceError(f"{handle.path!r} was closed by its owner")
+        return ConnectionClosedError(f"{handle.path!r} was closed by its owner")
     error = SerialRevokedError(handle, in_flight=in_flight)
     try:
         answer(error, handle, kind)

@@ -25,7 +25,7 @@ def address(url: str) -> tuple[str, int]:
     with contextlib.suppress(ValueError):  # the port is no number, or too high a one
         if parts.hostname and parts.port:
             return parts.hostname, parts.port
-    raise ValueError(f"{url!r}: give a host and a port, such as {parts.scheme}://localhost:2217")
+    raise ValueError(f"{url!r}: expected both host and port, such as {parts.scheme}://localhost:2217")
 
 
 def connect(url: str) -> socket.socket:
