@@ -138,7 +138,7 @@ def open_serial(
         thread, descriptor or memory is left
     :raises ImportError: if the backend's library is not installed
     :raises RevokedError: if the owner was revoked, also meanwhile; the port is closed then
-    Cancellation: what is opened too late is closed by the thread that opens it.
+    Cancellation: waits half a second at most until what was opened is closed again; a thread closes what comes later.
     """
     line = (baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr, exclusive)
     at_open = AtOpen(dtr, rts, hangup_on_close, low_latency)

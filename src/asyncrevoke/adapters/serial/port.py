@@ -33,7 +33,8 @@ else:
 
 #: What the kernel answers when the device behind a port is gone; EPERM while its driver lets go of it.
 GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EPERM))
-
+#: Seconds for which a cancelled open waits until the port is closed again, as most are at once: the next open needs it free.
+PATIENCE = 0.5
 
 T = TypeVar("T")
 
@@ -116,7 +117,7 @@ async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any], at_
             raise
         return port
 
-    port = await off_loop(open_url, late=lambda port: port.close())
+    port = await off_loop(open_url, late=lambda port: port.close(), patience=PATIENCE)
     node.release = functools.partial(close_off_loop, port.close)
     return port
 
