@@ -25,7 +25,6 @@ from asyncrevoke.adapters.asyncio_streams import wrap_streams
 
 #: Part of a test's name, and why it does not pass.
 KNOWN = {
-    "graceful_peer_close_does_not_raise": "a connection that ends is an error here, not the end of data",
     "test_eof_feed_when_closing_writer": "a pair that was closed here is closed for its reader, too: no end of data",
     "test_unclosed_resource_warnings": "a reader can close the connection: it keeps a writer that nobody else has",
     "test_unclosed_server_resource_warnings": "a reader can close the connection: it keeps a writer that nobody else has",

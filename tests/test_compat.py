@@ -1,9 +1,12 @@
 """The stand-ins for pyserial-asyncio and serialx: whole, and revocable."""
 
 import asyncio
+import contextlib
 import inspect
+import socket
+import struct
 import types
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -15,6 +18,7 @@ from asyncrevoke import Revokable
 from asyncrevoke.adapters.asyncio_streams import translated
 from asyncrevoke.adapters.serial import SerialRevokedError, open_serial
 from asyncrevoke.compat import serial_asyncio
+from calls import turns_beside
 from conftest import settle
 from operations import asyncio_only
 from ports import serial_line
@@ -87,7 +91,10 @@ async def test_a_pair_is_opened_by_their_arguments(call: Callable[[str], Awaitab
         await writer.wait_closed()
 
 
-@pytest.mark.parametrize("bad", [{"url": None}, {"transport_cls": asyncio.Transport}, {"byte_size": 99}, {"no": 1}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"url": None}, {"url": "socket://localhost"}, {"transport_cls": asyncio.Transport}, {"byte_size": 99}, {"no": 1}],
+)
 async def test_what_makes_no_sense_is_refused(bad: dict[str, Any]) -> None:
     """Before the protocol is told anything."""
     with serial_line() as far, pytest.raises((ValueError, TypeError)):
@@ -286,6 +293,93 @@ async def test_a_connect_that_fails_leaves_a_closed_transport() -> None:
     with pytest.raises(RuntimeError, match="already"):
         await transport.connect(path="/dev/there is none")
     assert lost.log == []
+
+
+# -- ports over the network --
+
+
+@contextlib.asynccontextmanager
+async def networked(module: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, socket.socket]]:
+    """A pair on a connection, its far end, and what that has sent already."""
+    with socket.create_server(("127.0.0.1", 0)) as server, anyio.fail_after(20):
+        url = "socket://{}:{}".format(*server.getsockname())
+        reader, writer = await module.open_serial_connection(url=url, baudrate=9600)
+        with server.accept()[0] as far:
+            far.sendall(b"one\ntwo\nthr")
+            assert await reader.readline() == b"one\n"
+            yield reader, writer, far
+            writer.close()
+            await writer.wait_closed()
+
+
+def reset(far: socket.socket) -> None:
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+
+
+async def test_what_was_sent_before_the_far_end_closed_is_read_first() -> None:
+    """Then the data is at its end, again and again, and others run meanwhile. What is written is refused."""
+    async with networked(serialx) as (reader, writer, far):
+        far.close()
+        node: Revokable = reader.handle  # type: ignore[attr-defined]
+        while not node.released:
+            await anyio.lowlevel.checkpoint()
+        assert node.reason == "unplugged: closed by the far end"
+        assert await reader.readline() == b"two\n"
+        assert not reader.at_eof()
+        with pytest.raises(asyncio.IncompleteReadError) as info:
+            await reader.readexactly(4)
+        assert info.value.partial == b"thr"
+        assert await turns_beside(lambda: reader.read(10), 100) > 2
+        assert reader.at_eof()
+        assert (await reader.read(), await reader.readline()) == (b"", b"")
+        with pytest.raises(SerialRevokedError, match="closed by the far end"):
+            writer.write(b"x")
+
+
+async def test_a_read_is_ended_where_the_far_end_closes() -> None:
+    """By what has come so far."""
+    async with networked(serialx) as (reader, _, far):
+        assert await reader.readline() == b"two\n"
+        reading = asyncio.create_task(reader.readline())
+        await settle()
+        far.close()
+        assert await reading == b"thr"
+
+
+@pytest.mark.parametrize(
+    ("module", "end", "why"),
+    [
+        (serialx, reset, "Connection reset"),
+        (serial_asyncio, reset, "Connection reset"),
+        (serial_asyncio, socket.socket.close, "closed by the far end"),
+    ],
+)
+async def test_a_connection_that_ends_says_so_in_a_read(
+    module: Any, end: Callable[[socket.socket], None], why: str
+) -> None:
+    """One that is broken; with pyserial-asyncio each."""
+    async with networked(module) as (reader, _, far):
+        assert await reader.readline() == b"two\n"
+        reading = asyncio.create_task(reader.readexactly(10))
+        await settle()
+        end(far)
+        for operation in lambda: reading, lambda: reader.read(10):
+            with pytest.raises(SerialRevokedError, match=why):
+                await operation()
+
+
+@pytest.mark.parametrize(("end", "error"), [(socket.socket.close, type(None)), (reset, SerialRevokedError)])
+async def test_a_protocol_is_told_how_a_connection_ended(
+    end: Callable[[socket.socket], None], error: type[object]
+) -> None:
+    """In order without an error, as serialx tells it."""
+    with socket.create_server(("127.0.0.1", 0)) as server, anyio.fail_after(20):
+        url = "socket://{}:{}".format(*server.getsockname())
+        transport, lost = await serialx.create_serial_connection(loop(), Lost, url)
+        end(server.accept()[0])
+        await transport.wait_closed()
+        assert [type(told) for told in lost.log[1:]] == [error]
 
 
 async def test_an_owner_takes_a_drop_in_along() -> None:

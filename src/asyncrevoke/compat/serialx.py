@@ -1,7 +1,4 @@
-"""Stands in for serialx 1.15: ``from asyncrevoke.compat import serialx``. Its asyncio part is ours, the rest is serialx's.
-
-What differs: the end of a connection is an error, never the end of data; read `asyncrevoke.adapters.asyncio_streams`.
-"""
+"""Stands in for serialx 1.15: ``from asyncrevoke.compat import serialx``. Its asyncio part is ours, the rest is serialx's."""
 
 from __future__ import annotations
 
@@ -84,6 +81,11 @@ class SerialTransport(_SerialTransport):
             raise
         finally:
             self._connecting.set_result(None)
+
+    def _taken(self, error: Exception) -> None:
+        super()._taken(error)
+        if self.device.finished:
+            self._why = None
 
     def _on(self, device: Any) -> SerialTransport:
         super().__init__(self.loop, self.get_protocol(), device)
@@ -222,6 +224,23 @@ class SerialTransport(_SerialTransport):
 BaseSerialTransport = SerialTransport
 
 
+class SerialStreamReader(SerialReader):
+    """A reader of a serial port. What a far end sent before it closed a connection is read first, then the end of data."""
+
+    async def goes_on(self) -> bool:
+        return await super().goes_on() or self._finished()
+
+    def end(self) -> None:
+        if self._finished():
+            self.feed_eof()
+        else:
+            super().end()
+
+    def _finished(self) -> bool:
+        assert isinstance(self._transport, SerialTransport)
+        return self._transport.device.finished
+
+
 class SerialStreamWriter(SerialWriter, Generic[T]):
     """A writer of a serial port."""
 
@@ -287,7 +306,10 @@ async def open_serial_connection(*args: Any, **kwargs: Any) -> tuple[SerialReade
     """Open a serial port as a pair of reader and writer. The arguments are those of `create_serial_connection` from the url on."""
     loop = asyncio.get_running_loop()
     return await opened_pair(
-        lambda make: create_serial_connection(loop, make, *args, **kwargs), loop, 65536, SerialStreamWriter
+        lambda make: create_serial_connection(loop, make, *args, **kwargs),
+        loop,
+        SerialStreamReader(loop=loop),
+        SerialStreamWriter,
     )
 
 

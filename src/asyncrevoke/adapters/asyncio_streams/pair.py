@@ -45,8 +45,8 @@ class SerialReader(asyncio.StreamReader):
         self._wait = Wait(uses, self._kicked, idle=True)
 
     async def read(self, n: int = -1) -> bytes:
-        if revoked(self.uses):
-            return await self._refuse()
+        if revoked(self.uses) and not await self.goes_on():
+            return self._refuse()
         if n <= 0:
             return await super().read(n)
         if not self._buffer and not self._eof:  # as asyncio's own, without a coroutine more
@@ -58,13 +58,13 @@ class SerialReader(asyncio.StreamReader):
         return data
 
     async def readexactly(self, n: int) -> bytes:
-        if revoked(self.uses):
-            raise asyncio.IncompleteReadError(await self._refuse(), n)
+        if revoked(self.uses) and not await self.goes_on():
+            raise asyncio.IncompleteReadError(self._refuse(), n)
         return await super().readexactly(n)
 
     async def readuntil(self, separator: Any = b"\n") -> bytes:
-        if revoked(self.uses):
-            raise asyncio.IncompleteReadError(await self._refuse(), None)
+        if revoked(self.uses) and not await self.goes_on():
+            raise asyncio.IncompleteReadError(self._refuse(), None)
         return await super().readuntil(separator)
 
     def at_eof(self) -> bool:
@@ -75,8 +75,12 @@ class SerialReader(asyncio.StreamReader):
                 return True
         return super().at_eof()
 
-    async def _refuse(self) -> bytes:
+    async def goes_on(self) -> bool:
+        """Whether reads go on when the port is gone, to the end of what came before. It is a checkpoint."""
         await checkpoint()
+        return False
+
+    def _refuse(self) -> bytes:
         try:
             raise _gone(self.handle, "read", in_flight=False)
         except anyio.EndOfStream:
@@ -90,7 +94,7 @@ class SerialReader(asyncio.StreamReader):
         try:
             wait.enter()
         except (RevokedError, anyio.ClosedResourceError):  # in the midst of a read
-            self._end()
+            self.end()
             return
         self._waiter = self._loop.create_future()
         try:
@@ -102,9 +106,9 @@ class SerialReader(asyncio.StreamReader):
             self._waiter = None
             wait.leave()
         if wait.act is not None and not self._buffer:
-            self._end()
+            self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """End the read that waits."""
         try:
             raise _gone(self.handle, "read", in_flight=True)

@@ -5,6 +5,7 @@ import socket
 import urllib.parse
 
 SCHEMES = ("socket://", "rfc2217://")
+FINISHED = "closed by the far end"  # an orderly end
 _CONNECT = 5.0  # seconds
 #: A far end that answers nothing, or takes nothing, is noticed after half a minute, as a stalled line ends in the kernel.
 _OPTIONS = {
@@ -56,4 +57,4 @@ def why_over(connection: socket.socket) -> str | OSError | None:
         return None
     except OSError as exc:
         return exc
-    return None if more else "closed by the far end"
+    return None if more else FINISHED
