@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
 import inspect
+import os
 import socket
 import struct
+import threading
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -232,6 +235,84 @@ async def test_settings_are_told_and_changed() -> None:
             assert far.received() == b"still"
 
 
+async def test_a_port_is_opened_for_one_alone_unless_all_are_content() -> None:
+    """The second is refused as busy, and changes nothing for the first; once that is taken away others are let in."""
+    with serial_line() as far, anyio.fail_after(20):
+        first, _ = await serialx.create_serial_connection(loop(), asyncio.Protocol, far.path)
+        with pytest.raises(OSError, match="another program has it open") as info:
+            await serialx.create_serial_connection(loop(), asyncio.Protocol, far.path)
+        assert info.value.errno == errno.EBUSY
+        first.write(b"first")
+        assert far.received() == b"first"
+        await first.handle.revoke("taken")
+        both = [
+            (await serialx.create_serial_connection(loop(), asyncio.Protocol, far.path, exclusive=False))[0]
+            for _ in range(2)
+        ]
+        for transport in both:
+            await transport.handle.close()
+
+
+async def test_a_read_that_is_given_up_loses_nothing() -> None:
+    """By a timeout, with half a line there: the next read has all of it."""
+    with serial_line() as far, anyio.fail_after(20):
+        async with serialx.async_serial_for_url(far.path, baudrate=115200) as port:
+            far.send(b"half a ")
+            for seconds in 0.001, 0:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(port.readline(), seconds)
+            far.send(b"line\n")
+            assert await port.readline() == b"half a line\n"
+
+
+async def test_all_arrives_in_both_directions_at_a_time() -> None:
+    """In order, and more than the line and the buffers hold."""
+    data = bytes(range(256)) * 2048
+    with serial_line() as far, anyio.fail_after(60):
+        reader, writer = await serialx.open_serial_connection(far.path, baudrate=115200)
+        os.set_blocking(far._master, True)
+
+        async def send() -> None:
+            for start in range(0, len(data), 10_000):
+                writer.write(data[start : start + 10_000])
+                await writer.drain()
+
+        def received() -> bytes:
+            got = b""
+            while len(got) < len(data):
+                got += os.read(far._master, 65536)
+            return got
+
+        def sent() -> None:
+            unsent = memoryview(data)
+            while unsent:
+                unsent = unsent[os.write(far._master, unsent) :]
+
+        there, _, here, _ = await asyncio.gather(
+            asyncio.to_thread(received), asyncio.to_thread(sent), reader.readexactly(len(data)), send()
+        )
+        assert here == there == data
+        await writer.handle.close()
+
+
+async def test_a_connect_that_is_cancelled_leaves_a_closed_transport_and_a_free_port() -> None:
+    """Its protocol is told nothing, and the port can be opened again at once."""
+    with serial_line() as far, anyio.fail_after(20):
+        for _ in range(10):
+            lost = Lost()
+            transport = serialx.SerialTransport(loop(), lost)
+            connecting = asyncio.create_task(transport.connect(path=far.path, baudrate=9600))
+            await asyncio.sleep(0)
+            connecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+            await transport.wait_closed()
+            assert transport.is_closing()
+            assert lost.log == []
+            again, _ = await serialx.create_serial_connection(loop(), Lost, far.path, exclusive=True)
+            await again.handle.close()
+
+
 class Lost(asyncio.Protocol):
     """A protocol that notes how its connection ended."""
 
@@ -281,12 +362,12 @@ async def test_a_transport_that_is_closed_before_it_is_open_stays_closed(end: st
 
 
 async def test_a_connect_that_fails_leaves_a_closed_transport() -> None:
-    """It cannot be connected a second time, and nobody waits for ever."""
+    """It cannot be connected a second time, and nobody waits for ever. The error is of the class that serialx's is."""
     lost = Lost()
     transport = serialx.SerialTransport(loop(), lost)
     with pytest.raises(RuntimeError, match="neither"):
         await transport.wait_closed()
-    with pytest.raises(OSError, match="no such port"):
+    with pytest.raises(FileNotFoundError, match="no such port"):
         await transport.connect(path="/dev/there is none")
     await transport.wait_closed()
     assert transport.is_closing()
@@ -335,6 +416,23 @@ async def test_what_was_sent_before_the_far_end_closed_is_read_first() -> None:
         assert (await reader.read(), await reader.readline()) == (b"", b"")
         with pytest.raises(SerialRevokedError, match="closed by the far end"):
             writer.write(b"x")
+
+
+async def test_more_than_a_reader_holds_is_read_to_its_end() -> None:
+    """What was held back by its limit comes before the end of data."""
+    async with networked(serialx) as (reader, _, far):
+        assert await reader.readline() == b"two\n"
+
+        def send() -> None:
+            far.sendall(BIG)
+            far.close()
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        while not reader._paused:  # type: ignore[attr-defined]
+            await anyio.lowlevel.checkpoint()
+        assert await reader.read() == b"thr" + BIG
+        sending.join()
 
 
 async def test_a_read_is_ended_where_the_far_end_closes() -> None:

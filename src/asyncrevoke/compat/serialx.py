@@ -21,7 +21,7 @@ from asyncrevoke.adapters.asyncio_streams import (
     opened,
     opened_pair,
 )
-from asyncrevoke.adapters.serial import SerialRevokedError
+from asyncrevoke.adapters.serial import SerialDevice, SerialRevokedError
 from asyncrevoke.lowlevel import RevokedError, off_loop, os_errors
 
 logger = logging.getLogger("asyncrevoke")
@@ -61,7 +61,8 @@ class SerialTransport(_SerialTransport):
 
         :param close_timeout: seconds for which `close` goes on sending; then it aborts. None: for ever
         :param options: as for serialx, and for `open_serial`
-        :raises: as `asyncrevoke.adapters.asyncio_streams.create_serial_connection`
+        :raises OSError: if it cannot be opened: FileNotFoundError, PermissionError, or with EBUSY if another has it open
+        :raises: else as `open_serial` and its opening
         Cancellation: nothing was opened, and it is closed.
         """
         if path is None:
@@ -71,7 +72,7 @@ class SerialTransport(_SerialTransport):
         self._connecting = self.loop.create_future()
         self._close_timeout = close_timeout
         try:
-            device = await opened(_url(path), baudrate, options)
+            device = await _opened(path, baudrate, options)
             if self._given_up:
                 await device.aclose()
             else:
@@ -323,6 +324,15 @@ def async_serial_for_url(
 def get_serial_classes(url: str) -> tuple[type[_serialx.BaseSerial], type[SerialTransport]]:
     """The class for blocking use, which is serialx's, and the class of transports, which is ours."""
     return get_uri_handler(url).sync_cls, SerialTransport
+
+
+async def _opened(path: str, baudrate: int, options: dict[str, Any]) -> SerialDevice:
+    try:
+        return await opened(_url(path), baudrate, options)
+    except RevokedError:
+        raise
+    except OSError as exc:  # pyserial's, which serialx's users do not know; this is of the class for its number
+        raise OSError(exc.errno, exc.strerror, path) from exc
 
 
 def _url(path: str) -> str:
