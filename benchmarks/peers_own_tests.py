@@ -97,6 +97,7 @@ def zigbee() -> None:
 
 STREAMS = "test.test_asyncio.test_streams"
 DOWNLOADED = "serialx==1.15.1", "pyserial-asyncio==0.6", "pyserial-asyncio-fast==0.16"
+THIRD_PARTY = pathlib.Path(__file__).parents[1] / "tests/adapters/test_third_party.py"
 ZIGBEE = "zigpy-znp==1.1.1"
 #: Their own configuration is for another set of plugins.
 AUTO = *("-o", "addopts=", "-o", "asyncio_mode=auto", "-o", "filterwarnings=default"), "--timeout=40"
@@ -109,9 +110,7 @@ PEERS = [
     Peer("serialx, without a port", "serialx-1.15.1", serialx, (*SERIALX, "-k", "not SOCAT and not SOCKET")),
     Peer("pyserial-asyncio", "pyserial-asyncio-0.6", pyserial_asyncio, (*AUTO, "test/test_asyncio.py")),
     Peer("pyserial-asyncio-fast", "pyserial_asyncio_fast-0.16", pyserial_asyncio, (*AUTO, "test/test_asyncio.py")),
-    Peer(
-        "zigpy-znp", ".", zigbee, (*REWRITES, str(pathlib.Path(__file__).parents[1] / "tests/adapters"), "-k", "zigbee")
-    ),
+    Peer("zigpy-znp", ".", zigbee, (*REWRITES, str(THIRD_PARTY), "-k", "zigbee")),
 ]
 
 
