@@ -1,5 +1,6 @@
 """The benchmarks run; what they find is not tested, as it is the machine's as much as ours."""
 
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -100,6 +101,14 @@ def test_moves_counts_both_ways() -> None:
     byte, revocation = (line.split() for line in shown[1:])
     assert int(byte[-2]) <= 10
     assert int(revocation[-2]) <= 156  # AnyIO keeps the tasks of a group in a set, in no order
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("test.test_asyncio"), reason="this Python came without its tests")
+def test_asyncios_own_tests_pass_where_each_pair_is_wrapped() -> None:
+    """`peers_own_tests.py --offline` runs CPython's tests of its streams; what does not pass has a reason."""
+    count, *failed = printed("peers_own_tests.py", "--offline")
+    passed, of = (int(word) for word in count.split() if word.isdigit())
+    assert passed + len(failed) == of >= 67
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,15 @@
 """The stand-ins for pyserial-asyncio and serialx: whole, and revocable."""
 
 import asyncio
+import contextlib
+import errno
 import inspect
+import os
+import socket
+import struct
+import threading
 import types
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -15,6 +21,7 @@ from asyncrevoke import Revokable
 from asyncrevoke.adapters.asyncio_streams import translated
 from asyncrevoke.adapters.serial import SerialRevokedError, open_serial
 from asyncrevoke.compat import serial_asyncio
+from calls import turns_beside
 from conftest import settle
 from operations import asyncio_only
 from ports import serial_line
@@ -87,7 +94,10 @@ async def test_a_pair_is_opened_by_their_arguments(call: Callable[[str], Awaitab
         await writer.wait_closed()
 
 
-@pytest.mark.parametrize("bad", [{"url": None}, {"transport_cls": asyncio.Transport}, {"byte_size": 99}, {"no": 1}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"url": None}, {"url": "socket://localhost"}, {"transport_cls": asyncio.Transport}, {"byte_size": 99}, {"no": 1}],
+)
 async def test_what_makes_no_sense_is_refused(bad: dict[str, Any]) -> None:
     """Before the protocol is told anything."""
     with serial_line() as far, pytest.raises((ValueError, TypeError)):
@@ -225,6 +235,84 @@ async def test_settings_are_told_and_changed() -> None:
             assert far.received() == b"still"
 
 
+async def test_a_port_is_opened_for_one_alone_unless_all_are_content() -> None:
+    """The second is refused as busy, and changes nothing for the first; once that is taken away others are let in."""
+    with serial_line() as far, anyio.fail_after(20):
+        first, _ = await serialx.create_serial_connection(loop(), asyncio.Protocol, far.path)
+        with pytest.raises(OSError, match="another program has it open") as info:
+            await serialx.create_serial_connection(loop(), asyncio.Protocol, far.path)
+        assert info.value.errno == errno.EBUSY
+        first.write(b"first")
+        assert far.received() == b"first"
+        await first.handle.revoke("taken")
+        both = [
+            (await serialx.create_serial_connection(loop(), asyncio.Protocol, far.path, exclusive=False))[0]
+            for _ in range(2)
+        ]
+        for transport in both:
+            await transport.handle.close()
+
+
+async def test_a_read_that_is_given_up_loses_nothing() -> None:
+    """By a timeout, with half a line there: the next read has all of it."""
+    with serial_line() as far, anyio.fail_after(20):
+        async with serialx.async_serial_for_url(far.path, baudrate=115200) as port:
+            far.send(b"half a ")
+            for seconds in 0.001, 0:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(port.readline(), seconds)
+            far.send(b"line\n")
+            assert await port.readline() == b"half a line\n"
+
+
+async def test_all_arrives_in_both_directions_at_a_time() -> None:
+    """In order, and more than the line and the buffers hold."""
+    data = bytes(range(256)) * 2048
+    with serial_line() as far, anyio.fail_after(60):
+        reader, writer = await serialx.open_serial_connection(far.path, baudrate=115200)
+        os.set_blocking(far._master, True)
+
+        async def send() -> None:
+            for start in range(0, len(data), 10_000):
+                writer.write(data[start : start + 10_000])
+                await writer.drain()
+
+        def received() -> bytes:
+            got = b""
+            while len(got) < len(data):
+                got += os.read(far._master, 65536)
+            return got
+
+        def sent() -> None:
+            unsent = memoryview(data)
+            while unsent:
+                unsent = unsent[os.write(far._master, unsent) :]
+
+        there, _, here, _ = await asyncio.gather(
+            asyncio.to_thread(received), asyncio.to_thread(sent), reader.readexactly(len(data)), send()
+        )
+        assert here == there == data
+        await writer.handle.close()
+
+
+async def test_a_connect_that_is_cancelled_leaves_a_closed_transport_and_a_free_port() -> None:
+    """Its protocol is told nothing, and the port can be opened again at once."""
+    with serial_line() as far, anyio.fail_after(20):
+        for _ in range(10):
+            lost = Lost()
+            transport = serialx.SerialTransport(loop(), lost)
+            connecting = asyncio.create_task(transport.connect(path=far.path, baudrate=9600))
+            await asyncio.sleep(0)
+            connecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+            await transport.wait_closed()
+            assert transport.is_closing()
+            assert lost.log == []
+            again, _ = await serialx.create_serial_connection(loop(), Lost, far.path, exclusive=True)
+            await again.handle.close()
+
+
 class Lost(asyncio.Protocol):
     """A protocol that notes how its connection ended."""
 
@@ -274,18 +362,122 @@ async def test_a_transport_that_is_closed_before_it_is_open_stays_closed(end: st
 
 
 async def test_a_connect_that_fails_leaves_a_closed_transport() -> None:
-    """It cannot be connected a second time, and nobody waits for ever."""
+    """It cannot be connected a second time, and nobody waits for ever. The error is of the class that serialx's is."""
     lost = Lost()
     transport = serialx.SerialTransport(loop(), lost)
     with pytest.raises(RuntimeError, match="neither"):
         await transport.wait_closed()
-    with pytest.raises(OSError, match="no such port"):
+    with pytest.raises(FileNotFoundError, match="no such port"):
         await transport.connect(path="/dev/there is none")
     await transport.wait_closed()
     assert transport.is_closing()
     with pytest.raises(RuntimeError, match="already"):
         await transport.connect(path="/dev/there is none")
     assert lost.log == []
+
+
+# -- ports over the network --
+
+
+@contextlib.asynccontextmanager
+async def networked(module: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, socket.socket]]:
+    """A pair on a connection, its far end, and what that has sent already."""
+    with socket.create_server(("127.0.0.1", 0)) as server, anyio.fail_after(20):
+        url = "socket://{}:{}".format(*server.getsockname())
+        reader, writer = await module.open_serial_connection(url=url, baudrate=9600)
+        with server.accept()[0] as far:
+            far.sendall(b"one\ntwo\nthr")
+            assert await reader.readline() == b"one\n"
+            yield reader, writer, far
+            writer.close()
+            await writer.wait_closed()
+
+
+def reset(far: socket.socket) -> None:
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+
+
+async def test_what_was_sent_before_the_far_end_closed_is_read_first() -> None:
+    """Then the data is at its end, again and again, and others run meanwhile. What is written is refused."""
+    async with networked(serialx) as (reader, writer, far):
+        far.close()
+        node: Revokable = reader.handle  # type: ignore[attr-defined]
+        while not node.released:
+            await anyio.lowlevel.checkpoint()
+        assert node.reason == "unplugged: closed by the far end"
+        assert await reader.readline() == b"two\n"
+        assert not reader.at_eof()
+        with pytest.raises(asyncio.IncompleteReadError) as info:
+            await reader.readexactly(4)
+        assert info.value.partial == b"thr"
+        assert await turns_beside(lambda: reader.read(10), 100) > 2
+        assert reader.at_eof()
+        assert (await reader.read(), await reader.readline()) == (b"", b"")
+        with pytest.raises(SerialRevokedError, match="closed by the far end"):
+            writer.write(b"x")
+
+
+async def test_more_than_a_reader_holds_is_read_to_its_end() -> None:
+    """What was held back by its limit comes before the end of data."""
+    async with networked(serialx) as (reader, _, far):
+        assert await reader.readline() == b"two\n"
+
+        def send() -> None:
+            far.sendall(BIG)
+            far.close()
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        while not reader._paused:  # type: ignore[attr-defined]
+            await anyio.lowlevel.checkpoint()
+        assert await reader.read() == b"thr" + BIG
+        sending.join()
+
+
+async def test_a_read_is_ended_where_the_far_end_closes() -> None:
+    """By what has come so far."""
+    async with networked(serialx) as (reader, _, far):
+        assert await reader.readline() == b"two\n"
+        reading = asyncio.create_task(reader.readline())
+        await settle()
+        far.close()
+        assert await reading == b"thr"
+
+
+@pytest.mark.parametrize(
+    ("module", "end", "why"),
+    [
+        (serialx, reset, "Connection reset"),
+        (serial_asyncio, reset, "Connection reset"),
+        (serial_asyncio, socket.socket.close, "closed by the far end"),
+    ],
+)
+async def test_a_connection_that_ends_says_so_in_a_read(
+    module: Any, end: Callable[[socket.socket], None], why: str
+) -> None:
+    """One that is broken; with pyserial-asyncio each."""
+    async with networked(module) as (reader, _, far):
+        assert await reader.readline() == b"two\n"
+        reading = asyncio.create_task(reader.readexactly(10))
+        await settle()
+        end(far)
+        for operation in lambda: reading, lambda: reader.read(10):
+            with pytest.raises(SerialRevokedError, match=why):
+                await operation()
+
+
+@pytest.mark.parametrize(("end", "error"), [(socket.socket.close, type(None)), (reset, SerialRevokedError)])
+async def test_a_protocol_is_told_how_a_connection_ended(
+    end: Callable[[socket.socket], None], error: type[object]
+) -> None:
+    """In order without an error, as serialx tells it."""
+    with socket.create_server(("127.0.0.1", 0)) as server, anyio.fail_after(20):
+        url = "socket://{}:{}".format(*server.getsockname())
+        transport, lost = await serialx.create_serial_connection(loop(), Lost, url)
+        end(server.accept()[0])
+        await transport.wait_closed()
+        assert [type(told) for told in lost.log[1:]] == [error]
 
 
 async def test_an_owner_takes_a_drop_in_along() -> None:

@@ -40,11 +40,12 @@ def test_nothing_hangs_spins_or_lies(row: str) -> None:
 @pytest.mark.parametrize("event", "VMCR")
 @pytest.mark.parametrize("row", ROWS)
 def test_each_ending_has_its_error(row: str, event: str) -> None:
-    """Pending and later alike: ClosedResourceError if it was closed here, else RevokedError with the reason."""
+    """Pending and later alike: a ClosedResourceError if it was closed here, else RevokedError with the reason."""
     if event == "V" and not may_hang_up():
         pytest.skip("TIOCVHANGUP needs CAP_SYS_ADMIN")
     revoked = "RevokedError" if row == "FdStream" else "SerialRevokedError"
-    error = {"C": "ClosedResourceError: ", "R": f"{revoked}: needed elsewhere"}.get(event, f"{revoked}: unplugged: ")
+    closed = "ConnectionClosedError" if row == "open_serial_connection" else "ClosedResourceError"
+    error = {"C": f"{closed}: ", "R": f"{revoked}: needed elsewhere"}.get(event, f"{revoked}: unplugged: ")
     errors = [error, error]
     if row == "FdStream" and event in "VM":  # a bare descriptor's errors are those of AnyIO
         errors = ["EndOfStream", "BrokenResourceError: "]

@@ -940,6 +940,25 @@ async def test_nothing_is_written_after_the_end(kind: str, end: str) -> None:
                 call()
 
 
+@kinds
+async def test_who_closed_it_is_told_as_asyncio_tells_it(kind: str) -> None:
+    """In flight and later, reading and writing: a ClosedResourceError that is a ConnectionResetError, too."""
+    async with revocable(kind) as ((reader, writer), _):
+        writer.write(BIG * 16)
+        operations = asyncio.create_task(reader.read(1)), asyncio.create_task(writer.drain())
+        await settle()
+        writer.close()
+        for operation in (
+            *(lambda: operations[0], lambda: operations[1], lambda: reader.read(1)),
+            *(lambda: reader.readexactly(1), reader.readline, writer.drain),
+        ):
+            error = await outcome(operation)
+            assert isinstance(error, anyio.ClosedResourceError)
+            assert isinstance(error, ConnectionResetError)
+        with pytest.raises(ConnectionResetError, match="closed by its owner"):
+            writer.write(b"x")
+
+
 async def test_the_limit_is_the_readers() -> None:
     """A line that is longer is refused, as asyncio does."""
     async with revocable("serial", limit=10) as ((reader, _), far):

@@ -1124,6 +1124,27 @@ async def test_what_is_opened_too_late_is_closed(backend: str, how: str, stall: 
 
 
 @on_each
+async def test_a_cancelled_open_leaves_the_port_free(
+    backend: str, stall: Stall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the cancellation is over, nobody has it open: the next one can open it at once."""
+    if backend == "serialx":
+        pytest.skip("serialx closes what it has opened too late by itself")
+    monkeypatch.setattr("asyncrevoke.adapters.serial.port.PATIENCE", 3600)
+    with serial_line() as end:
+        opening = stall(os, "open", lambda path, *_: path == end.path)
+        async with awake(), anyio.create_task_group() as group:
+            call = start(group, opened(end.path, backend)._open)
+            await until(opening.begun.is_set)
+            call.scope.cancel()
+            await settle()
+            opening.go_on.set()
+            await call.done.wait()
+            assert opening.ended.is_set()
+            assert held(end.path) == 1
+
+
+@on_each
 async def test_it_is_opened_once_and_used_then(backend: str) -> None:
     """What comes too early, or a second time, is told what to do."""
     with serial_line() as end:

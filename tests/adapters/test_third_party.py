@@ -1,7 +1,10 @@
-"""Libraries of others, unchanged but for one name: their `create_serial_connection` is ours."""
+"""Libraries of others, unchanged but for one name: their `create_serial_connection` is that of a stand-in."""
 
 import asyncio
 import contextlib
+import fcntl
+import functools
+import operator
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -9,7 +12,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from asyncrevoke.adapters.asyncio_streams import SerialTransport, create_serial_connection
+from asyncrevoke import Name
+from asyncrevoke.adapters.serial import SerialRevokedError
+from asyncrevoke.compat.serial_asyncio import SerialTransport, create_serial_connection
 from operations import asyncio_only
 from ports import FarEnd, may_hang_up, serial_line
 
@@ -18,6 +23,11 @@ pytestmark = [pytest.mark.anyio, asyncio_only]
 
 def library(module: str) -> Any:
     return pytest.importorskip(module, reason=f"{module} is not installed")
+
+
+def serialx() -> Any:
+    library("serialx")
+    return library("asyncrevoke.compat.serialx")
 
 
 @contextlib.asynccontextmanager
@@ -161,7 +171,7 @@ def telegram(watts: int) -> bytes:
 async def test_dsmr_parser_reads_on_after_a_revocation(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told that the first connection is lost, half a telegram is forgotten, and a second connection reads on."""
     module = library("dsmr_parser.clients.protocol")
-    monkeypatch.setattr(module, "create_serial_connection", create_serial_connection)
+    monkeypatch.setattr(module, "create_serial_connection", serialx().create_serial_connection)
     read: list[Any] = []
     came = asyncio.Event()
 
@@ -179,3 +189,86 @@ async def test_dsmr_parser_reads_on_after_a_revocation(monkeypatch: pytest.Monke
             await transport.handle.revoke("taken")
             await protocol.wait_closed()
     assert read == [244, 1301]
+
+
+# -- zigpy-znp --
+
+
+class Radio:
+    """A coordinator of Zigbee networks behind a port, that answers as much as its library asks for when it connects."""
+
+    ANSWERS = {  # noqa: RUF012  # to a request of a subsystem, by its number
+        b"\x21\x01": b"\x79\x00",  # ping: what it can do, as Z-Stack 1.2 does
+        b"\x21\x02": bytes((2, 0, 2, 6, 3)),  # version
+        b"\x27\x49": bytes(28),  # a device that it knows
+    }
+
+    def __init__(self, far: FarEnd) -> None:
+        self.far = far
+        self.unanswered = b""
+
+    @contextlib.asynccontextmanager
+    async def answering(self) -> AsyncIterator[None]:
+        async def answer() -> None:
+            while True:
+                self.unanswered += self.far.received()
+                while self.unanswered:
+                    length, request = self.unanswered[1], self.unanswered[2:4]
+                    self.unanswered = self.unanswered[length + 5 :]
+                    data = self.ANSWERS[request]
+                    frame = bytes((len(data), request[0] + 0x40, request[1])) + data
+                    self.far.send(b"\xfe" + frame + bytes((functools.reduce(operator.xor, frame),)))
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(answer)
+            yield
+            tasks.cancel_scope.cancel()
+
+
+def excluded(far: FarEnd) -> bool:
+    """Whether whoever opened the port keeps others out, which lasts longer than a descriptor (TIOCGEXCL)."""
+    return fcntl.ioctl(far._slave, 0x80045440, bytes(4)) != bytes(4)
+
+
+class Listener:
+    """Of an application of zigpy's: what a program would open the radio again for."""
+
+    def __init__(self) -> None:
+        self.lost: list[Exception | None] = []
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.append(exc)
+
+
+async def test_a_zigbee_radio_is_taken_away_in_mid_request_and_the_next_generation_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its application is told once, by the error; the port is free by then, and a second application uses it."""
+    application = library("zigpy_znp.zigbee.application").ControllerApplication
+    version = library("zigpy_znp.commands").SYS.Version.Req
+    name = Name("radio")
+    ours = functools.partial(serialx().create_serial_connection, owner=name)
+    monkeypatch.setattr(library("zigpy.serial"), "serialx_create_serial_connection", ours)
+    with serial_line() as far, anyio.fail_after(30):
+        radio, listener = Radio(far), Listener()
+        for generation in 1, 2:
+            app = application({"device": {"path": far.path}})
+            app.add_listener(listener)
+            async with radio.answering():
+                await app.connect()
+                assert (await app._znp.request(version())).MajorRel == 2
+            assert excluded(far)
+            request = asyncio.create_task(app._znp.request(version()))
+            while not far.received():
+                await anyio.lowlevel.checkpoint()
+            await name.current.revoke("taken")
+            await app._znp._uart.wait_until_closed()
+            error = listener.lost[-1]
+            assert isinstance(error, SerialRevokedError)
+            assert (len(listener.lost), error.generation, error.reason) == (generation, generation, "taken")
+            assert not excluded(far)
+            assert not request.done()
+            await app.disconnect()  # by which the library itself ends all requests
+            with pytest.raises(asyncio.CancelledError):
+                await request

@@ -138,6 +138,25 @@ async def test_a_cancellation_waits_for_a_call_as_long_as_it_has_patience(
     call.go.set()
 
 
+async def test_the_patience_is_for_what_late_does_too() -> None:
+    """Whatever was opened is closed again when the cancelled open is over."""
+    call = Stalled()
+
+    def late(result: object) -> None:
+        closing.wait()
+        call.hand_over(result)
+
+    closing = threading.Event()
+    with anyio.CancelScope() as scope:
+        waiting = off_loop(call, late=late, patience=3600)
+        scope.cancel()
+        call.go.set()
+        threading.Timer(0.1, closing.set).start()
+        await waiting
+    assert scope.cancelled_caught
+    assert call.came_late == [("result", False)]
+
+
 @asyncio_only
 async def test_a_second_cancellation_does_not_end_the_patience() -> None:
     """Asyncio's own, which no scope keeps out."""
@@ -158,12 +177,13 @@ async def test_a_second_cancellation_does_not_end_the_patience() -> None:
 
 
 @asyncio_only
-async def test_a_coroutine_that_was_closed_waits_no_more() -> None:
-    """The result is late then."""
+@pytest.mark.parametrize("patience", [0.0, 3600.0])
+async def test_a_coroutine_that_was_closed_waits_no_more(patience: float) -> None:
+    """The result is late then, and there is no patience: it cannot wait."""
     call = Stalled()
 
     async def wait() -> None:
-        await off_loop(call, late=call.hand_over)
+        await off_loop(call, late=call.hand_over, patience=patience)
 
     waiting = wait()
     waiting.send(None)

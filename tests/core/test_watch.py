@@ -289,6 +289,22 @@ def test_the_end_of_the_loop_closes_it(run: Run, turns: int, caplog: pytest.LogC
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("library", ["asyncio", "uvloop"])
+def test_a_loop_that_is_closed_at_once_keeps_no_descriptor(library: str) -> None:
+    """When the last watch is closed in its last turn, and nobody winds it up."""
+
+    async def main() -> None:
+        watch = Watch(End(), lambda: None)
+        await settle()
+        watch.close()
+
+    loop = pytest.importorskip(library).new_event_loop()
+    before = held()
+    loop.run_until_complete(main())
+    assert held() == before
+    loop.close()
+
+
 def test_without_a_loop_the_file_stays_the_callers() -> None:
     """The constructor raises, and closes nothing."""
     end = End()

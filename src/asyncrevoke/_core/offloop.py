@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
-import functools
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
@@ -29,8 +28,8 @@ def off_loop(call: Callable[[], T], *, late: Callable[[T], object] | None = None
     threads. This one is left behind.
 
     :param late: is given, in a thread where one can be started, a result that nobody waits for any more
-    :param patience: seconds for which a cancellation waits for the end of the call, `math.inf` for as long as it takes: for
-        what must not go on when this is over
+    :param patience: seconds for which a cancellation waits for the end of the call, and of `late`; `math.inf` for as long as
+        it takes: for what must not go on when this is over
     :raises ~anyio.NoEventLoopError: at once, without a running event loop; nothing was called then
     :raises OSError: at once, ENOMEM, if no thread can be started; nothing was called then
     :raises: what `call` raises, when awaited
@@ -77,13 +76,16 @@ class OffLoop(Awaitable[T]):
         self._result.add_done_callback(lambda _: home.wake(ended))
         try:
             await ended.wait()
-        except BaseException:
+        except BaseException as exc:
+            over = anyio.Event()
+            self._result.add_done_callback(lambda _: self._hand_over(lambda: home.wake(over)))
+            if isinstance(exc, GeneratorExit):  # a coroutine that is closed cannot wait
+                raise
             deadline = anyio.current_time() + self._patience
-            while not ended.is_set() and anyio.current_time() < deadline:
+            while not over.is_set() and anyio.current_time() < deadline:
                 with contextlib.suppress(anyio.get_cancelled_exc_class()):  # asyncio's own, which no scope keeps out
                     with anyio.CancelScope(deadline=deadline, shield=True):
-                        await ended.wait()
-            self._result.add_done_callback(self._hand_over)
+                        await over.wait()
             raise
         return self.result()
 
@@ -95,13 +97,22 @@ class OffLoop(Awaitable[T]):
         else:
             self._result.set_result(result)
 
-    def _hand_over(self, result: concurrent.futures.Future[T]) -> None:
-        if self._late is not None and result.exception() is None:
-            late = functools.partial(self._late, result.result())
+    def _hand_over(self, over: Callable[[], object]) -> None:
+        late = self._late
+        if late is None or self._result.exception() is not None:
+            over()
+            return
+
+        def hand_over() -> None:
             try:
-                _start_thread(late, f"off loop: {self._late!r}")
-            except OSError:  # what it lets go of is not to stay
-                late()
+                late(self.result())
+            finally:
+                over()
+
+        try:
+            _start_thread(hand_over, f"off loop: {late!r}")
+        except OSError:  # what it lets go of is not to stay
+            hand_over()
 
 
 def _start_thread(run: Callable[[], object], name: str) -> None:

@@ -107,14 +107,17 @@ class Watched:
             self._scope.cancel()
 
     async def _run(self) -> None:
-        with self._scope:
-            while True:
-                await anyio.wait_readable(self._epoll.fileno())
-                # A call may close a watch, and open another of the same number.
-                for watch in [self._watches[number] for number, _ in self._epoll.poll(0)]:
-                    watch._ready()
+        try:
+            with self._scope:
+                while True:
+                    await anyio.wait_readable(self._epoll.fileno())
+                    # A call may close a watch, and open another of the same number.
+                    for watch in [self._watches[number] for number, _ in self._epoll.poll(0)]:
+                        watch._ready()
+        finally:  # here, as a loop that is closed at once tells nobody that a task has ended
+            self._ended()
 
-    def _ended(self, _: BaseException | None) -> None:
+    def _ended(self, _: BaseException | None = None) -> None:
         for watch in list(self._watches.values()):
             watch._end()
         self._epoll.close()

@@ -72,6 +72,6 @@ async def open_serial_connection(
     return await opened_pair(
         lambda make: create_serial_connection(loop, make, **kwargs),
         loop,
-        65536 if limit is None else limit,
+        SerialReader(65536 if limit is None else limit, loop),
         SerialWriter,
     )

@@ -1,7 +1,4 @@
-"""Stands in for serialx 1.15: ``from asyncrevoke.compat import serialx``. Its asyncio part is ours, the rest is serialx's.
-
-What differs: the end of a connection is an error, never the end of data; read `asyncrevoke.adapters.asyncio_streams`.
-"""
+"""Stands in for serialx 1.15: ``from asyncrevoke.compat import serialx``. Its asyncio part is ours, the rest is serialx's."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from asyncrevoke.adapters.asyncio_streams import (
     opened,
     opened_pair,
 )
-from asyncrevoke.adapters.serial import SerialRevokedError
+from asyncrevoke.adapters.serial import SerialDevice, SerialRevokedError
 from asyncrevoke.lowlevel import RevokedError, off_loop, os_errors
 
 logger = logging.getLogger("asyncrevoke")
@@ -64,7 +61,8 @@ class SerialTransport(_SerialTransport):
 
         :param close_timeout: seconds for which `close` goes on sending; then it aborts. None: for ever
         :param options: as for serialx, and for `open_serial`
-        :raises: as `asyncrevoke.adapters.asyncio_streams.create_serial_connection`
+        :raises OSError: if it cannot be opened: FileNotFoundError, PermissionError, or with EBUSY if another has it open
+        :raises: else as `open_serial` and its opening
         Cancellation: nothing was opened, and it is closed.
         """
         if path is None:
@@ -74,7 +72,7 @@ class SerialTransport(_SerialTransport):
         self._connecting = self.loop.create_future()
         self._close_timeout = close_timeout
         try:
-            device = await opened(_url(path), baudrate, options)
+            device = await _opened(path, baudrate, options)
             if self._given_up:
                 await device.aclose()
             else:
@@ -84,6 +82,11 @@ class SerialTransport(_SerialTransport):
             raise
         finally:
             self._connecting.set_result(None)
+
+    def _taken(self, error: Exception) -> None:
+        super()._taken(error)
+        if self.device.finished:
+            self._why = None
 
     def _on(self, device: Any) -> SerialTransport:
         super().__init__(self.loop, self.get_protocol(), device)
@@ -222,6 +225,23 @@ class SerialTransport(_SerialTransport):
 BaseSerialTransport = SerialTransport
 
 
+class SerialStreamReader(SerialReader):
+    """A reader of a serial port. What a far end sent before it closed a connection is read first, then the end of data."""
+
+    async def goes_on(self) -> bool:
+        return await super().goes_on() or self._finished()
+
+    def end(self) -> None:
+        if self._finished():
+            self.feed_eof()
+        else:
+            super().end()
+
+    def _finished(self) -> bool:
+        assert isinstance(self._transport, SerialTransport)
+        return self._transport.device.finished
+
+
 class SerialStreamWriter(SerialWriter, Generic[T]):
     """A writer of a serial port."""
 
@@ -287,7 +307,10 @@ async def open_serial_connection(*args: Any, **kwargs: Any) -> tuple[SerialReade
     """Open a serial port as a pair of reader and writer. The arguments are those of `create_serial_connection` from the url on."""
     loop = asyncio.get_running_loop()
     return await opened_pair(
-        lambda make: create_serial_connection(loop, make, *args, **kwargs), loop, 65536, SerialStreamWriter
+        lambda make: create_serial_connection(loop, make, *args, **kwargs),
+        loop,
+        SerialStreamReader(loop=loop),
+        SerialStreamWriter,
     )
 
 
@@ -301,6 +324,15 @@ def async_serial_for_url(
 def get_serial_classes(url: str) -> tuple[type[_serialx.BaseSerial], type[SerialTransport]]:
     """The class for blocking use, which is serialx's, and the class of transports, which is ours."""
     return get_uri_handler(url).sync_cls, SerialTransport
+
+
+async def _opened(path: str, baudrate: int, options: dict[str, Any]) -> SerialDevice:
+    try:
+        return await opened(_url(path), baudrate, options)
+    except RevokedError:
+        raise
+    except OSError as exc:  # pyserial's, which serialx's users do not know; this is of the class for its number
+        raise OSError(exc.errno, exc.strerror, path) from exc
 
 
 def _url(path: str) -> str:

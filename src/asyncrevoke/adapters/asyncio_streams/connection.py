@@ -59,7 +59,10 @@ async def open_serial_connection(
     """
     loop = loop or asyncio.get_running_loop()
     return await opened_pair(
-        lambda make: create_serial_connection(loop, make, url, baudrate, **options), loop, limit, SerialWriter
+        lambda make: create_serial_connection(loop, make, url, baudrate, **options),
+        loop,
+        SerialReader(limit, loop),
+        SerialWriter,
     )
 
 
@@ -133,11 +136,10 @@ async def connected(device: SerialDevice, make: Callable[[], T]) -> T:
 async def opened_pair(
     create: Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[tuple[SerialTransport, Any]]],
     loop: asyncio.AbstractEventLoop,
-    limit: int,
+    reader: SerialReader,
     writer: type[W],
 ) -> tuple[SerialReader, W]:
     """Have a transport opened for a protocol, and make the pair of reader and writer of it."""
-    reader = SerialReader(limit=limit, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     transport, _ = await create(lambda: protocol)
     return reader, writer(transport, protocol, reader, loop)

@@ -13,7 +13,7 @@ from asyncrevoke.adapters.serial import SerialRevokedError
 from asyncrevoke.lowlevel import Revokable, RevokedError, Wait, answer, checkpoint, due
 
 from .transport import SerialTransport
-from .wrapped import revoked
+from .wrapped import ConnectionClosedError, revoked
 
 
 class SerialReader(asyncio.StreamReader):
@@ -21,7 +21,8 @@ class SerialReader(asyncio.StreamReader):
 
     A read whose data is there does not suspend. The loop alone brings data, so a task that reads on lets others run. Once
     the port is taken away, each read raises a fresh `SerialRevokedError`, or gives the end of data if the profile says so,
-    and is a checkpoint. After a close it is `anyio.ClosedResourceError`.
+    and is a checkpoint. After a close it is `anyio.ClosedResourceError`, which is a
+    ConnectionResetError here, as all errors of readers and writers that were closed.
 
     :ivar handle: the node of the port
     :ivar uses: the node below it that reads and drains are operations of; the writer's `close` closes it
@@ -44,8 +45,8 @@ class SerialReader(asyncio.StreamReader):
         self._wait = Wait(uses, self._kicked, idle=True)
 
     async def read(self, n: int = -1) -> bytes:
-        if revoked(self.uses):
-            return await self._refuse()
+        if revoked(self.uses) and not await self.goes_on():
+            return self._refuse()
         if n <= 0:
             return await super().read(n)
         if not self._buffer and not self._eof:  # as asyncio's own, without a coroutine more
@@ -57,13 +58,13 @@ class SerialReader(asyncio.StreamReader):
         return data
 
     async def readexactly(self, n: int) -> bytes:
-        if revoked(self.uses):
-            raise asyncio.IncompleteReadError(await self._refuse(), n)
+        if revoked(self.uses) and not await self.goes_on():
+            raise asyncio.IncompleteReadError(self._refuse(), n)
         return await super().readexactly(n)
 
     async def readuntil(self, separator: Any = b"\n") -> bytes:
-        if revoked(self.uses):
-            raise asyncio.IncompleteReadError(await self._refuse(), None)
+        if revoked(self.uses) and not await self.goes_on():
+            raise asyncio.IncompleteReadError(self._refuse(), None)
         return await super().readuntil(separator)
 
     def at_eof(self) -> bool:
@@ -74,8 +75,12 @@ class SerialReader(asyncio.StreamReader):
                 return True
         return super().at_eof()
 
-    async def _refuse(self) -> bytes:
+    async def goes_on(self) -> bool:
+        """Whether reads go on when the port is gone, to the end of what came before. It is a checkpoint."""
         await checkpoint()
+        return False
+
+    def _refuse(self) -> bytes:
         try:
             raise _gone(self.handle, "read", in_flight=False)
         except anyio.EndOfStream:
@@ -89,7 +94,7 @@ class SerialReader(asyncio.StreamReader):
         try:
             wait.enter()
         except (RevokedError, anyio.ClosedResourceError):  # in the midst of a read
-            self._end()
+            self.end()
             return
         self._waiter = self._loop.create_future()
         try:
@@ -101,9 +106,9 @@ class SerialReader(asyncio.StreamReader):
             self._waiter = None
             wait.leave()
         if wait.act is not None and not self._buffer:
-            self._end()
+            self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """End the read that waits."""
         try:
             raise _gone(self.handle, "read", in_flight=True)
@@ -191,7 +196,7 @@ def _gone(handle: Revokable, kind: Literal["read", "write"], *, in_flight: bool)
     :raises ~anyio.EndOfStream: where the profile has reads end so
     """
     if handle.closed or not handle.revoked:
-        return anyio.ClosedResourceError(f"{handle.path!r} was closed by its owner")
+        return ConnectionClosedError(f"{handle.path!r} was closed by its owner")
     error = SerialRevokedError(handle, in_flight=in_flight)
     try:
         answer(error, handle, kind)

@@ -102,7 +102,7 @@ class SerialTransport(asyncio.Transport):
         try:
             data = self._fd.read_now(_MOST)
         except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
-            self._unplugged(exc.__cause__ or "end of data")
+            self.device.failed(exc)
             return
         if data is not None:
             try:
@@ -110,15 +110,12 @@ class SerialTransport(asyncio.Transport):
             except BaseException as exc:  # noqa: BLE001  # as `_tell` does, without a call more
                 self._failed("data_received", exc)
 
-    def _unplugged(self, why: object) -> None:
-        self.handle.revoke(f"unplugged: {why}")
-
     def _write_now(self, data: memoryview) -> int:
         """Write what the port accepts, and return how many bytes."""
         try:
             return self._fd.write_now(data) or 0
         except anyio.BrokenResourceError as exc:
-            self._unplugged(exc.__cause__)
+            self.device.failed(exc)
             return len(data)
 
     def _write_ready(self) -> None:

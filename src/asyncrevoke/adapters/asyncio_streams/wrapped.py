@@ -22,7 +22,12 @@ Convert = Callable[[RevokedError], RevokedError]
 #: Asked as a function it costs a third of what the property does in Python 3.11, and each read asks.
 revoked: Callable[[Revokable], bool] = Revokable.revoked.fget  # type: ignore[attr-defined]
 
+_ENDS = RevokedError, anyio.ClosedResourceError
 _PATIENCE = 5.0  # seconds; an abort takes one turn of the loop
+
+
+class ConnectionClosedError(anyio.ClosedResourceError, ConnectionResetError):
+    """It was closed here. Asyncio's own `drain` raises a ConnectionResetError then, for which its users have handlers."""
 
 
 def wrap_streams(
@@ -128,11 +133,13 @@ def _abort(transport: Any) -> None:
         transport.close()
 
 
-def _answered(face: _Reader | _Writer, kind: Literal["read", "write"], error: RevokedError) -> RevokedError:
+def _answered(face: _Reader | _Writer, kind: Literal["read", "write"], error: Exception) -> Exception:
     """What an operation that was kicked or refused raises.
 
     :raises ~anyio.EndOfStream: where the profile says so
     """
+    if not isinstance(error, RevokedError):
+        return ConnectionClosedError(*error.args)
     answer(error, face.handle, kind)
     return face.convert(error)
 
@@ -200,7 +207,7 @@ class _Reader(asyncio.StreamReader):
             try:
                 with self.handle.using(), self.uses.using():
                     pass
-            except RevokedError as error:
+            except _ENDS as error:
                 raise _answered(self, "read", error) from error.__cause__
 
     async def _wait_for_data(self, func_name: str) -> None:
@@ -208,8 +215,9 @@ class _Reader(asyncio.StreamReader):
         try:
             with self.handle.using(idle=True), self.uses.using(idle=True):
                 await super()._wait_for_data(func_name)  # type: ignore[misc]  # typeshed does not know it
-        except RevokedError as error:
-            error.in_flight = True  # it may be a later wait of a read that had begun
+        except _ENDS as error:
+            if isinstance(error, RevokedError):
+                error.in_flight = True  # it may be a later wait of a read that had begun
             raise _answered(self, "read", error) from error.__cause__
 
 
@@ -270,7 +278,7 @@ class _Writer(asyncio.StreamWriter):
                 except Exception as exc:
                     exc.__traceback__ = None  # the reader keeps it, and raises it each time: it would grow
                     raise
-        except RevokedError as error:
+        except _ENDS as error:
             raise _answered(self, "write", error) from error.__cause__
 
     @contextlib.contextmanager
@@ -278,6 +286,8 @@ class _Writer(asyncio.StreamWriter):
         try:
             with self.handle.using(), self.uses.using():
                 yield
+        except anyio.ClosedResourceError as error:
+            raise ConnectionClosedError(*error.args) from None
         except RevokedError as error:
             with contextlib.suppress(anyio.EndOfStream):
                 answer(error, self.handle, "write")

@@ -138,7 +138,7 @@ def open_serial(
         thread, descriptor or memory is left
     :raises ImportError: if the backend's library is not installed
     :raises RevokedError: if the owner was revoked, also meanwhile; the port is closed then
-    Cancellation: what is opened too late is closed by the thread that opens it.
+    Cancellation: waits half a second at most until what was opened is closed again; a thread closes what comes later.
     """
     line = (baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr, exclusive)
     at_open = AtOpen(dtr, rts, hangup_on_close, low_latency)
@@ -195,10 +195,12 @@ class SerialDevice(Resource):
     where none can be started, the loop's own does.
 
     :ivar url: what was opened
+    :ivar finished: it is gone because the far end of a connection has closed it, in order
     """
 
     def __init__(self, options: _Options, owner: Revokable | None, name: str, answers: Answers | EllipsisType) -> None:
         self.url = options.url
+        self.finished = False
         self._options = options
         self._owner = owner
         self._name = name
@@ -211,7 +213,7 @@ class SerialDevice(Resource):
             exact=exact,
             history=options.history,
             fd=lambda: None if self._port is None else self._port.fd,
-            failed=self._failed,
+            failed=self.failed,
         )
         self._used = False
         self._node: Revokable | None = None
@@ -274,6 +276,16 @@ class SerialDevice(Resource):
         with self.node.using(), os_errors(self.url):
             termios.tcflush(self.fileno(), termios.TCOFLUSH)
 
+    def failed(self, exc: Exception) -> RevokedError:
+        """Take it from all, as an operation on its descriptor has failed or ended so. It returns the operation's error."""
+        ended = isinstance(exc, anyio.EndOfStream | anyio.BrokenResourceError)
+        self._gone((exc.__cause__ or self._opened[1].why_over() or "end of data") if ended else exc)
+        return RevokedError(self.node, in_flight=True)
+
+    def _gone(self, why: object) -> None:
+        self.finished |= why == network.FINISHED and not self.node.revoked
+        self.node.revoke(f"unplugged: {why}")
+
     def fileno(self) -> int:
         """The port's descriptor."""
         return self._opened[1].fileno()
@@ -308,7 +320,7 @@ class SerialDevice(Resource):
         port = self._opened[1]
         why = port.why_over()
         if why is not None:
-            self.node.revoke(f"unplugged: {why}")
+            self._gone(why)
         elif port.deadline is not None:
             port.deadline.put_off()
 
@@ -329,21 +341,14 @@ class SerialDevice(Resource):
         try:
             return await operation()
         except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
-            error = self._failed(exc)
+            error = self.failed(exc)
         except OSError as exc:
             refused = explained(self._name, exc)
             if refused.errno not in GONE:
                 raise refused from exc
-            error = self._failed(exc)
+            error = self.failed(exc)
         await anyio.lowlevel.checkpoint()  # where the kick comes, unless the owner opened it with none
         raise error
-
-    def _failed(self, exc: Exception) -> RevokedError:
-        """The port is gone: it is taken from all. It returns the error of who has found that out."""
-        ended = isinstance(exc, anyio.EndOfStream | anyio.BrokenResourceError)
-        why = (exc.__cause__ or self._opened[1].why_over() or "end of data") if ended else exc
-        self.node.revoke(f"unplugged: {why}")
-        return RevokedError(self.node, in_flight=True)
 
     async def _request(self, call: Callable[[int], T]) -> T:
         """Have a thread make a request to the driver, as `_attempt`. It is short, and waited for in any case."""

@@ -5,6 +5,7 @@ import socket
 import urllib.parse
 
 SCHEMES = ("socket://", "rfc2217://")
+FINISHED = "closed by the far end"  # an orderly end
 _CONNECT = 5.0  # seconds
 #: A far end that answers nothing, or takes nothing, is noticed after half a minute, as a stalled line ends in the kernel.
 _OPTIONS = {
@@ -25,7 +26,7 @@ def address(url: str) -> tuple[str, int]:
     with contextlib.suppress(ValueError):  # the port is no number, or too high a one
         if parts.hostname and parts.port:
             return parts.hostname, parts.port
-    raise ValueError(f"{url!r}: give a host and a port, such as {parts.scheme}://localhost:2217")
+    raise ValueError(f"{url!r}: expected both host and port, such as {parts.scheme}://localhost:2217")
 
 
 def connect(url: str) -> socket.socket:
@@ -56,4 +57,4 @@ def why_over(connection: socket.socket) -> str | OSError | None:
         return None
     except OSError as exc:
         return exc
-    return None if more else "closed by the far end"
+    return None if more else FINISHED

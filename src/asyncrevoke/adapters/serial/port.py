@@ -33,7 +33,8 @@ else:
 
 #: What the kernel answers when the device behind a port is gone; EPERM while its driver lets go of it.
 GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EPERM))
-
+#: Seconds for which a cancelled open waits until the port is closed again, as most are at once: the next open needs it free.
+PATIENCE = 0.5
 
 T = TypeVar("T")
 
@@ -116,7 +117,7 @@ async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any], at_
             raise
         return port
 
-    port = await off_loop(open_url, late=lambda port: port.close())
+    port = await off_loop(open_url, late=lambda port: port.close(), patience=PATIENCE)
     node.release = functools.partial(close_off_loop, port.close)
     return port
 
@@ -191,6 +192,8 @@ def explaining(url: str, settings: dict[str, Any]) -> Iterator[None]:
 def explained(port: str, exc: BaseException) -> OSError:
     """The error of a request that failed, with the name of the port and what to do."""
     number, words = next(filter(None, map(_told, _causes(exc))), (errno.EIO, f"it failed: {exc}"))
+    if number == errno.EAGAIN:  # it is locked; where TIOCEXCL keeps it, the kernel says EBUSY
+        number = errno.EBUSY
     return SerialException(number, _HINTS.get(number, words), port)
 
 
@@ -202,7 +205,6 @@ _HINTS: dict[int, str] = {
     errno.EACCES: "you may not use it: be in the group that owns it, such as dialout",
     errno.EPERM: "you may not use it: be in the group that owns it, such as dialout",
     errno.EBUSY: "another program has it open, or this one has already: find it by `fuser`",
-    errno.EAGAIN: "another program has it open, or this one has already: find it by `fuser`",
     errno.ENOTTY: "it is no serial port, or its driver cannot do that, as a pty has no modem lines",
     errno.EISDIR: "it is no serial port",
     errno.EINVAL: "it does not take these settings",

@@ -16,7 +16,7 @@ from asyncrevoke.lowlevel import Deadline, Fd, Revokable, off_loop
 
 from . import network
 from .lines import AtOpen, ModemLines
-from .port import Port, imported, why_over
+from .port import PATIENCE, Port, imported, why_over
 
 _ANSWER = 5.0  # seconds
 _BACKLOG = 65536  # bytes that are taken while nobody reads
@@ -49,7 +49,7 @@ async def open_rfc2217(url: str, node: Revokable, settings: dict[str, Any], at_o
             serial.close()
             raise
 
-    port = await off_loop(open_url, late=_Rfc2217Port.close)
+    port = await off_loop(open_url, late=_Rfc2217Port.close, patience=PATIENCE)
     node.release = port.close
     return port
 
