@@ -1,42 +1,78 @@
 """The benchmarks run; what they find is not tested, as it is the machine's as much as ours."""
 
 import importlib.util
+import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
+from xml.etree import ElementTree as ET
 
 import pytest
 
-ROWS = [
-    "FdStream.receive, data ready, asyncio / by hand",
-    "FdStream.receive, parked, asyncio / by hand",
-    "FdStream.receive, data ready, uvloop / by hand",
-    "FdStream.receive, parked, uvloop / by hand",
-    "using(), parks once / CancelScope",
-    "using(), does not suspend / CancelScope",
-    "revoke 100 receives / cancel and close",
-    "revoke 100 uses on 1 nodes / CancelScope.cancel",
-    "revoke 100 uses on 100 nodes / CancelScope.cancel",
-    "revoke 20 ptys / cancel and close",
-    "open and revoke, per handle, 1000 / 10",
-    "bytes per open handle",
-]
+CONTESTS = {
+    "instructions",
+    "protocol, RX of 4 KiB",
+    "echo of 16 B",
+    "echo of 1 KiB",
+    "TX of 4 KiB",
+    "RX of 4 KiB",
+    "records of 16 B",
+    "delivery of 4 KiB, readers",
+    "bytes of an open port",
+    "descriptors of an open port",
+    "10,000 receives taken away",
+    "3,900 ptys taken away",
+    "10,000 uses taken away",
+    "open and revoke, per handle",
+    "an open handle",
+    "console server, 64-byte lines, clients",
+    "longest turn, 10,000 operations",
+    "start",
+}
+HERE = pathlib.Path(__file__).parents[1]
 
 
-def printed(script: str, *args: str) -> list[str]:
+def printed(script: str, *args: str, **env: str) -> list[str]:
     """The lines that a benchmark prints: it ends well, without a word on stderr."""
-    path = pathlib.Path(__file__).parents[1] / "benchmarks" / script
-    run = subprocess.run([sys.executable, path, *args], capture_output=True, text=True, timeout=100, check=False)
+    command = [sys.executable, str(HERE / "benchmarks" / script), *args]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=os.environ | env)
     assert (run.returncode, run.stderr) == (0, "")
     return run.stdout.splitlines()
 
 
-def test_ratios_prints_a_row_for_each_aim() -> None:
-    """`ratios.py --quick` runs without a word on stderr, and each row has its aim, its median and its spread."""
-    shown = printed("ratios.py", "--quick")
-    _versions, _head, *lines = shown
-    assert [line[:60].rstrip() for line in lines] == ROWS
-    assert all(".." in line[60:] for line in lines)
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """All rows of `performance --smoke`, where valgrind is not: it would take most of the time."""
+    folder = tmp_path_factory.mktemp("bin")
+    for program in "head", "ser2net":
+        if path := shutil.which(program):
+            (folder / program).symlink_to(path)
+    _machine, _head, *lines = printed("performance", "--smoke", PATH=str(folder))
+    return {re.split("  +| [0-9.-]+ not measured", line)[0]: line for line in lines}
+
+
+def test_performance_measures_all_there_is(rows: dict[str, str]) -> None:
+    """A row of `performance` is measured; or it says what to install, and does not stop the others."""
+    assert {name.split(": ")[0] for name in rows} == CONTESTS
+    missing = {line.partition("not measured: ")[2] for line in rows.values() if ".." not in line}
+    assert "valgrind is not installed: apt-get install valgrind" in missing
+    assert {reason.split()[0] for reason in missing} <= {"valgrind", "ser2net", "pyserial-asyncio-fast"}
+
+
+def test_performance_counts_what_it_says(rows: dict[str, str]) -> None:
+    """The program that valgrind counts does the operations of each contender, and says nothing."""
+    names = [each for name in rows if name.startswith("instructions: ") for each in name[14:].split(" / ")]
+    assert len(names) == 22
+    assert printed("performance/counted.py", "20", *names) == []
+
+
+def test_performance_of_the_docs_has_each_row(rows: dict[str, str]) -> None:
+    """docs/performance.md has a figure for each row that there is, and the plot is an image."""
+    page = (HERE / "docs" / "performance.md").read_text()
+    assert {line.split(" | ")[0][2:] for line in page.splitlines() if line.startswith("| ")} - {"what"} == rows.keys()
+    assert ET.parse(HERE / "docs" / "performance.svg").getroot().tag.endswith("svg")
 
 
 def test_lag_prints_a_row_for_each_way_of_closing() -> None:
@@ -109,11 +145,3 @@ def test_asyncios_own_tests_pass_where_each_pair_is_wrapped() -> None:
     count, *failed = printed("peers_own_tests.py", "--offline")
     passed, of = (int(word) for word in count.split() if word.isdigit())
     assert passed + len(failed) == of >= 67
-
-
-@pytest.mark.parametrize(
-    "case", ["fd", "fd parked", "fd record", "serial parked", "drop-in", "drop-in parked", "wrapped", "using"]
-)
-def test_instructions_runs_what_it_counts(case: str) -> None:
-    """`instructions.py --run CASE COUNT` does the operations, and says nothing."""
-    assert printed("instructions.py", "--run", case, "300") == []
