@@ -125,7 +125,7 @@ def meant_by(subject: object, opaque: str = "sid") -> dict[str, str]:
             return {"email": email.lower()}
         case {"format": "complex", "user": user, "session": {"format": "opaque", "id": str(sid)}}:
             return meant_by(user, "sub") | {"sid": sid}
-        case {"format": "complex", "session": {"format": "opaque", "id": str(sid)}, **others} if "user" not in others:
+        case {"format": "complex", "session": {"format": "opaque", "id": str(sid)}}:
             return {"sid": sid}
         case {"format": "complex", "user": user, **others} if "session" not in others:
             return meant_by(user, "sub")
