@@ -94,7 +94,10 @@ class Signals:
         for wrong, why in (
             (token.header.get("typ") not in ("secevent+jwt", "application/secevent+jwt"), "typ is not secevent+jwt"),
             ("exp" in token.claims or "sub" in token.claims, "exp or sub is there, as in other tokens"),
-            (not isinstance(events, dict) or not all(isinstance(event, dict) for event in events.values()), "events"),
+            (
+                not isinstance(events, dict) or not all(isinstance(event, dict) for event in events.values()),
+                "no events",
+            ),
         ):
             if wrong:
                 raise Refused("invalid_request", why)
@@ -115,7 +118,10 @@ class Signals:
 
 
 def meant_by(subject: object, opaque: str = "sid") -> dict[str, str]:
-    """The claims of the logins that a subject means (RFC 9493). We know no devices and no tenants: all of them match."""
+    """The claims of the logins that a subject means (RFC 9493). Alone, an opaque name is that of a session.
+
+    Of devices and tenants nothing is known here, so that all of them match, as Shared Signals has it (section 8.1.3.1).
+    """
     match subject:
         case {"format": "opaque", "id": str(name)}:
             return {opaque: name}
@@ -152,15 +158,11 @@ async def main() -> None:
         httpx2.AsyncClient(transport=httpx2.ASGITransport(Starlette(routes=signals.routes))) as transmitter,
         anyio.create_task_group() as tasks,
     ):
-        for login in (
-            Login("17", "laptop", "alice@x.org"),
-            Login("17", "phone", "alice@x.org"),
-            Login("4", "pc", "b@x.org"),
-        ):
+        for login in Login("17", "laptop", "al@x.org"), Login("17", "phone", "al@x.org"), Login("4", "pc", "bo@x.org"):
             signals.logins.add(login)
             tasks.start_soon(session, signals, login)
         await anyio.wait_all_tasks_blocked()
-        alice = {"format": "email", "email": "Alice@x.org"}
+        alice = {"format": "email", "email": "Al@x.org"}
         laptop = {"format": "complex", "user": alice, "session": {"format": "opaque", "id": "laptop"}}
         headers = {"Authorization": "Bearer secret", "Content-Type": "application/secevent+jwt"}
         for jti, subject in ("1", laptop), ("1", laptop), ("2", alice), ("3", {"format": "complex", "tenant": alice}):

@@ -68,13 +68,14 @@ class BackChannelLogout:
             why = f"{getattr(error, 'error', 'malformed')} {getattr(error, 'claim', '')}".strip()
             raise Refused("invalid_request", why) from error
         typ = str(token.header.get("typ", "JWT")).lower().removeprefix("application/")
-        sub, sid, events = (token.claims.get(claim) for claim in ("sub", "sid", "events"))
+        events = token.claims["events"]
+        names = [token.claims[claim] for claim in ("sub", "sid") if token.claims.get(claim) is not None]
         for wrong, why in (
             (typ not in ("logout+jwt", "jwt"), "typ is not logout+jwt"),  # older providers say JWT, or nothing
             (token.claims["aud"] not in (CLIENT, [CLIENT]), "aud is not this client alone"),
             (not isinstance(events, dict) or not isinstance(events.get(EVENT), dict), "events has no logout"),
             ("nonce" in token.claims, "nonce is there, as in an ID token"),
-            (not (sub or sid) or not isinstance(sid or "", str), "neither sub nor sid names anybody"),
+            (not names or not all(name and isinstance(name, str) for name in names), "sub and sid name nobody"),
             (token.claims["jti"] in self.used, "jti was used before"),
         ):
             if wrong:
