@@ -34,11 +34,13 @@ class Shared:
         reads gets what he reads
     :param patience: seconds since it last received, or had nothing to receive, for which a stream holds the line up
     :param exact: whether `send_some`, cancelled, has sent nothing
-    :param fd: the line's descriptor, if our own waits are on it: on asyncio its reads are made in the loop's callback then,
-        and what comes wakes all who wait at once
     :param failed: makes the error of a read or write of that descriptor what is to be raised
     :param history: bytes of what came last that are kept for streams opened with `replay`; with a backlog only
+    :ivar fd: the line's descriptor, if our own waits are on it: on asyncio its reads are made in the loop's callback then,
+        and what comes wakes all who wait at once
     """
+
+    fd: Fd | None = None
 
     def __init__(
         self,
@@ -49,7 +51,6 @@ class Shared:
         exact: bool = True,
         history: int = 0,
         patience: float = 0.0,
-        fd: Callable[[], Fd | None] = lambda: None,
         failed: Callable[[Exception], Exception] = lambda exc: exc,
     ) -> None:
         if backlog is not None and not backlog > 0:
@@ -61,7 +62,6 @@ class Shared:
         self.streams: dict[SharedStream, None] = {}
         self.read = 0  # bytes, in all
         self.history = bytearray()
-        self.turn_to_write = anyio.Lock()
         self._receive = receive
         self._send_some = send_some
         self._copies = backlog is not None  # each stream gets one
@@ -69,22 +69,28 @@ class Shared:
         self._exact = exact
         self._kept = history
         self._patience = patience
-        self._fd = fd
         self._failed = failed
         self._left = b""  # read for a task that was cancelled just then, where no stream gets a copy
         self._waiting: dict[SharedStream, asyncio.Future[Any]] = {}  # for the loop to read
         self._in_turn = 0  # those who read in a task of theirs, one after the other, where the loop does not
         self._behind = False  # perhaps somebody is so far behind that the line is held up
-        self._taken = anyio.Event()  # set when a stream has received, or has gone
+        self._taken: anyio.Event | None = None  # set when a stream has received, or has gone
         self._ended = False  # the last byte was read
-        self._turn_to_read = anyio.Lock()
+
+    @functools.cached_property  # here and below: few ever need one, and it takes more than all else of a line
+    def turn_to_write(self) -> anyio.Lock:
+        return anyio.Lock()
+
+    @functools.cached_property
+    def _turn_to_read(self) -> anyio.Lock:
+        return anyio.Lock()
 
     async def receive(self, reader: SharedStream, max_bytes: int) -> bytes:
         """Receive for `reader`, as an operation of its handle."""
         handle = reader.handle
         if handle._acts:
             handle._admit()
-        fd = self._fd()
+        fd = self.fd
         reactor = None if fd is None or handle._home is None else handle._home.reactor
         try:
             if self._copies:
@@ -131,7 +137,7 @@ class Shared:
         del unread[: len(data)]
         reader.received = time.monotonic()
         if self._in_turn:
-            self._taken.set()
+            self._tell_taken()
         return data
 
     async def _wait(self, reader: SharedStream, fd: Fd, reactor: asyncio.AbstractEventLoop) -> None:
@@ -255,7 +261,11 @@ class Shared:
     def leave(self, stream: SharedStream) -> None:
         """The stream is gone."""
         self.streams.pop(stream, None)
-        self._taken.set()
+        self._tell_taken()
+
+    def _tell_taken(self) -> None:
+        if self._taken is not None:
+            self._taken.set()
 
     async def send(self, item: bytes, handle: Revokable) -> None:
         """Send all of `item` as an operation of `handle`, in pieces that are not mixed with those of others."""
@@ -292,7 +302,7 @@ class Shared:
 
     def _write_now(self, item: memoryview) -> int:
         """Write what is accepted at once, and return how many bytes."""
-        fd = self._fd()
+        fd = self.fd
         sent = 0
         try:
             while fd is not None and sent < len(item) and (some := fd.write_now(item[sent:])):
@@ -332,8 +342,9 @@ class SharedStream(Face):
     def __init__(
         self, shared: Shared, owner: Revokable, name: str = "", *, tty: bool = False, **options: Unpack[SharedOptions]
     ) -> None:
-        release = functools.partial(shared.leave, self)
-        handle = owner.open(name, also=options.get("also", ()), release=release, answers=options.get("answers", ...))
+        handle = owner.open(
+            name, also=options.get("also", ()), release=self._leave, answers=options.get("answers", ...)
+        )
         super().__init__(handle, tty=tty)
         self.shared = shared
         self.unread = bytearray(shared.history if options.get("replay") else b"")
@@ -345,6 +356,9 @@ class SharedStream(Face):
         """Throw away what has come for it and was not received."""
         self.unread.clear()
         self._ahead, self._at = b"", 0
+
+    def _leave(self) -> None:
+        self.shared.leave(self)
 
     async def _receive(self, max_bytes: int) -> bytes:
         return await self.shared.receive(self, max_bytes)
