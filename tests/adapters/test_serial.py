@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import gc
 import math
 import os
 import pathlib
@@ -16,6 +17,7 @@ import sys
 import termios
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -436,6 +438,27 @@ async def test_a_closed_device_leaves_no_task_and_no_watch(backend: str) -> None
             pass
         await settle()
         assert left() == before
+
+
+async def test_an_open_port_takes_little_memory() -> None:
+    """With a stream on it no more than 5 kB: what few streams need, such as a lock, is made when one does."""
+    with contextlib.ExitStack() as lines:
+        paths = [lines.enter_context(serial_line()).path for _ in range(22)]
+        async with contextlib.AsyncExitStack() as devices:
+
+            async def open_some(number: int) -> None:
+                for _ in range(number):
+                    (await devices.enter_async_context(open_serial(paths.pop()))).open()
+                gc.collect()
+
+            await open_some(2)  # what all ports share is made
+            tracemalloc.start()
+            try:
+                await open_some(20)
+                held, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+    assert held / 20 < 5000
 
 
 @on_each

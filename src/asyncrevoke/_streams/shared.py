@@ -34,11 +34,13 @@ class Shared:
         reads gets what he reads
     :param patience: seconds since it last received, or had nothing to receive, for which a stream holds the line up
     :param exact: whether `send_some`, cancelled, has sent nothing
-    :param fd: the line's descriptor, if our own waits are on it: on asyncio its reads are made in the loop's callback then,
-        and what comes wakes all who wait at once
     :param failed: makes the error of a read or write of that descriptor what is to be raised
     :param history: bytes of what came last that are kept for streams opened with `replay`; with a backlog only
+    :ivar fd: the line's descriptor, if our own waits are on it: on asyncio its reads are made in the loop's callback then,
+        and what comes wakes all who wait at once
     """
+
+    fd: Fd | None = None
 
     def __init__(
         self,
@@ -49,7 +51,6 @@ class Shared:
         exact: bool = True,
         history: int = 0,
         patience: float = 0.0,
-        fd: Callable[[], Fd | None] = lambda: None,
         failed: Callable[[Exception], Exception] = lambda exc: exc,
     ) -> None:
         if backlog is not None and not backlog > 0:
@@ -61,7 +62,6 @@ class Shared:
         self.streams: dict[SharedStream, None] = {}
         self.read = 0  # bytes, in all
         self.history = bytearray()
-        self.turn_to_write = anyio.Lock()
         self._receive = receive
         self._send_some = send_some
         self._copies = backlog is not None  # each stream gets one
@@ -69,41 +69,55 @@ class Shared:
         self._exact = exact
         self._kept = history
         self._patience = patience
-        self._fd = fd
         self._failed = failed
         self._left = b""  # read for a task that was cancelled just then, where no stream gets a copy
         self._waiting: dict[SharedStream, asyncio.Future[Any]] = {}  # for the loop to read
         self._in_turn = 0  # those who read in a task of theirs, one after the other, where the loop does not
         self._behind = False  # perhaps somebody is so far behind that the line is held up
-        self._taken = anyio.Event()  # set when a stream has received, or has gone
+        self._taken: anyio.Event | None = None  # set when a stream has received, or has gone
         self._ended = False  # the last byte was read
-        self._turn_to_read = anyio.Lock()
+
+    @functools.cached_property  # here and below: few ever need one, and it takes more than all else of a line
+    def turn_to_write(self) -> anyio.Lock:
+        return anyio.Lock()
+
+    @functools.cached_property
+    def _turn_to_read(self) -> anyio.Lock:
+        return anyio.Lock()
+
+    def receive_now(self, reader: SharedStream, max_bytes: int) -> bytes | None:
+        """Receive what is there for `reader`, or None: it has to wait. Its handle has admitted it."""
+        if self._copies:
+            return self._take(reader, max_bytes) if reader.unread else None
+        if self._left:
+            data, self._left = self._left[:max_bytes], self._left[max_bytes:]
+            return data
+        fd = self.fd
+        home = reader.handle._home
+        if fd is None or home is None or home.reactor is None:
+            return None
+        if fd.readable.told is not None:
+            raise anyio.BusyResourceError("reading from")
+        try:
+            return self._read_now(fd, max_bytes)
+        except RevokedError as error:
+            raise _about(reader.handle, error) from error.__cause__
 
     async def receive(self, reader: SharedStream, max_bytes: int) -> bytes:
-        """Receive for `reader`, as an operation of its handle."""
+        """Wait for what comes for `reader`, as an operation of its handle."""
         handle = reader.handle
-        if handle._acts:
-            handle._admit()
-        fd = self._fd()
+        fd = self.fd
         reactor = None if fd is None or handle._home is None else handle._home.reactor
         try:
             if self._copies:
                 return await self._copy(reader, max_bytes, fd, reactor)
-            if self._left:
-                data, self._left = self._left[:max_bytes], self._left[max_bytes:]
-                return data
             if fd is None or reactor is None:
                 with handle.using(idle=True):
                     return await self._receive(max_bytes)
-            if fd.readable.told is not None:
-                raise anyio.BusyResourceError("reading from")
             read = functools.partial(self._read_now, fd, max_bytes)
-            received = read()
-            if received is None:
-                received = await fd.wait(handle, fd.readable, read, idle=True, late=self._keep)
+            return await fd.wait(handle, fd.readable, read, idle=True, late=self._keep)
         except RevokedError as error:
             raise _about(handle, error) from error.__cause__
-        return received
 
     def _keep(self, result: bytes | Exception) -> None:
         if not isinstance(result, Exception):  # else the next one meets it, too
@@ -127,11 +141,15 @@ class Shared:
                 await self._read_in_turn(reader)
             elif self._waiting or self._untaken() or not self._read_for_all(fd):
                 await self._wait(reader, fd, reactor)
+        return self._take(reader, max_bytes)
+
+    def _take(self, reader: SharedStream, max_bytes: int) -> bytes:
+        unread = reader.unread
         data = bytes(unread if len(unread) <= max_bytes else unread[:max_bytes])
         del unread[: len(data)]
         reader.received = time.monotonic()
         if self._in_turn:
-            self._taken.set()
+            self._tell_taken()
         return data
 
     async def _wait(self, reader: SharedStream, fd: Fd, reactor: asyncio.AbstractEventLoop) -> None:
@@ -180,9 +198,7 @@ class Shared:
 
     def _wake(self, why: Exception | None = None) -> None:
         for future in self._waiting.values():
-            if not future.done():
-                with contextlib.suppress(RuntimeError):  # its loop was closed with the task in it
-                    future.set_result(why)
+            _resolve(future, why)
 
     def _read_for_all(self, fd: Fd) -> bool:
         """Read what is there. It reports whether there was something, or the end of data."""
@@ -232,30 +248,47 @@ class Shared:
                 await self._taken.wait()
 
     def _deliver(self, data: bytes) -> None:
-        """Give each stream a copy, and wake those who wait."""
+        """Give each stream a copy, and wake those who wait and do not take it at once."""
         self.read += len(data)
         if self._kept:
             self.history += data
             del self.history[: -self._kept]
-        now = time.monotonic()
-        behind = self._kept + self._backlog // 2
         for stream in list(self.streams):
-            if not stream.unread:
-                stream.received = now
-            stream.unread += data
-            stream.place = self.read
-            if len(stream.unread) > behind:
-                self._behind = True
-            if len(stream.unread) > (
-                most := self._backlog + self._kept
-            ):  # what was replayed is no delay of the reader's
-                stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {most}")
-        self._wake()
+            if left := self._offer(stream, data):
+                self._keep_for(stream, left)
+
+    def _offer(self, stream: SharedStream, data: bytes) -> bytes:
+        """Have it taken, if somebody waits for it who can. It returns what is left."""
+        future = self._waiting.get(stream)
+        if stream.take is None or future is None or future.done() or stream.handle._acts:
+            return data
+        try:
+            return stream.take(data)
+        except Exception as exc:  # noqa: BLE001  # raised in the task
+            _resolve(future, exc)
+            return data
+
+    def _keep_for(self, stream: SharedStream, data: bytes) -> None:
+        if not stream.unread:
+            stream.received = time.monotonic()
+        stream.unread += data
+        behind = len(stream.unread) - self._kept  # what was replayed is no delay of the reader's
+        if behind > self._backlog // 2:
+            self._behind = True
+        if behind > self._backlog:
+            stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {self._backlog + self._kept}")
+        if stream in self._waiting:
+            _resolve(self._waiting[stream])
 
     def leave(self, stream: SharedStream) -> None:
         """The stream is gone."""
         self.streams.pop(stream, None)
-        self._taken.set()
+        stream.left_at = self.read
+        self._tell_taken()
+
+    def _tell_taken(self) -> None:
+        if self._taken is not None:
+            self._taken.set()
 
     async def send(self, item: bytes, handle: Revokable) -> None:
         """Send all of `item` as an operation of `handle`, in pieces that are not mixed with those of others."""
@@ -292,7 +325,7 @@ class Shared:
 
     def _write_now(self, item: memoryview) -> int:
         """Write what is accepted at once, and return how many bytes."""
-        fd = self._fd()
+        fd = self.fd
         sent = 0
         try:
             while fd is not None and sent < len(item) and (some := fd.write_now(item[sent:])):
@@ -301,6 +334,12 @@ class Shared:
             if not sent:  # else the next meets it
                 raise self._failed(exc) from exc.__cause__
         return sent
+
+
+def _resolve(future: asyncio.Future[Any], result: Exception | None = None) -> None:
+    if not future.done():
+        with contextlib.suppress(RuntimeError):  # its loop was closed with the task in it
+            future.set_result(result)
 
 
 def _about(handle: Revokable, error: RevokedError) -> RevokedError:
@@ -326,25 +365,37 @@ class SharedStream(Face):
 
     :ivar unread: what has come for it, and was not received
     :ivar received: when it last received, or had nothing to receive
-    :ivar place: where on the line `unread` ends, in bytes from the beginning
+    :ivar left_at: where it has left the line, in bytes from the line's beginning
+    :ivar take: where each gets a copy, the loop calls it with what comes while `receive` waits. It returns what it leaves
+        to `receive`; if that is nothing, no task runs. What it raises, `receive` raises. Where the loop does not read, as
+        on trio, or while the line is held up, it is not called: `receive` gives all
     """
+
+    left_at = 0
+    take: Callable[[bytes], bytes] | None = None
 
     def __init__(
         self, shared: Shared, owner: Revokable, name: str = "", *, tty: bool = False, **options: Unpack[SharedOptions]
     ) -> None:
-        release = functools.partial(shared.leave, self)
-        handle = owner.open(name, also=options.get("also", ()), release=release, answers=options.get("answers", ...))
+        handle = owner.open(
+            name, also=options.get("also", ()), release=self._leave, answers=options.get("answers", ...)
+        )
         super().__init__(handle, tty=tty)
         self.shared = shared
         self.unread = bytearray(shared.history if options.get("replay") else b"")
         self.received = time.monotonic()
-        self.place = shared.read
         shared.streams[self] = None
 
     def forget(self) -> None:
         """Throw away what has come for it and was not received."""
         self.unread.clear()
         self._ahead, self._at = b"", 0
+
+    def _leave(self) -> None:
+        self.shared.leave(self)
+
+    def _receive_now(self, max_bytes: int) -> bytes | None:
+        return self.shared.receive_now(self, max_bytes)
 
     async def _receive(self, max_bytes: int) -> bytes:
         return await self.shared.receive(self, max_bytes)

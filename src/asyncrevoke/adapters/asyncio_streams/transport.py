@@ -28,6 +28,7 @@ class SerialTransport(asyncio.Transport):
     :ivar device: the port
     :ivar handle: its node: awaiting its revocation is awaiting that the port is closed
     :ivar full: the protocol is to write no more for now: `pause_writing` was the last that it was told
+    :ivar closing: it was closed, or its port taken away: what is written is ignored
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.BaseProtocol, device: SerialDevice) -> None:
@@ -40,9 +41,10 @@ class SerialTransport(asyncio.Transport):
         self._unsent = bytearray()
         self._sent = asyncio.Event()  # all that was written
         self._sent.set()
+        self._room: dict[asyncio.Future[Any], None] = {}  # of those who wait for it
         self._held = 0  # reasons to keep for later what is written
         self._reading = True
-        self._closing = False
+        self.closing = False
         self._ending = asyncio.Event()  # nothing more is received; it is closed when all is sent
         self._act: Revocation | None = None
         self._why: RevokedError | None = None  # it ended, if it was not closed
@@ -90,7 +92,7 @@ class SerialTransport(asyncio.Transport):
         self._ending.set()
 
     def _stop_reading(self) -> None:
-        self._closing = True
+        self.closing = True
         self._listen()
 
     def _listen(self) -> None:
@@ -110,7 +112,7 @@ class SerialTransport(asyncio.Transport):
             except BaseException as exc:  # noqa: BLE001  # as `_tell` does, without a call more
                 self._failed("data_received", exc)
 
-    def _write_now(self, data: memoryview) -> int:
+    def _write_now(self, data: bytes | bytearray | memoryview) -> int:
         """Write what the port accepts, and return how many bytes."""
         try:
             return self._fd.write_now(data) or 0
@@ -119,10 +121,7 @@ class SerialTransport(asyncio.Transport):
             return len(data)
 
     def _write_ready(self) -> None:
-        unsent = self._unsent
-        with memoryview(unsent) as view:
-            sent = self._write_now(view)
-        del unsent[:sent]
+        del self._unsent[: self._write_now(self._unsent)]
         self._perhaps_resume()
         if not self._unsent:
             self._take_unsent()
@@ -132,15 +131,16 @@ class SerialTransport(asyncio.Transport):
         unsent, self._unsent = self._unsent, bytearray()
         self._fd.writable.call(self.loop, None)
         self._sent.set()
-        if self._closing:
+        if self.closing:
             self._ending.set()
         return unsent
 
     def _send_later(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._unsent:
+            self._sent.clear()
+            if not self._held:
+                self._fd.writable.call(self.loop, self._write_ready)
         self._unsent += data
-        self._sent.clear()
-        if not self._held:
-            self._fd.writable.call(self.loop, self._write_ready)
         self._perhaps_pause()
 
     def _let_go(self) -> None:
@@ -153,6 +153,13 @@ class SerialTransport(asyncio.Transport):
         """A stream for requests to the driver."""
         return self.device.open("transport")
 
+    def room(self) -> asyncio.Future[Any]:
+        """A future that is done when this is `full` no more. The caller, too, may set its result."""
+        future = self.loop.create_future()
+        self._room[future] = None
+        future.add_done_callback(self._room.pop)
+        return future
+
     def _perhaps_pause(self) -> None:
         if not self.full and len(self._unsent) > self._high:
             self.full = True
@@ -162,6 +169,9 @@ class SerialTransport(asyncio.Transport):
         if self.full and len(self._unsent) <= self._low:
             self.full = False
             self._tell("resume_writing")
+            for future in self._room:
+                if not future.done():
+                    future.set_result(None)
 
     def _tell(self, callback: str, *args: object) -> None:
         try:
@@ -183,12 +193,13 @@ class SerialTransport(asyncio.Transport):
     # -- asyncio.Transport --
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self.is_closing() or not data:
+        if self.closing or revoked(self.handle) or not data:
             return
-        view = memoryview(data).cast("B")
-        written = self._write_now(view) if self._sent.is_set() and not self._held else 0
-        if written < len(view):
-            self._send_later(view[written:])
+        if not isinstance(data, bytes):
+            data = memoryview(data).cast("B")
+        written = 0 if self._unsent or self._held else self._write_now(data)
+        if written < len(data):
+            self._send_later(memoryview(data)[written:])
 
     def close(self) -> None:
         """Send what was written, then close the port. Nothing is received any more."""
@@ -209,7 +220,7 @@ class SerialTransport(asyncio.Transport):
         await asyncio.wait((self._running,))
 
     def is_closing(self) -> bool:
-        return self._closing or revoked(self.handle)
+        return self.closing or revoked(self.handle)
 
     def can_write_eof(self) -> bool:
         return False
@@ -239,8 +250,8 @@ class SerialTransport(asyncio.Transport):
             with self.handle.using():
                 driver = self.driver
                 if taken:
-                    later, self._unsent = self._unsent, taken
-                    self._send_later(later)
+                    later, self._unsent = self._unsent, bytearray()
+                    self._send_later(taken + later)
                 await self._sent.wait()
                 self._held += 1  # or it could stall the request to the driver, for which a revocation waits
                 try:
@@ -259,7 +270,7 @@ class SerialTransport(asyncio.Transport):
         self._listen()
 
     def is_reading(self) -> bool:
-        return self._reading and not self._closing
+        return self._reading and not self.closing
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         if high is None:

@@ -163,7 +163,7 @@ class PtySession(Resource):
     ) -> None:
         self._master: Fd
         self._kill_after = kill_after
-        self._shared = line(self._read, self._write_some, fd=lambda: self._master)
+        self._shared = line(self._read, self._write_some)
         self.node = make()
         started = None
         try:
@@ -171,7 +171,7 @@ class PtySession(Resource):
             begin(self._program)
             self.pid = self._program.pid
             # A master answers EIO when the last slave is closed and all has been read.
-            self._master = Fd(master, self.node, end=errno.EIO)
+            self._shared.fd = self._master = Fd(master, self.node, end=errno.EIO)
             self.node.release = self._hang_up
         except BaseException:
             if started is not None:

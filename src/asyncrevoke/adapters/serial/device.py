@@ -212,7 +212,6 @@ class SerialDevice(Resource):
             backlog=options.backlog,
             exact=exact,
             history=options.history,
-            fd=lambda: None if self._port is None else self._port.fd,
             failed=self.failed,
         )
         self._used = False
@@ -236,6 +235,7 @@ class SerialDevice(Resource):
                 settings = self._options.settings()
                 with explaining(self.url, settings):
                     self._port = await self._options.open(self.url, node, settings, self._options.at_open)
+                    self._shared.fd = self._port.fd
                     node.release = self._release
                     self._exclude(termios.TIOCEXCL)
                     # Once for each event: what a far end has sent before it closed stays there to be received.

@@ -15,6 +15,7 @@ import os
 import select
 import socket
 import termios
+import types
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -136,7 +137,7 @@ def _open_path(port: Any, at_open: AtOpen) -> None:
         port.is_open = False
         os.close(fd)
         raise
-    port.close = functools.partial(_close_path, port)
+    port.close = types.MethodType(_close_path, port)
 
 
 def _close_path(port: Any) -> None:
@@ -148,7 +149,7 @@ def _close_path(port: Any) -> None:
 def _connect(port: Any) -> None:
     """Open what pyserial's `open` would, but keep what the far end has sent already, and notice when it is gone."""
     port.logger, port._socket, port.is_open = None, network.connect(port.port), True
-    port.close = functools.partial(_disconnect, port)
+    port.close = types.MethodType(_disconnect, port)
 
 
 def _disconnect(port: Any) -> None:
