@@ -130,7 +130,7 @@ async def test_a_use_that_is_left_grants_nothing() -> None:
 
 @pytest.mark.invariant("I1")
 async def test_a_use_that_is_left_out_of_order_grants_nothing() -> None:
-    """AnyIO refuses to leave its scope before an inner one; the operation is left all the same."""
+    """An operation is left before an inner one, also where the scope refuses that, as trio's does."""
     node, other = Revokable("node"), Revokable("other")
     granted: list[bool] = []
 
@@ -138,7 +138,7 @@ async def test_a_use_that_is_left_out_of_order_grants_nothing() -> None:
         first, second = node.using(), other.using()
         first.__enter__()
         second.__enter__()
-        with pytest.raises(RuntimeError):
+        with contextlib.suppress(RuntimeError):
             first.__exit__(None, None, None)
         node.revoke(grace=3600)
         granted.append(node.start_using())

@@ -13,12 +13,14 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
+
+from .scope import Place, Scopes
 
 if TYPE_CHECKING:
     from .observe import Observation
@@ -82,6 +84,10 @@ class Home(abc.ABC):
         """Suspend for one turn of the loop; a cancellation is raised here."""
         await anyio.lowlevel.checkpoint()
 
+    def place(self, task: Task) -> Place | None:  # noqa: ARG002
+        """Where the task is among its cancel scopes, for `surround`. None: one has to be entered now, to be cancelled later."""
+        return None
+
     @abc.abstractmethod
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
         """Run `run` in a task of nobody's. `done` is called once, with what it raised, even if it never got to start."""
@@ -144,8 +150,7 @@ class _AsyncioHome(Home):
         self.reactor: asyncio.AbstractEventLoop = loop
         self._tasks: dict[asyncio.Task[BaseException | None], Done] = {}
         self._ending: AsyncGenerator[None, None] | None = None
-        self._scopes: Mapping[object, Any] | None = None  # AnyIO's, of which it tells dearly
-        self._ref: Callable[[], Task | None] = lambda: None  # to the task that was asked about last
+        self._scopes = Scopes()
 
     @property
     def over(self) -> bool:
@@ -162,25 +167,15 @@ class _AsyncioHome(Home):
         task = _current_task(self.reactor)
         if task is None or task.cancelling():
             return True
-        scopes = self._scopes
-        if scopes is None:
-            anyio_loop = sys.modules.get("anyio._backends._asyncio")
-            if anyio_loop is None:
-                return False  # nobody has made a scope yet
-            scopes = getattr(getattr(anyio_loop, "_task_states", None), "data", None)
-            if scopes is None:
-                return True  # an AnyIO that keeps it elsewhere: each operation is a turn of the loop then
-            self._scopes = scopes
-        ref = self._ref
-        if ref() is not task:
-            self._ref = ref = weakref.ref(task)
-        state = scopes.get(ref)
-        scope = None if state is None else state.cancel_scope
+        scope = self._scopes.innermost(task)
         return scope is not None and bool(scope._effectively_cancelled)
 
     async def turn(self) -> None:
         self.left = READY
         await asyncio.sleep(0)  # as AnyIO's does, less the search for the loop
+
+    def place(self, task: Task) -> Place | None:
+        return self._scopes.place(task)
 
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
         begun = False

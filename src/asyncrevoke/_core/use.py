@@ -15,6 +15,7 @@ import anyio
 
 from . import loop
 from .errors import RevokedError
+from .scope import surround
 
 if TYPE_CHECKING:
     from .revocation import Revocation
@@ -28,6 +29,7 @@ class Inside:
     """What a task is inside of. Those of one task are linked, innermost first, by `outer`."""
 
     __slots__ = ("node", "outer", "since", "task")
+    scope: anyio.CancelScope | None = None
 
     def __init__(self, node: Revokable) -> None:
         self.node = node
@@ -153,11 +155,11 @@ class Use(Operation):
     a result that is there already is kept (I6). Without a current task (in a callback) it only counts.
     """
 
-    __slots__ = ("_hooks", "_scope")
+    __slots__ = ("_hooks", "_place", "scope")
 
     def __init__(self, node: Revokable, idle: bool) -> None:
         super().__init__(node, idle)
-        self._scope: anyio.CancelScope | None = None
+        self.scope: anyio.CancelScope | None = None
         self._hooks: list[Callable[[], object]] | None = None
 
     @property
@@ -180,30 +182,39 @@ class Use(Operation):
 
     def kick(self, act: Revocation) -> bool:
         """End the wait. It reports whether there was anything to end it by."""
-        scope = None if self.node._kick is None else self._scope
         if self.node._kick is None and self._hooks is None:
             return False
         self.act = act
-        if scope is not None:
-            home = self.node._home
-            self.node._call(scope.cancel if act._in_loop or home is None else lambda: home.call(scope.cancel))
+        cancels = self.node._kick is not None and self.task is not None
+        if cancels:
+            self._cancel(act._in_loop)
         for hook in self._hooks or ():
             self.node._call(hook)
-        return scope is not None or self._hooks is not None
+        return cancels or self._hooks is not None
+
+    def _cancel(self, in_loop: bool) -> None:
+        if self._place is not None:
+            outer = [self._place[0], *(each.scope for each in chain(self.outer) if each.scope)]
+            self.scope = surround(self.task, self._place, outer)
+        home, scope = self.node._home, self.scope
+        assert scope is not None
+        self.node._call(scope.cancel if in_loop or home is None else lambda: home.call(scope.cancel))
 
     def __enter__(self) -> Self:
         home = self.enter()
         if home is not None and self.task is not None:
-            self._scope = anyio.CancelScope()
-            self._scope.__enter__()
+            self._place = home.place(self.task)
+            if self._place is None:
+                self.scope = anyio.CancelScope()
+                self.scope.__enter__()
             self._go_in(home)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         error, swallowed = exc, False
-        if self._scope is not None:
+        if self.scope is not None:
             try:
-                swallowed = bool(self._scope.__exit__(kind, exc, tb))
+                swallowed = bool(self.scope.__exit__(kind, exc, tb))
             except BaseException as rest:  # noqa: BLE001  # raised below
                 error = rest
         if self.task is not None and self.node._home is not None:
