@@ -573,7 +573,8 @@ async def test_fault_of_the_server_is_told_and_logged(
     def fail(*_: object) -> None:
         raise ValueError("no")
 
-    monkeypatch.setattr(console._Console, "_record", fail)
+    for way in "_take", "_record":  # of the loop, and of a task
+        monkeypatch.setattr(console._Console, way, fail)
     async with lab(tmp_path, Share("lab", ECHO)) as server:
         client = await server.attach()
         await client.types(b"x")

@@ -30,7 +30,7 @@ from asyncrevoke import Registry, Revokable, RevokedError
 from asyncrevoke.control import Control, ControlError, Peer, Request, connect, serve, server as control_server
 from asyncrevoke.control.lines import LIMIT, Connection, Lines
 from asyncrevoke.control.peer import user_name
-from calls import awake, parked
+from calls import awake, parked, start
 from conftest import settle
 from operations import operate, stubborn
 from ports import as_root, terminal
@@ -1099,31 +1099,54 @@ async def connected(room: int) -> AsyncIterator[tuple[Connection, socket.socket]
     async with socket_stream() as (stream, client):
         with socket.socket(fileno=os.dup(stream.fileno())) as ours:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
-        yield Connection(stream, Peer(os.getpid(), os.getuid(), frozenset()), 30), client
+            given = ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        yield Connection(stream, Peer(os.getpid(), os.getuid(), frozenset()), 30, given), client
 
 
-async def test_a_line_is_sent_at_once_as_far_as_the_socket_takes_it() -> None:
-    """The rest is sent by `send`, before anything that others want to send."""
+@pytest.mark.parametrize("room", [1, 4096, 100_000, 10_000_000])
+async def test_a_line_is_sent_at_once_as_a_whole_or_not_at_all(room: int) -> None:
+    """However little the socket takes. The longest that are, are as long as its room allows."""
+    async with connected(room) as (connection, client):
+        for size in 60_000, connection.whole, connection.whole - 1000:
+            line = bytes(size - 1) + b"\n"
+            sent = 0
+            while connection.send_now(line):
+                sent += 1
+            assert (sent > 0) == (size <= connection.whole)
+            assert await read_on(client, until=line * sent) == line * sent
+
+
+async def test_nothing_is_sent_at_once_in_the_midst_of_another_line() -> None:
+    """It comes after the one that is being sent, even if there is room for it just now."""
     line, after = bytes(60_000) + b"\n", b"after\n"
     async with connected(4096) as (connection, client), anyio.create_task_group() as tasks:
-        assert connection.send_now(b"first\n") == b""
-        left = connection.send_now(line)
-        assert 0 < len(left) < len(line)
-        tasks.start_soon(connection.send, left)
+        assert connection.send_now(b"first\n")
+        tasks.start_soon(connection.send, line)
         await settle()
-        assert connection.send_now(after) == after, "another is being sent"
+        begin = client.recv(len(line))
+        assert not connection.send_now(after)
         tasks.start_soon(connection.send, after)
-        assert await read_on(client, until=after) == b"first\n" + line + after
+        assert begin + await read_on(client, until=after) == b"first\n" + line + after
+
+
+async def test_nothing_is_sent_at_once_where_it_was_taken_away() -> None:
+    """Also while somebody is inside, so that the descriptor is still open."""
+    async with connected(4096) as (connection, _), anyio.create_task_group() as tasks:
+        start(tasks, connection.receive)
+        await parked(connection.handle)
+        connection.revoke("taken")
+        assert not connection.handle.released
+        assert not connection.send_now(b"x\n")
 
 
 async def test_what_cannot_be_sent_at_once_is_left() -> None:
     """To a connection that was taken away, or whose client has gone, nothing is sent; `send` says why."""
     async with connected(4096) as (connection, client):
         client.close()
-        assert connection.send_now(b"x\n") == b"x\n"
+        assert not connection.send_now(b"x\n")
         with pytest.raises(anyio.BrokenResourceError):
             await connection.send(b"x\n")
         await connection.revoke("taken")
-        assert connection.send_now(b"x\n") == b"x\n"
+        assert not connection.send_now(b"x\n")
         with pytest.raises(RevokedError, match="taken"):
             await connection.send(b"x\n")

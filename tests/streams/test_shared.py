@@ -1,17 +1,21 @@
-"""One line for several streams, over a line in memory."""
+"""One line for several streams, over a line in memory, and over a pipe that the loop reads."""
 
 import array
 import contextlib
 import math
-from typing import Literal
+import os
+from collections.abc import AsyncIterator
+from typing import Literal, Unpack
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Revokable, RevokedError, Shared, SharedStream
+from asyncrevoke.lowlevel import Fd, SharedOptions
 from calls import parked, start
 from conftest import settle
+from operations import asyncio_only
 
 pytestmark = pytest.mark.anyio
 
@@ -181,7 +185,7 @@ async def test_a_stream_tells_how_much_of_the_line_it_has_seen() -> None:
     await first.revoke()
     line.arrive(bytes(3))
     await other.receive()
-    assert line.open("second").place - first.place == 3
+    assert line.shared.read - first.left_at == 3
 
 
 async def test_who_had_nothing_to_receive_is_waited_for_as_well() -> None:
@@ -327,3 +331,138 @@ async def test_a_history_of_nothing_is_refused(history: int, backlog: int | None
     """What is kept is kept of copies, which there are with a backlog only."""
     with pytest.raises(ValueError, match="history is"):
         Line(history=history, backlog=backlog)
+
+
+class Pipe:
+    """A line that the loop reads for all who wait, where it can."""
+
+    def __init__(self) -> None:
+        theirs, self.end = os.pipe()
+        os.set_blocking(self.end, False)
+        self.port = Revokable("port")
+        self.fd = Fd(theirs, self.port)
+        self.port.release = self.fd.close
+        self.shared = Shared(self.fd.read, self.fd.write_some, backlog=1000, patience=math.inf)
+        self.shared.fd = self.fd
+
+    def open(self, name: str, *, kicks: bool = True, **options: Unpack[SharedOptions]) -> Stream:
+        return Stream(self.shared, self.port.open("owner", kick=... if kicks else None), name=name, **options)
+
+    def arrive(self, data: bytes) -> None:
+        os.write(self.end, data)
+
+
+@contextlib.asynccontextmanager
+async def pipe() -> AsyncIterator[Pipe]:
+    line = Pipe()
+    try:
+        with anyio.fail_after(30):
+            yield line
+    finally:
+        os.close(line.end)
+        await line.port.aclose()
+
+
+@asyncio_only
+async def test_what_is_taken_wakes_nobody() -> None:
+    """Who only passes things on needs no task for that: `receive` gives what was left, and waits while nothing is."""
+    async with pipe() as line, anyio.create_task_group() as tasks:
+        taken = []
+
+        def take(data: bytes) -> bytes:
+            taken.append(data)
+            return data[data.find(b".") :] if b"." in data else b""
+
+        passes_on, reads = line.open("passes on", take=take), line.open("reads")
+        call = start(tasks, passes_on.receive)
+        await parked(passes_on.handle)
+        for data in b"one", b"two":
+            line.arrive(data)
+            assert await reads.receive() == data
+            await settle()
+            assert not call.done.is_set()
+        line.arrive(b"three.")
+        await call.done.wait()
+        assert (taken, call.outcome) == ([b"one", b"two", b"three."], b".")
+        line.arrive(b"four")
+        assert await reads.receive() == b"three."
+        assert await reads.receive() == await passes_on.receive() == b"four", "it is not offered to nobody"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+async def test_what_is_taken_and_what_is_received_is_all_in_order(share: float) -> None:
+    """However the line is read, how much is taken, and how slow others are."""
+    text = bytes(range(256)) * 400
+    got = bytearray()
+    async with pipe() as line, anyio.create_task_group() as tasks:
+
+        def take(data: bytes) -> bytes:
+            size = int(len(data) * share)
+            got.extend(data[:size])
+            return data[size:]
+
+        async def pass_on() -> None:
+            while True:
+                got.extend(await passes_on.receive(700))
+
+        async def send() -> None:
+            view = memoryview(text)
+            while view:
+                with contextlib.suppress(BlockingIOError):
+                    view = view[os.write(line.end, view[:900]) :]
+                await anyio.lowlevel.checkpoint()
+
+        passes_on, slow = line.open("passes on", take=take), line.open("slow")
+        passing = start(tasks, pass_on)
+        start(tasks, send)
+        left = len(text)
+        while left:
+            left -= len(await slow.receive(800))
+            await settle()
+        passing.scope.cancel()
+    assert got == text
+
+
+@asyncio_only
+@pytest.mark.parametrize("how", ["cancelled", "revoked", "revoked, with nobody kicked"])
+async def test_nothing_is_taken_for_who_was_taken_away(how: str) -> None:
+    """From the moment on in which it was, also where the one who waits has not left yet, or is not told to."""
+    async with pipe() as line, anyio.create_task_group() as tasks:
+        taken = bytearray()
+
+        def take(data: bytes) -> bytes:
+            taken.extend(data)
+            return b""
+
+        stream, reads = line.open("stream", kicks="nobody" not in how, take=take), line.open("reads")
+        call = start(tasks, stream.receive)
+        await parked(stream.handle)
+        if how == "cancelled":
+            call.scope.cancel()
+        else:
+            stream.revoke()
+        line.arrive(b"late")
+        assert await reads.receive() == b"late"
+        await call.done.wait()
+        assert not taken
+        if "nobody" in how:
+            assert call.outcome == b"late"
+
+
+@asyncio_only
+async def test_receive_raises_what_taking_raises() -> None:
+    """It alone; what could not be taken is not lost."""
+    async with pipe() as line, anyio.create_task_group() as tasks:
+
+        def fail(_: bytes) -> bytes:
+            raise ValueError("no")
+
+        streams = [line.open("fails", take=fail), line.open("reads")]
+        calls = [start(tasks, stream.receive) for stream in streams]
+        for stream in streams:
+            await parked(stream.handle)
+        line.arrive(b"data")
+        for call in calls:
+            await call.done.wait()
+        assert isinstance(calls[0].outcome, ValueError)
+        assert calls[1].outcome == await streams[0].receive() == b"data"

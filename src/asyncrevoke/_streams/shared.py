@@ -186,9 +186,7 @@ class Shared:
 
     def _wake(self, why: Exception | None = None) -> None:
         for future in self._waiting.values():
-            if not future.done():
-                with contextlib.suppress(RuntimeError):  # its loop was closed with the task in it
-                    future.set_result(why)
+            _resolve(future, why)
 
     def _read_for_all(self, fd: Fd) -> bool:
         """Read what is there. It reports whether there was something, or the end of data."""
@@ -238,29 +236,42 @@ class Shared:
                 await self._taken.wait()
 
     def _deliver(self, data: bytes) -> None:
-        """Give each stream a copy, and wake those who wait."""
+        """Give each stream a copy, and wake those who wait and do not take it at once."""
         self.read += len(data)
         if self._kept:
             self.history += data
             del self.history[: -self._kept]
-        now = time.monotonic()
-        behind = self._kept + self._backlog // 2
         for stream in list(self.streams):
-            if not stream.unread:
-                stream.received = now
-            stream.unread += data
-            stream.place = self.read
-            if len(stream.unread) > behind:
-                self._behind = True
-            if len(stream.unread) > (
-                most := self._backlog + self._kept
-            ):  # what was replayed is no delay of the reader's
-                stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {most}")
-        self._wake()
+            if left := self._offer(stream, data):
+                self._keep_for(stream, left)
+
+    def _offer(self, stream: SharedStream, data: bytes) -> bytes:
+        """Have it taken, if somebody waits for it who can. It returns what is left."""
+        future = self._waiting.get(stream)
+        if stream.take is None or future is None or future.done() or stream.handle._acts:
+            return data
+        try:
+            return stream.take(data)
+        except Exception as exc:  # noqa: BLE001  # raised in the task
+            _resolve(future, exc)
+            return data
+
+    def _keep_for(self, stream: SharedStream, data: bytes) -> None:
+        if not stream.unread:
+            stream.received = time.monotonic()
+        stream.unread += data
+        behind = len(stream.unread) - self._kept  # what was replayed is no delay of the reader's
+        if behind > self._backlog // 2:
+            self._behind = True
+        if behind > self._backlog:
+            stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {self._backlog + self._kept}")
+        if stream in self._waiting:
+            _resolve(self._waiting[stream])
 
     def leave(self, stream: SharedStream) -> None:
         """The stream is gone."""
         self.streams.pop(stream, None)
+        stream.left_at = self.read
         self._tell_taken()
 
     def _tell_taken(self) -> None:
@@ -313,6 +324,12 @@ class Shared:
         return sent
 
 
+def _resolve(future: asyncio.Future[Any], result: Exception | None = None) -> None:
+    if not future.done():
+        with contextlib.suppress(RuntimeError):  # its loop was closed with the task in it
+            future.set_result(result)
+
+
 def _about(handle: Revokable, error: RevokedError) -> RevokedError:
     """The error of what was taken away with the whole line, for who has used `handle`."""
     return error if error.node is handle or not handle._acts else RevokedError(handle, in_flight=True)
@@ -324,11 +341,15 @@ class SharedOptions(TypedDict, total=False):
     :ivar also: further parents, such as a token; whichever goes first takes the stream
     :ivar answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
     :ivar replay: it gets the history first: what somebody has read of what came last
+    :ivar take: where each gets a copy, the loop calls it with what comes while `receive` waits. It returns what it leaves
+        to `receive`; if that is nothing, no task runs. What it raises, `receive` raises. Where the loop does not read, as
+        on trio, or while the line is held up, it is not called: `receive` gives all
     """
 
     also: Iterable[Revokable]
     answers: Answers | EllipsisType
     replay: bool
+    take: Callable[[bytes], bytes]
 
 
 class SharedStream(Face):
@@ -336,8 +357,10 @@ class SharedStream(Face):
 
     :ivar unread: what has come for it, and was not received
     :ivar received: when it last received, or had nothing to receive
-    :ivar place: where on the line `unread` ends, in bytes from the beginning
+    :ivar left_at: where it has left the line, in bytes from the line's beginning
     """
+
+    left_at = 0
 
     def __init__(
         self, shared: Shared, owner: Revokable, name: str = "", *, tty: bool = False, **options: Unpack[SharedOptions]
@@ -348,8 +371,8 @@ class SharedStream(Face):
         super().__init__(handle, tty=tty)
         self.shared = shared
         self.unread = bytearray(shared.history if options.get("replay") else b"")
+        self.take = options.get("take")
         self.received = time.monotonic()
-        self.place = shared.read
         shared.streams[self] = None
 
     def forget(self) -> None:

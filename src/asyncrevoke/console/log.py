@@ -24,21 +24,25 @@ class Log:
 
     async def write(self, data: bytes) -> None:
         """Append all of it. A pipe that is full is waited for, unless something is lost already."""
-        unwritten = memoryview(data)
         try:
             with anyio.fail_after(0 if self._lost else _PATIENCE):
-                while unwritten:
-                    if (written := self._file.write(unwritten)) is None:
-                        await anyio.wait_writable(self._file)
-                    else:
-                        unwritten = unwritten[written:]
+                while data := self.write_now(data):
+                    await anyio.wait_writable(self._file)
         except OSError as exc:
             if not self._lost:
                 why = exc.strerror or f"nothing was taken for {_PATIENCE:g} s"
                 logger.error("output of %r is lost to the log %r: %s", self._name, self._file.name, why)  # noqa: TRY400
-            self._lost += len(unwritten)
-        else:
+            self._lost += len(data)
+
+    def write_now(self, data: bytes) -> bytes:
+        """Append what is taken at once, and return the rest.
+
+        :raises OSError: if it takes nothing more
+        """
+        rest = data[self._file.write(data) or 0 :]
+        if not rest:
             self._tell_lost()
+        return rest
 
     def miss(self, number: int) -> None:
         """So many bytes never came here."""

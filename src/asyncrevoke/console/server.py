@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -188,7 +189,7 @@ class _Console:
         """Read all output, for the log and the history, until the end of data or the session's own."""
         self.session = session
         self._change()
-        recorder = session.open("recorder")
+        recorder = session.open("recorder", take=self._take)
         while True:
             with contextlib.suppress(RevokedError):  # perhaps of the recorder alone: it is opened anew
                 async for data in recorder:
@@ -197,14 +198,22 @@ class _Console:
             await self._record(bytes(recorder.unread))  # others have read it, and may have shown it
             if session.node.revoked:
                 break
-            before, recorder = recorder, session.open("recorder")
+            before, recorder = recorder, session.open("recorder", take=self._take)
             if self._log is not None:
-                self._log.miss(recorder.place - before.place)
+                self._log.miss(recorder.shared.read - before.left_at)
 
     async def _status(self, session: PtySession) -> str:
         with anyio.move_on_after(1):
             return f"the program has ended with status {await session.wait()}"
         return "the program has closed its terminal"
+
+    def _take(self, data: bytes) -> bytes:
+        """Log what the log takes at once, and return the rest."""
+        if self._log is None:
+            return b""
+        with contextlib.suppress(OSError):  # `_record` meets it, too
+            data = self._log.write_now(data)
+        return data
 
     async def _record(self, data: bytes) -> None:
         if self._log is not None:
@@ -355,18 +364,21 @@ class _Client:
 
     async def _follow(self, session: Session) -> None:
         """Send all output of a generation, until it is over."""
-        self._stream = stream = session.open(self.name, also=[self.handle], replay=True)
+        self._stream = stream = session.open(self.name, also=[self.handle], replay=True, take=self._take)
         try:
             while True:
-                line = b'{"data":"%b"}\n' % base64.b64encode(await stream.receive(_PIECE))
-                if left := self._connection.send_now(line):
+                if data := self._take(await stream.receive(_PIECE)):
                     with stream.handle.using():  # so that nothing of it is sent when the revocation was reported
-                        await self._connection.send(left)
+                        await self._connection.send(_line(data))
         except anyio.EndOfStream:
             await self._until(lambda: self._console.ended)
         except RevokedError:
             if self.handle.revoked or not session.node.revoked or (isinstance(session, PtySession) and not self._wait):
                 raise
+
+    def _take(self, data: bytes) -> bytes:
+        """Send it, if the client takes it at once, or return it."""
+        return b"" if self._connection.send_now(_line(data)) else data
 
     async def _await_next(self) -> None:
         console = self._console
@@ -445,6 +457,11 @@ class _Client:
             else:
                 await self.news.wait()
             self.news = anyio.Event()
+
+
+@functools.lru_cache(maxsize=1)  # it is the same for all clients
+def _line(data: bytes) -> bytes:
+    return b'{"data":"%b"}\n' % base64.b64encode(data)
 
 
 def _bytes(value: object) -> bytes:

@@ -1,6 +1,5 @@
 """The lines of the control protocol: one JSON object each. What they say is in docs/control-protocol.md."""
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -74,9 +73,13 @@ class Lines:
 
 
 class Connection(Lines):
-    """The lines to and from a client, which is revoked if it does not take what it is sent."""
+    """The lines to and from a client, which is revoked if it does not take what it is sent.
 
-    def __init__(self, stream: FdStream, peer: Peer, patience: float) -> None:
+    :param room: bytes that the socket keeps, its SO_SNDBUF
+    :ivar whole: bytes of a line that it takes as a whole or not at all
+    """
+
+    def __init__(self, stream: FdStream, peer: Peer, patience: float, room: int) -> None:
         super().__init__(stream)
         self.peer = peer
         self.handle = stream.handle
@@ -85,17 +88,20 @@ class Connection(Lines):
         self.request = anyio.CancelScope()  # that is answered now or next; is over when the client has gone
         self._fileno = stream.fileno
         self._patience = patience
+        self.whole = min(room // 2 - 64, 32768)  # one buffer's, see unix_stream_sendmsg (net/unix/af_unix.c)
         self._turn = anyio.Lock()
 
-    def send_now(self, line: bytes) -> bytes:
-        """Send what the socket takes of a line at once, and return the rest: all of it, if another is being sent.
+    def send_now(self, line: bytes) -> bool:
+        """Send a line at once, and report whether that was done: not if it is long, or the socket full, or in use.
 
-        It never waits, so it needs no operation. `send` the rest before anything else.
+        It never waits, so it needs no operation.
         """
-        if not self._turn.locked() and not self.handle.revoked:
-            with contextlib.suppress(OSError):  # the socket is full, or broken, as `send` finds out
-                return line[os.write(self._fileno(), line) :]
-        return line
+        if len(line) > self.whole or self._turn.locked() or self.handle.revoked:
+            return False
+        try:
+            return os.write(self._fileno(), line) == len(line)
+        except OSError:  # the socket is full, or broken, as `send` finds out
+            return False
 
     async def send(self, *records: Mapping[str, Any] | bytes, why: str = "") -> None:
         """Send them, as `Lines.send`.

@@ -184,7 +184,8 @@ class _Server:
 
         self.hangups.register(connection, select.EPOLLET)  # for hang-ups alone, and each once
         stream = FdStream(connection.fileno(), self.connections, name=f"{peer.name} ({peer.pid})", close=close)
-        client = Connection(stream, peer, self.patience)
+        room = connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        client = Connection(stream, peer, self.patience, room)
         self._clients[connection.detach()] = client
         return client
 
