@@ -5,14 +5,14 @@ import contextlib
 import math
 import os
 from collections.abc import AsyncIterator
-from typing import Literal
+from typing import Literal, Unpack
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Revokable, RevokedError, Shared, SharedStream
-from asyncrevoke.lowlevel import Fd
+from asyncrevoke.lowlevel import Fd, SharedOptions
 from calls import parked, start
 from conftest import settle
 from operations import asyncio_only
@@ -345,8 +345,8 @@ class Pipe:
         self.shared = Shared(self.fd.read, self.fd.write_some, backlog=1000, patience=math.inf)
         self.shared.fd = self.fd
 
-    def open(self, name: str, *, kicks: bool = True) -> Stream:
-        return Stream(self.shared, self.port.open("owner", kick=... if kicks else None), name=name)
+    def open(self, name: str, *, kicks: bool = True, **options: Unpack[SharedOptions]) -> Stream:
+        return Stream(self.shared, self.port.open("owner", kick=... if kicks else None), name=name, **options)
 
     def arrive(self, data: bytes) -> None:
         os.write(self.end, data)
@@ -367,14 +367,13 @@ async def pipe() -> AsyncIterator[Pipe]:
 async def test_what_is_taken_wakes_nobody() -> None:
     """Who only passes things on needs no task for that: `receive` gives what was left, and waits while nothing is."""
     async with pipe() as line, anyio.create_task_group() as tasks:
-        passes_on, reads = line.open("passes on"), line.open("reads")
         taken = []
 
         def take(data: bytes) -> bytes:
             taken.append(data)
             return data[data.find(b".") :] if b"." in data else b""
 
-        passes_on.take = take
+        passes_on, reads = line.open("passes on", take=take), line.open("reads")
         call = start(tasks, passes_on.receive)
         await parked(passes_on.handle)
         for data in b"one", b"two":
@@ -396,7 +395,6 @@ async def test_what_is_taken_and_what_is_received_is_all_in_order(share: float) 
     text = bytes(range(256)) * 400
     got = bytearray()
     async with pipe() as line, anyio.create_task_group() as tasks:
-        passes_on, slow = line.open("passes on"), line.open("slow")
 
         def take(data: bytes) -> bytes:
             size = int(len(data) * share)
@@ -414,7 +412,7 @@ async def test_what_is_taken_and_what_is_received_is_all_in_order(share: float) 
                     view = view[os.write(line.end, view[:900]) :]
                 await anyio.lowlevel.checkpoint()
 
-        passes_on.take = take
+        passes_on, slow = line.open("passes on", take=take), line.open("slow")
         passing = start(tasks, pass_on)
         start(tasks, send)
         left = len(text)
@@ -430,15 +428,13 @@ async def test_what_is_taken_and_what_is_received_is_all_in_order(share: float) 
 async def test_nothing_is_taken_for_who_was_taken_away(how: str) -> None:
     """From the moment on in which it was, also where the one who waits has not left yet, or is not told to."""
     async with pipe() as line, anyio.create_task_group() as tasks:
-        stream = line.open("stream", kicks="nobody" not in how)
-        reads = line.open("reads")
         taken = bytearray()
 
         def take(data: bytes) -> bytes:
             taken.extend(data)
             return b""
 
-        stream.take = take
+        stream, reads = line.open("stream", kicks="nobody" not in how, take=take), line.open("reads")
         call = start(tasks, stream.receive)
         await parked(stream.handle)
         if how == "cancelled":
@@ -457,12 +453,11 @@ async def test_nothing_is_taken_for_who_was_taken_away(how: str) -> None:
 async def test_receive_raises_what_taking_raises() -> None:
     """It alone; what could not be taken is not lost."""
     async with pipe() as line, anyio.create_task_group() as tasks:
-        streams = [line.open("fails"), line.open("reads")]
 
         def fail(_: bytes) -> bytes:
             raise ValueError("no")
 
-        streams[0].take = fail
+        streams = [line.open("fails", take=fail), line.open("reads")]
         calls = [start(tasks, stream.receive) for stream in streams]
         for stream in streams:
             await parked(stream.handle)

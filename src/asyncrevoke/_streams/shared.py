@@ -88,7 +88,7 @@ class Shared:
     def receive_now(self, reader: SharedStream, max_bytes: int) -> bytes | None:
         """Receive what is there for `reader`, or None: it has to wait. Its handle has admitted it."""
         if self._copies:
-            return self._take(reader, max_bytes) if reader.unread else None
+            return self._hand_out(reader, max_bytes) if reader.unread else None
         if self._left:
             data, self._left = self._left[:max_bytes], self._left[max_bytes:]
             return data
@@ -141,9 +141,9 @@ class Shared:
                 await self._read_in_turn(reader)
             elif self._waiting or self._untaken() or not self._read_for_all(fd):
                 await self._wait(reader, fd, reactor)
-        return self._take(reader, max_bytes)
+        return self._hand_out(reader, max_bytes)
 
-    def _take(self, reader: SharedStream, max_bytes: int) -> bytes:
+    def _hand_out(self, reader: SharedStream, max_bytes: int) -> bytes:
         unread = reader.unread
         data = bytes(unread if len(unread) <= max_bytes else unread[:max_bytes])
         del unread[: len(data)]
@@ -353,11 +353,15 @@ class SharedOptions(TypedDict, total=False):
     :ivar also: further parents, such as a token; whichever goes first takes the stream
     :ivar answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
     :ivar replay: it gets the history first: what somebody has read of what came last
+    :ivar take: where each gets a copy, the loop calls it with what comes while `receive` waits. It returns what it leaves
+        to `receive`; if that is nothing, no task runs. What it raises, `receive` raises. Where the loop does not read, as
+        on trio, or while the line is held up, it is not called: `receive` gives all
     """
 
     also: Iterable[Revokable]
     answers: Answers | EllipsisType
     replay: bool
+    take: Callable[[bytes], bytes]
 
 
 class SharedStream(Face):
@@ -366,13 +370,9 @@ class SharedStream(Face):
     :ivar unread: what has come for it, and was not received
     :ivar received: when it last received, or had nothing to receive
     :ivar left_at: where it has left the line, in bytes from the line's beginning
-    :ivar take: where each gets a copy, the loop calls it with what comes while `receive` waits. It returns what it leaves
-        to `receive`; if that is nothing, no task runs. What it raises, `receive` raises. Where the loop does not read, as
-        on trio, or while the line is held up, it is not called: `receive` gives all
     """
 
     left_at = 0
-    take: Callable[[bytes], bytes] | None = None
 
     def __init__(
         self, shared: Shared, owner: Revokable, name: str = "", *, tty: bool = False, **options: Unpack[SharedOptions]
@@ -383,6 +383,7 @@ class SharedStream(Face):
         super().__init__(handle, tty=tty)
         self.shared = shared
         self.unread = bytearray(shared.history if options.get("replay") else b"")
+        self.take = options.get("take")
         self.received = time.monotonic()
         shared.streams[self] = None
 

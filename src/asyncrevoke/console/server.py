@@ -189,7 +189,7 @@ class _Console:
         """Read all output, for the log and the history, until the end of data or the session's own."""
         self.session = session
         self._change()
-        recorder = self._recorder(session)
+        recorder = session.open("recorder", take=self._take)
         while True:
             with contextlib.suppress(RevokedError):  # perhaps of the recorder alone: it is opened anew
                 async for data in recorder:
@@ -198,14 +198,9 @@ class _Console:
             await self._record(bytes(recorder.unread))  # others have read it, and may have shown it
             if session.node.revoked:
                 break
-            before, recorder = recorder, self._recorder(session)
+            before, recorder = recorder, session.open("recorder", take=self._take)
             if self._log is not None:
                 self._log.miss(recorder.shared.read - before.left_at)
-
-    def _recorder(self, session: Session) -> SharedStream:
-        recorder = session.open("recorder")
-        recorder.take = self._take
-        return recorder
 
     async def _status(self, session: PtySession) -> str:
         with anyio.move_on_after(1):
@@ -369,8 +364,7 @@ class _Client:
 
     async def _follow(self, session: Session) -> None:
         """Send all output of a generation, until it is over."""
-        self._stream = stream = session.open(self.name, also=[self.handle], replay=True)
-        stream.take = self._take
+        self._stream = stream = session.open(self.name, also=[self.handle], replay=True, take=self._take)
         try:
             while True:
                 if data := self._take(await stream.receive(_PIECE)):
