@@ -30,7 +30,8 @@ class RevokableAttribute(anyio.TypedAttributeSet):
 
 class Face(Handled, anyio.abc.ByteStream):
     """What every stream of ours promises. A kind of stream is made by `_receive`, `_send` and `_send_eof`, which do the
-    work as operations of `handle`; being a checkpoint, one at a time and the profile's answer is done here.
+    work as operations of `handle`, and perhaps by `_receive_now`, for what need not wait; being a checkpoint, one at a
+    time and the profile's answer is done here.
 
     Every operation is a checkpoint, whatever it ends in, and consumes nothing if it is cancelled there: a cancellation that
     is pending is delivered. Others run meanwhile if it has to wait, and on asyncio else at each 33rd operation; elsewhere at
@@ -61,18 +62,17 @@ class Face(Handled, anyio.abc.ByteStream):
         """
         if max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes}: ask for at least one")
-        with self._reading:
-            if due(self.handle):
-                await loop.checkpoint()
-            try:
-                if self._at < len(self._ahead):
-                    if self.handle._acts:
-                        self.handle._admit()
-                    return self._cut(self._at + max_bytes)
-                return await self._more(max_bytes)
-            except RevokedError as error:
-                self._answer(error, "read")
-                raise
+        if not self._free():
+            await self._turn()
+        try:
+            data = self._there(max_bytes) if self._ahead or self._behind else self._receive_now(max_bytes)
+            if data is None:
+                with self._reading:
+                    data = await self._receive(max_bytes)
+        except RevokedError as error:
+            self._answer(error, "read")
+            raise
+        return data
 
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Receive so many bytes. What came with them stays for the next, whichever way it receives.
@@ -82,16 +82,19 @@ class Face(Handled, anyio.abc.ByteStream):
         :raises: as `receive` else
         Cancellation: nothing was consumed.
         """
-        end = self._at + nbytes
-        if self._at < end <= len(self._ahead) and self._at_once():
-            at, self._at = self._at, end
-            return self._ahead[at:end]
         if nbytes < 0:
             raise ValueError(f"nbytes is {nbytes}: give 0 or more")
         try:
-            return self._cut(await self._ahead_until(lambda ahead: nbytes if len(ahead) >= nbytes else -1))
+            if not self._free():
+                await self._turn()
+            at = self._at
+            end = at + nbytes
+            if end > len(self._ahead):
+                return await self._cut_when(lambda ahead: nbytes if len(ahead) >= nbytes else -1)
         except anyio.EndOfStream:
             raise anyio.IncompleteRead from None
+        self._at = end
+        return self._ahead[at:end]
 
     async def receive_until(self, delimiter: bytes, max_bytes: int = 65536) -> bytes:
         """Receive what comes before a delimiter, which is taken away too.
@@ -177,21 +180,40 @@ class Face(Handled, anyio.abc.ByteStream):
     @abstractmethod
     async def _send_eof(self) -> None: ...
 
-    def _at_once(self) -> bool:
-        """Whether what is ahead may be taken, with nothing to wait for."""
+    def _receive_now(self, max_bytes: int) -> bytes | None:  # noqa: ARG002  # for kinds that can tell
+        """Receive what is there, or None: it has to wait. Nothing suspends since the handle admitted it."""
+        return None
+
+    def _free(self) -> bool:
+        """Whether it may read without waiting for anything: nothing was taken away, nobody reads, no turn is due."""
         handle = self.handle
         home = handle._home
         return not (handle._acts or self._reading.busy or home is None or home.due())
 
+    async def _turn(self) -> None:
+        """Let others run, and go on if it may still read."""
+        with self._reading:
+            if due(self.handle):
+                await loop.checkpoint()
+        if self.handle._acts:
+            try:
+                self.handle._admit()
+            except RevokedError as error:
+                self._answer(error, "read")
+                raise
+
+    def _there(self, max_bytes: int) -> bytes | None:
+        """What is there, or None: it has to wait."""
+        if self._at < len(self._ahead):
+            return self._cut(self._at + max_bytes)
+        if self._behind is not None:
+            behind, self._behind = self._behind, None
+            raise behind
+        return self._receive_now(max_bytes)
+
     def _cut(self, end: int) -> bytes:
         at, self._at = self._at, min(end, len(self._ahead))
         return self._ahead[at : self._at]
-
-    async def _more(self, max_bytes: int) -> bytes:
-        if self._behind is not None and not self.handle._acts:
-            behind, self._behind = self._behind, None
-            raise behind
-        return await self._receive(max_bytes)
 
     def _put_back(self, data: bytes | Exception) -> None:
         if isinstance(data, Exception):
@@ -200,11 +222,13 @@ class Face(Handled, anyio.abc.ByteStream):
             self._ahead, self._at = data + self._ahead[self._at :], 0
 
     async def _through(self, delimiter: bytes, max_bytes: int) -> bytes:
-        found = self._ahead.find(delimiter, self._at, self._at + max_bytes + len(delimiter))
-        if found >= 0 and delimiter and self._at_once():
-            return self._cut(found + len(delimiter))
         if max_bytes < 1 or not delimiter:
             raise ValueError(f"delimiter is {delimiter!r} and max_bytes is {max_bytes}: give one byte or more")
+        if not self._free():
+            await self._turn()
+        found = self._ahead.find(delimiter, self._at, self._at + max_bytes + len(delimiter))
+        if found >= 0:
+            return self._cut(found + len(delimiter))
         searched = 0
 
         def end(ahead: bytearray) -> int:
@@ -217,20 +241,19 @@ class Face(Handled, anyio.abc.ByteStream):
             searched = max(0, len(ahead) - len(delimiter) + 1)
             return -1
 
-        return self._cut(await self._ahead_until(end))
+        return await self._cut_when(end)
 
-    async def _ahead_until(self, end: Callable[[bytearray], int]) -> int:
+    async def _cut_when(self, end: Callable[[bytearray], int]) -> bytes:
         """Receive until `end` of all that is ahead is found, and not negative."""
         with self._reading:
-            if due(self.handle):
-                await loop.checkpoint()
             ahead = bytearray(self._ahead[self._at :])
             self._ahead, self._at = b"", 0
             try:
-                if self.handle._acts:
-                    self.handle._admit()
                 while (found := end(ahead)) < 0:
-                    ahead += await self._more(_AHEAD)
+                    if self.handle._acts:
+                        self.handle._admit()
+                    data = self._there(_AHEAD)
+                    ahead += await self._receive(_AHEAD) if data is None else data
                     if due(self.handle):
                         await loop.checkpoint()
             except RevokedError as error:
@@ -238,7 +261,7 @@ class Face(Handled, anyio.abc.ByteStream):
                 raise
             finally:
                 self._put_back(bytes(ahead))
-        return found
+        return self._cut(found)
 
     def _check_end(self) -> None:
         if self._eof_sent and not self.handle.revoked:

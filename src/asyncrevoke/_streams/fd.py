@@ -102,14 +102,12 @@ class FdStream(Face):
                 raise
             return sent
 
+    def _receive_now(self, max_bytes: int) -> bytes | None:
+        return self._fd.read_now(max_bytes)
+
     async def _receive(self, max_bytes: int) -> bytes:
-        if self.handle._acts:
-            self.handle._admit()
-        data = self._fd.read_now(max_bytes)
-        if data is None:
-            read = functools.partial(self._fd.read_now, max_bytes)
-            data = await self._fd.wait(self.handle, self._fd.readable, read, idle=True, late=self._put_back)
-        return data
+        read = functools.partial(self._fd.read_now, max_bytes)
+        return await self._fd.wait(self.handle, self._fd.readable, read, idle=True, late=self._put_back)
 
     async def _send(self, item: bytes) -> None:
         view = memoryview(item).cast("B")
