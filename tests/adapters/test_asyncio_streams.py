@@ -880,6 +880,27 @@ async def test_what_was_written_is_sent_within_a_grace() -> None:
         await act
 
 
+async def test_several_wait_for_room_and_each_is_told() -> None:
+    """One that is cancelled takes no room from the others, and a revocation tells all who still wait."""
+    with serial_line() as far:
+        _, writer = await open_serial_connection(url=far.path)
+        for end in (None, RevokedError):
+            writer.write(BIG)
+            draining = [asyncio.create_task(writer.drain()) for _ in range(3)]
+            await settle()
+            draining[0].cancel()
+            if end is not None:
+                node_of(writer).revoke()
+            while end is None and not all(each.done() for each in draining):
+                far.received()
+                await asyncio.sleep(0)
+            cancelled, *others = await asyncio.gather(*draining, return_exceptions=True)
+            assert isinstance(cancelled, asyncio.CancelledError)
+            for error in others:
+                assert error is None if end is None else isinstance(error, end) and error.in_flight
+        await writer.wait_closed()
+
+
 @kinds
 @pytest.mark.parametrize("end", [ABORT, REVOKE])
 @pytest.mark.parametrize("closing", [False, True], ids=["open", "closing"])

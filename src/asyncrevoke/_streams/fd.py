@@ -212,7 +212,7 @@ class Fd:
                 return None
         raise anyio.EndOfStream
 
-    def write_now(self, item: bytes | memoryview) -> int | None:
+    def write_now(self, item: bytes | bytearray | memoryview) -> int | None:
         """Write what is accepted, and return how many bytes, or None if nothing is."""
         try:
             if self._shared:

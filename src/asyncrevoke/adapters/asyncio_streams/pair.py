@@ -161,13 +161,16 @@ class SerialWriter(asyncio.StreamWriter):
         if due(self.uses):
             await checkpoint()
         self._admit()
-        if not (self._transport.full or self._transport.is_closing()):
-            return
-        try:
-            with self.uses.using():
-                await super().drain()
-        except (RevokedError, anyio.ClosedResourceError):
-            raise _gone(self.handle, "write", in_flight=True) from None
+        if self._transport.full:
+            room = self._transport.room()
+            wait = Wait(self.uses, lambda error: None if room.done() else room.set_result(error))
+            wait.enter()
+            try:
+                kicked = await room
+            finally:
+                wait.leave()
+            if kicked is not None:
+                raise _gone(self.handle, "write", in_flight=True)
         if self._transport.is_closing() and not self.handle.revoked:  # else there is a grace
             raise ConnectionResetError(errno.ECONNRESET, "the port is closing: what was not sent yet may be lost")
 

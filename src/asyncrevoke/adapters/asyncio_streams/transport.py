@@ -40,6 +40,7 @@ class SerialTransport(asyncio.Transport):
         self._unsent = bytearray()
         self._sent = asyncio.Event()  # all that was written
         self._sent.set()
+        self._room: dict[asyncio.Future[Any], None] = {}  # of those who wait for it
         self._held = 0  # reasons to keep for later what is written
         self._reading = True
         self._closing = False
@@ -113,7 +114,7 @@ class SerialTransport(asyncio.Transport):
     def _unplugged(self, why: object) -> None:
         self.handle.revoke(f"unplugged: {why}")
 
-    def _write_now(self, data: memoryview) -> int:
+    def _write_now(self, data: memoryview | bytearray) -> int:
         """Write what the port accepts, and return how many bytes."""
         try:
             return self._fd.write_now(data) or 0
@@ -122,10 +123,7 @@ class SerialTransport(asyncio.Transport):
             return len(data)
 
     def _write_ready(self) -> None:
-        unsent = self._unsent
-        with memoryview(unsent) as view:
-            sent = self._write_now(view)
-        del unsent[:sent]
+        del self._unsent[: self._write_now(self._unsent)]
         self._perhaps_resume()
         if not self._unsent:
             self._take_unsent()
@@ -140,10 +138,11 @@ class SerialTransport(asyncio.Transport):
         return unsent
 
     def _send_later(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._unsent:
+            self._sent.clear()
+            if not self._held:
+                self._fd.writable.call(self.loop, self._write_ready)
         self._unsent += data
-        self._sent.clear()
-        if not self._held:
-            self._fd.writable.call(self.loop, self._write_ready)
         self._perhaps_pause()
 
     def _let_go(self) -> None:
@@ -156,6 +155,13 @@ class SerialTransport(asyncio.Transport):
         """A stream for requests to the driver."""
         return self.device.open("transport")
 
+    def room(self) -> asyncio.Future[Any]:
+        """A future that is done when this is `full` no more. The caller, too, may set its result."""
+        future = self.loop.create_future()
+        self._room[future] = None
+        future.add_done_callback(self._room.pop)
+        return future
+
     def _perhaps_pause(self) -> None:
         if not self.full and len(self._unsent) > self._high:
             self.full = True
@@ -165,6 +171,9 @@ class SerialTransport(asyncio.Transport):
         if self.full and len(self._unsent) <= self._low:
             self.full = False
             self._tell("resume_writing")
+            for future in self._room:
+                if not future.done():
+                    future.set_result(None)
 
     def _tell(self, callback: str, *args: object) -> None:
         try:
@@ -186,10 +195,10 @@ class SerialTransport(asyncio.Transport):
     # -- asyncio.Transport --
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self.is_closing() or not data:
+        if self._closing or revoked(self.handle) or not data:
             return
         view = memoryview(data).cast("B")
-        written = self._write_now(view) if self._sent.is_set() and not self._held else 0
+        written = 0 if self._unsent or self._held else self._write_now(view)
         if written < len(view):
             self._send_later(view[written:])
 
@@ -242,8 +251,8 @@ class SerialTransport(asyncio.Transport):
             with self.handle.using():
                 driver = self.driver
                 if taken:
-                    later, self._unsent = self._unsent, taken
-                    self._send_later(later)
+                    later, self._unsent = self._unsent, bytearray()
+                    self._send_later(taken + later)
                 await self._sent.wait()
                 self._held += 1  # or it could stall the request to the driver, for which a revocation waits
                 try:
