@@ -85,31 +85,37 @@ class Shared:
     def _turn_to_read(self) -> anyio.Lock:
         return anyio.Lock()
 
+    def receive_now(self, reader: SharedStream, max_bytes: int) -> bytes | None:
+        """Receive what is there for `reader`, or None: await `receive`, as each does who gets a copy. Its handle has admitted it."""
+        if self._left:
+            data, self._left = self._left[:max_bytes], self._left[max_bytes:]
+            return data
+        fd = self.fd
+        home = reader.handle._home
+        if self._copies or fd is None or home is None or home.reactor is None:
+            return None
+        if fd.readable.told is not None:
+            raise anyio.BusyResourceError("reading from")
+        try:
+            return self._read_now(fd, max_bytes)
+        except RevokedError as error:
+            raise _about(reader.handle, error) from error.__cause__
+
     async def receive(self, reader: SharedStream, max_bytes: int) -> bytes:
-        """Receive for `reader`, as an operation of its handle."""
+        """Wait for what comes for `reader`, as an operation of its handle."""
         handle = reader.handle
-        if handle._acts:
-            handle._admit()
         fd = self.fd
         reactor = None if fd is None or handle._home is None else handle._home.reactor
         try:
             if self._copies:
                 return await self._copy(reader, max_bytes, fd, reactor)
-            if self._left:
-                data, self._left = self._left[:max_bytes], self._left[max_bytes:]
-                return data
             if fd is None or reactor is None:
                 with handle.using(idle=True):
                     return await self._receive(max_bytes)
-            if fd.readable.told is not None:
-                raise anyio.BusyResourceError("reading from")
             read = functools.partial(self._read_now, fd, max_bytes)
-            received = read()
-            if received is None:
-                received = await fd.wait(handle, fd.readable, read, idle=True, late=self._keep)
+            return await fd.wait(handle, fd.readable, read, idle=True, late=self._keep)
         except RevokedError as error:
             raise _about(handle, error) from error.__cause__
-        return received
 
     def _keep(self, result: bytes | Exception) -> None:
         if not isinstance(result, Exception):  # else the next one meets it, too
@@ -359,6 +365,9 @@ class SharedStream(Face):
 
     def _leave(self) -> None:
         self.shared.leave(self)
+
+    def _receive_now(self, max_bytes: int) -> bytes | None:
+        return self.shared.receive_now(self, max_bytes)
 
     async def _receive(self, max_bytes: int) -> bytes:
         return await self.shared.receive(self, max_bytes)
