@@ -48,17 +48,15 @@ class SerialReader(asyncio.StreamReader):
             return await self._refuse()
         if n <= 0:
             return await super().read(n)
-        if not self._buffer and not self._eof:  # as asyncio's own, without a coroutine more
+        if not self._buffer and not self._eof:
             await self._wait_for_data("read")
-        data = bytes(self._buffer[:n])
-        del self._buffer[:n]
-        if self._paused:
-            self._maybe_resume_transport()
-        return data
+        return self._take(n)
 
     async def readexactly(self, n: int) -> bytes:
         if revoked(self.uses):
             raise asyncio.IncompleteReadError(await self._refuse(), n)
+        if 0 < n <= len(self._buffer):
+            return self._take(n)
         return await super().readexactly(n)
 
     async def readuntil(self, separator: Any = b"\n") -> bytes:
@@ -73,6 +71,14 @@ class SerialReader(asyncio.StreamReader):
             except anyio.EndOfStream:
                 return True
         return super().at_eof()
+
+    def _take(self, n: int) -> bytes:
+        """As asyncio's own reads do, without a coroutine more."""
+        data = bytes(self._buffer[:n])
+        del self._buffer[:n]
+        if self._paused:
+            self._maybe_resume_transport()
+        return data
 
     async def _refuse(self) -> bytes:
         await checkpoint()
@@ -140,15 +146,18 @@ class SerialWriter(asyncio.StreamWriter):
         return self._transport
 
     def write(self, data: Any) -> None:
-        self._admit()
+        if revoked(self.uses):
+            raise self._refusal()
         self._transport.write(data)
 
     def writelines(self, data: Any) -> None:
-        self._admit()
+        if revoked(self.uses):
+            raise self._refusal()
         self._transport.writelines(data)
 
     def write_eof(self) -> None:
-        self._admit()
+        if revoked(self.uses):
+            raise self._refusal()
         super().write_eof()
 
     async def drain(self) -> None:
@@ -160,7 +169,8 @@ class SerialWriter(asyncio.StreamWriter):
         """
         if due(self.uses):
             await checkpoint()
-        self._admit()
+        if revoked(self.uses):
+            raise self._refusal()
         if self._transport.full:
             room = self._transport.room()
             wait = Wait(self.uses, lambda error: None if room.done() else room.set_result(error))
@@ -171,7 +181,7 @@ class SerialWriter(asyncio.StreamWriter):
                 wait.leave()
             if kicked is not None:
                 raise _gone(self.handle, "write", in_flight=True)
-        if self._transport.is_closing() and not self.handle.revoked:  # else there is a grace
+        if self._transport.closing and not self.handle.revoked:  # else there is a grace
             raise ConnectionResetError(errno.ECONNRESET, "the port is closing: what was not sent yet may be lost")
 
     def close(self) -> None:
@@ -183,9 +193,8 @@ class SerialWriter(asyncio.StreamWriter):
         """Wait until the port is closed, by whomever. It raises nothing, and may be cancelled."""
         await self._transport.wait_closed()
 
-    def _admit(self) -> None:
-        if revoked(self.uses):
-            raise _gone(self.handle, "write", in_flight=False)
+    def _refusal(self) -> Exception:
+        return _gone(self.handle, "write", in_flight=False)
 
 
 def _gone(handle: Revokable, kind: Literal["read", "write"], *, in_flight: bool) -> Exception:

@@ -28,6 +28,7 @@ class SerialTransport(asyncio.Transport):
     :ivar device: the port
     :ivar handle: its node: awaiting its revocation is awaiting that the port is closed
     :ivar full: the protocol is to write no more for now: `pause_writing` was the last that it was told
+    :ivar closing: it was closed, or its port taken away: what is written is ignored
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.BaseProtocol, device: SerialDevice) -> None:
@@ -43,7 +44,7 @@ class SerialTransport(asyncio.Transport):
         self._room: dict[asyncio.Future[Any], None] = {}  # of those who wait for it
         self._held = 0  # reasons to keep for later what is written
         self._reading = True
-        self._closing = False
+        self.closing = False
         self._ending = asyncio.Event()  # nothing more is received; it is closed when all is sent
         self._act: Revocation | None = None
         self._why: RevokedError | None = None  # it ended, if it was not closed
@@ -91,7 +92,7 @@ class SerialTransport(asyncio.Transport):
         self._ending.set()
 
     def _stop_reading(self) -> None:
-        self._closing = True
+        self.closing = True
         self._listen()
 
     def _listen(self) -> None:
@@ -114,7 +115,7 @@ class SerialTransport(asyncio.Transport):
     def _unplugged(self, why: object) -> None:
         self.handle.revoke(f"unplugged: {why}")
 
-    def _write_now(self, data: memoryview | bytearray) -> int:
+    def _write_now(self, data: bytes | bytearray | memoryview) -> int:
         """Write what the port accepts, and return how many bytes."""
         try:
             return self._fd.write_now(data) or 0
@@ -133,7 +134,7 @@ class SerialTransport(asyncio.Transport):
         unsent, self._unsent = self._unsent, bytearray()
         self._fd.writable.call(self.loop, None)
         self._sent.set()
-        if self._closing:
+        if self.closing:
             self._ending.set()
         return unsent
 
@@ -195,12 +196,13 @@ class SerialTransport(asyncio.Transport):
     # -- asyncio.Transport --
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closing or revoked(self.handle) or not data:
+        if self.closing or revoked(self.handle) or not data:
             return
-        view = memoryview(data).cast("B")
-        written = 0 if self._unsent or self._held else self._write_now(view)
-        if written < len(view):
-            self._send_later(view[written:])
+        if not isinstance(data, bytes):
+            data = memoryview(data).cast("B")
+        written = 0 if self._unsent or self._held else self._write_now(data)
+        if written < len(data):
+            self._send_later(memoryview(data)[written:])
 
     def close(self) -> None:
         """Send what was written, then close the port. Nothing is received any more."""
@@ -221,7 +223,7 @@ class SerialTransport(asyncio.Transport):
         await asyncio.wait((self._running,))
 
     def is_closing(self) -> bool:
-        return self._closing or revoked(self.handle)
+        return self.closing or revoked(self.handle)
 
     def can_write_eof(self) -> bool:
         return False
@@ -271,7 +273,7 @@ class SerialTransport(asyncio.Transport):
         self._listen()
 
     def is_reading(self) -> bool:
-        return self._reading and not self._closing
+        return self._reading and not self.closing
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         if high is None:
