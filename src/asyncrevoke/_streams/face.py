@@ -105,9 +105,12 @@ class Face(Handled, anyio.abc.ByteStream):
         Cancellation: nothing was consumed.
         """
         try:
-            return (await self._through(delimiter, max_bytes))[: -len(delimiter)]
+            if not self._free():
+                await self._turn()
+            record = self._through(delimiter, max_bytes) or await self._until(delimiter, max_bytes)
         except anyio.EndOfStream:
             raise anyio.IncompleteRead from None
+        return record[: -len(delimiter)]
 
     async def receive_line(self, max_bytes: int = 65536) -> bytes:
         r"""Receive a line with its ``b"\n"``; at the end of data, what is left.
@@ -116,7 +119,9 @@ class Face(Handled, anyio.abc.ByteStream):
         Cancellation: nothing was consumed.
         """
         try:
-            return await self._through(b"\n", max_bytes)
+            if not self._free():
+                await self._turn()
+            return self._through(b"\n", max_bytes) or await self._until(b"\n", max_bytes)
         except anyio.EndOfStream:
             if self._at == len(self._ahead) or self.handle._acts:
                 raise
@@ -221,14 +226,15 @@ class Face(Handled, anyio.abc.ByteStream):
         else:
             self._ahead, self._at = data + self._ahead[self._at :], 0
 
-    async def _through(self, delimiter: bytes, max_bytes: int) -> bytes:
+    def _through(self, delimiter: bytes, max_bytes: int) -> bytes:
+        """What is ahead, with the delimiter that ends it, or nothing."""
         if max_bytes < 1 or not delimiter:
             raise ValueError(f"delimiter is {delimiter!r} and max_bytes is {max_bytes}: give one byte or more")
-        if not self._free():
-            await self._turn()
         found = self._ahead.find(delimiter, self._at, self._at + max_bytes + len(delimiter))
-        if found >= 0:
-            return self._cut(found + len(delimiter))
+        return b"" if found < 0 else self._cut(found + len(delimiter))
+
+    async def _until(self, delimiter: bytes, max_bytes: int) -> bytes:
+        """Receive what comes, with the delimiter that ends it."""
         searched = 0
 
         def end(ahead: bytearray) -> int:
