@@ -1,6 +1,7 @@
 """A revocable stream over any AnyIO byte stream, kicked by cancel scope; and the face that all our streams share."""
 
 import errno
+import functools
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import EllipsisType
@@ -90,7 +91,7 @@ class Face(Handled, anyio.abc.ByteStream):
             at = self._at
             end = at + nbytes
             if end > len(self._ahead):
-                return await self._cut_when(lambda ahead: nbytes if len(ahead) >= nbytes else -1)
+                return await self._cut_when(functools.partial(_enough, nbytes))
         except anyio.EndOfStream:
             raise anyio.IncompleteRead from None
         self._at = end
@@ -275,6 +276,10 @@ class Face(Handled, anyio.abc.ByteStream):
 
     def _answer(self, error: RevokedError, kind: Literal["read", "write", "ioctl"]) -> None:
         answer(error, self.handle, kind, tty=self._tty)
+
+
+def _enough(nbytes: int, ahead: bytearray) -> int:
+    return nbytes if len(ahead) >= nbytes else -1
 
 
 class _Turn:

@@ -86,15 +86,13 @@ class Shared:
         return anyio.Lock()
 
     def receive_now(self, reader: SharedStream, max_bytes: int) -> bytes | None:
-        """Receive what is there for `reader`, or None: it has to wait. Its handle has admitted it."""
-        if self._copies:
-            return self._hand_out(reader, max_bytes) if reader.unread else None
+        """Receive what is there for `reader`, or None: await `receive`, as each does who gets a copy. Its handle has admitted it."""
         if self._left:
             data, self._left = self._left[:max_bytes], self._left[max_bytes:]
             return data
         fd = self.fd
         home = reader.handle._home
-        if fd is None or home is None or home.reactor is None:
+        if self._copies or fd is None or home is None or home.reactor is None:
             return None
         if fd.readable.told is not None:
             raise anyio.BusyResourceError("reading from")
@@ -141,10 +139,6 @@ class Shared:
                 await self._read_in_turn(reader)
             elif self._waiting or self._untaken() or not self._read_for_all(fd):
                 await self._wait(reader, fd, reactor)
-        return self._hand_out(reader, max_bytes)
-
-    def _hand_out(self, reader: SharedStream, max_bytes: int) -> bytes:
-        unread = reader.unread
         data = bytes(unread if len(unread) <= max_bytes else unread[:max_bytes])
         del unread[: len(data)]
         reader.received = time.monotonic()
