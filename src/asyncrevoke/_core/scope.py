@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Container
-from types import ModuleType
 from typing import Any
 
 #: The scope that a task is in, and how often it had been cancelled.
@@ -64,16 +63,18 @@ class Scopes:
     def place(self, task: Any) -> Place | None:
         """Where the task is, for `surround`, or None where nobody knows."""
         if self._states is None:
-            _backend()
+            from anyio._backends import _asyncio  # noqa: F401, PLC0415  # which takes long, and not every program needs
         scope = self.innermost(task)
         return None if scope is OPAQUE else (scope, task.cancelling())
 
 
 def surround(task: Any, place: Place, outer: Container[object]) -> Any:
     """Enter a scope for a task, at a place where it was: inside of its scopes that are `outer`, around all later ones."""
-    backend = _backend()
-    scope: Any = backend.CancelScope()
-    state: Any = backend._task_states.setdefault(task, backend.TaskState(None, None))
+    backend: Any = sys.modules["anyio._backends._asyncio"]
+    scope, states = backend.CancelScope(), backend._task_states
+    state = states.get(task)
+    if state is None:
+        states[task] = state = backend.TaskState(None, None)
     inner, parent = None, state.cancel_scope
     while parent is not None and parent not in outer:
         inner, parent = parent, parent._parent_scope
@@ -92,9 +93,3 @@ def surround(task: Any, place: Place, outer: Container[object]) -> Any:
         parent._child_scopes.discard(inner)
         parent._child_scopes.add(scope)
     return scope
-
-
-def _backend() -> ModuleType:
-    from anyio._backends import _asyncio  # noqa: PLC0415  # it takes long, and not every program needs it
-
-    return _asyncio
