@@ -15,7 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Revokable, RevokedError
-from asyncrevoke._core.scope import OPAQUE, Scopes
+from asyncrevoke._core.scope import OPAQUE
 from asyncrevoke.lowlevel import checkpoint, due
 from conftest import BACKENDS
 
@@ -241,7 +241,7 @@ def programs(depth: int, acts: int) -> Iterator[tuple[tuple[str, ...], tuple[str
 async def compare(layers: tuple[str, ...], acts: tuple[str, ...]) -> None:
     late = await Run(layers).perform(acts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Scopes, "innermost", lambda *_: OPAQUE)
+        patch.setattr("asyncrevoke._core.loop._AsyncioHome.innermost", lambda *_: OPAQUE)
         at_once = await Run(layers).perform(acts)
     assert late == at_once, (layers, acts)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
-from .scope import Place, Scopes
+from . import scope
 
 if TYPE_CHECKING:
     from .observe import Observation
@@ -80,11 +80,7 @@ class Home(abc.ABC):
         """
         return True
 
-    async def turn(self) -> None:
-        """Suspend for one turn of the loop; a cancellation is raised here."""
-        await anyio.lowlevel.checkpoint()
-
-    def place(self, task: Task) -> Place | None:  # noqa: ARG002
+    def place(self, task: Task) -> scope.Place | None:  # noqa: ARG002
         """Where the task is among its cancel scopes, for `surround`. None: one has to be entered now, to be cancelled later."""
         return None
 
@@ -150,7 +146,8 @@ class _AsyncioHome(Home):
         self.reactor: asyncio.AbstractEventLoop = loop
         self._tasks: dict[asyncio.Task[BaseException | None], Done] = {}
         self._ending: AsyncGenerator[None, None] | None = None
-        self._scopes = Scopes()
+        self._states: Any = None  # AnyIO's table of the scopes of tasks
+        self._ref: Callable[[], Task | None] = lambda: None  # to the task that was asked about last
 
     @property
     def over(self) -> bool:
@@ -167,15 +164,27 @@ class _AsyncioHome(Home):
         task = _current_task(self.reactor)
         if task is None or task.cancelling():
             return True
-        scope = self._scopes.innermost(task)
-        return scope is not None and bool(scope._effectively_cancelled)
+        innermost = self.innermost(task)
+        return innermost is not None and bool(innermost._effectively_cancelled)
 
-    async def turn(self) -> None:
-        self.left = READY
-        await asyncio.sleep(0)  # as AnyIO's does, less the search for the loop
+    def innermost(self, task: Task) -> Any:
+        """The cancel scope that the task is in, or None; OPAQUE where nobody knows."""
+        states = self._states
+        if states is None:
+            self._states = states = scope.states()
+            if states is None:
+                return None
+        ref = self._ref
+        if ref() is not task:
+            self._ref = ref = weakref.ref(task)
+        state = states.get(ref)
+        return None if state is None else state.cancel_scope
 
-    def place(self, task: Task) -> Place | None:
-        return self._scopes.place(task)
+    def place(self, task: Task) -> scope.Place | None:
+        if self._states is None:
+            from anyio._backends import _asyncio  # noqa: F401, PLC0415  # which takes long, and not every program needs
+        innermost = self.innermost(task)
+        return None if innermost is scope.OPAQUE else (innermost, task.cancelling())
 
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
         begun = False
@@ -293,7 +302,12 @@ def current() -> Home | None:
 async def checkpoint() -> None:
     """One turn of the loop; a cancellation is raised here."""
     home = current()
-    await (anyio.lowlevel.checkpoint() if home is None else home.turn())
+    if home is not None:
+        home.left = READY
+        if home.reactor is not None:
+            await asyncio.sleep(0)  # as AnyIO does, which first finds out whose loop it is
+            return
+    await anyio.lowlevel.checkpoint()
 
 
 def task_name(task: Task) -> str:
