@@ -42,11 +42,11 @@ def off_loop(call: Callable[[], T], *, late: Callable[[T], object] | None = None
 
 def close_off_loop(close: Callable[[], object]) -> OffLoop[object] | None:
     """Have a thread close what may take long, as a release; without a loop, or a thread, it is closed before this returns."""
-    try:
-        return off_loop(close, patience=1.0)  # most things close at once, also when the loop ends
-    except (anyio.NoEventLoopError, OSError):
-        close()
-        return None
+    if in_loop():
+        with contextlib.suppress(OSError):
+            return off_loop(close, patience=1.0)  # most things close at once, also when the loop ends
+    close()
+    return None
 
 
 class OffLoop(Awaitable[T]):
