@@ -1175,3 +1175,56 @@ async def test_a_close_cancelled_before_its_first_step_leaves_nothing_behind(wra
         await settle()
         assert stream.handle.released
         assert peer.recv(1) == b""
+
+
+async def test_a_stream_that_stays_silent_is_taken_away(wrap: Wrap) -> None:
+    """Who waits for longer than the limit gets the error with the reason; nothing of the limit is left when it is closed."""
+    async with pair(wrap) as (stream, _):
+        stream.limit_idle(0.01)
+        with pytest.raises(RevokedError) as caught:
+            await stream.receive()
+        assert caught.value.reason == "nothing has come for 0.01 s"
+        with pytest.raises(RevokedError):
+            stream.limit_idle(1)
+    for wrong in 0, -1, float("nan"):
+        with pytest.raises(ValueError, match="seconds"):
+            stream.limit_idle(wrong)
+
+
+async def test_the_limit_counts_from_when_somebody_began_to_wait(wrap: Wrap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said of a stream that nobody reads; what comes begins a new wait; closed, it is not looked at any more."""
+    looks: list[tuple[float, Callable[[], object]]] = []
+    closed: list[int] = []
+
+    class ByHand:
+        def __init__(self, seconds: float, look: Callable[[], object]) -> None:
+            self.number = len(looks)
+            looks.append((seconds, look))
+
+        def close(self) -> None:
+            closed.append(self.number)
+
+    monkeypatch.setattr("asyncrevoke._streams.face.Deadline", ByHand)
+    async with pair(wrap) as (stream, peer), anyio.create_task_group() as group:
+        stream.limit_idle(3600)
+        looks[-1][1]()
+        assert looks[-1][0] == pytest.approx(3600, abs=1)  # nobody waits
+        call = start(group, stream.receive)
+        await parked(stream.handle)
+        looks[-1][1]()
+        assert 0 < looks[-1][0] <= 3600
+        peer.sendall(b"x")
+        await call.done.wait()
+        call = start(group, stream.receive)
+        await parked(stream.handle)
+        for user in stream.handle._uses or ():
+            user.since -= 3599
+        looks[-1][1]()
+        assert 0 < looks[-1][0] <= 1
+        assert not stream.handle.revoked
+        for user in stream.handle._uses or ():
+            user.since -= 1
+        looks[-1][1]()
+        await call.done.wait()
+        assert isinstance(call.error, RevokedError)
+    assert closed == [len(looks) - 1]

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import EllipsisType
@@ -15,6 +16,7 @@ from asyncrevoke._core.errors import RevokedError
 from asyncrevoke._core.profile import Answer, Answers
 from asyncrevoke._core.resource import Handled
 from asyncrevoke._core.revokable import Kick, Release, Revokable, due
+from asyncrevoke._core.watch import Deadline
 
 _AHEAD = 16384  # bytes that are asked for where a record needs less
 
@@ -173,6 +175,16 @@ class Face(Handled, anyio.abc.ByteStream):
                 self._answer(error, "write")
                 raise
 
+    def limit_idle(self, seconds: float) -> None:
+        """Have it revoked when somebody has waited for so many seconds to receive, and nothing came.
+
+        :raises RevokedError, ~anyio.ClosedResourceError: if it was taken away or closed
+        :raises ValueError: if `seconds` is not positive
+        """
+        if not seconds > 0:
+            raise ValueError(f"seconds is {seconds!r}: give a number more than 0")
+        _IdleLimit(self.handle.open("idle limit"), self.handle, seconds)
+
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return {RevokableAttribute.handle: lambda: self.handle}
@@ -280,6 +292,30 @@ class Face(Handled, anyio.abc.ByteStream):
 
 def _enough(nbytes: int, ahead: bytearray) -> int:
     return nbytes if len(ahead) >= nbytes else -1
+
+
+class _IdleLimit:
+    """Looks who waits to receive, and comes again when the longest wait would be over.
+
+    :param own: a handle on the stream: when it is released, nobody looks any more
+    """
+
+    def __init__(self, own: Revokable, handle: Revokable, seconds: float) -> None:
+        self._handle = handle
+        self._seconds = seconds
+        self._deadline = Deadline(seconds, self._look)
+        own.release = self._close
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        left = min((wait.since for wait in self._handle._uses or () if wait.idle), default=now) + self._seconds - now
+        if left <= 0:
+            self._handle.revoke(f"nothing has come for {self._seconds:g} s")
+        elif not self._handle.revoked:
+            self._deadline = Deadline(left, self._look)
+
+    def _close(self) -> None:
+        self._deadline.close()
 
 
 class _Turn:
