@@ -217,7 +217,7 @@ class Fd:
         try:
             if self._shared:
                 os.set_blocking(self.number, False)
-            if self._master and _polls(self.number, select.POLLHUP):  # it takes what nobody will read
+            if self._master and _unasked(self.number).poll(0):  # it takes what nobody will read
                 raise OSError(errno.EIO, "nobody has the terminal open on the other side")  # noqa: TRY301
             return os.write(self.number, item)
         except BlockingIOError:
@@ -325,7 +325,7 @@ async def found(future: asyncio.Future[Any], late: Callable[[Any], object] | Non
 class Side:
     """The waits for one direction of a descriptor; there is one at a time, and a callback beside it."""
 
-    __slots__ = ("_call", "_fd", "_idle", "_kind", "_loop", "_lost_by_errors", "told", "wait")
+    __slots__ = ("_call", "_errors", "_fd", "_idle", "_kind", "_loop", "told", "wait")
 
     def __init__(self, fd: int, kind: str, wait: Callable[[int], Awaitable[None]]) -> None:
         self._fd = fd
@@ -365,11 +365,11 @@ class Side:
         if self._loop is not reactor:
             getattr(reactor, f"add_{self._kind}")(self._fd, self._ready)
             self._loop = reactor
-            self._lost_by_errors = not isinstance(reactor, asyncio.SelectorEventLoop)
+            self._errors = None if isinstance(reactor, asyncio.SelectorEventLoop) else _unasked(self._fd)
         self._idle = False
 
     def _ready(self) -> None:
-        if self._lost_by_errors and _polls(self._fd, select.POLLERR):
+        if self._errors is not None and (polled := self._errors.poll(0)) and polled[0][1] & select.POLLERR:
             reactor = self._loop
             self.disarm()  # libuv has ended it, and uvloop tells nobody: the next wait begins anew
             if reactor is not None and (self._call is not None or self.told is not None):
@@ -410,8 +410,8 @@ def os_errors(what: str) -> Iterator[None]:
         raise OSError(*exc.args, what) from exc
 
 
-def _polls(fd: int, event: int) -> bool:
-    """Whether poll(2) tells of that now: POLLERR or POLLHUP, which it tells unasked."""
+def _unasked(fd: int) -> select.poll:
+    """Tells, when it is polled, what poll(2) tells of that unasked: POLLERR and POLLHUP."""
     poller = select.poll()
     poller.register(fd, 0)
-    return any(events & event for _, events in poller.poll(0))
+    return poller
