@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from asyncrevoke.lowlevel import checkpoint
+from asyncrevoke.lowlevel import Registry, checkpoint
 
 from .connection import below
 
@@ -24,20 +24,35 @@ class Exchange:
 
     They hand on what the server's return, as a coroutine of their own would cost more than all else here.
 
+    :ivar limit: seconds for telling the client
     :ivar refusal: makes the error that the endpoint gets, once nothing may pass any more
     :ivar unended: whether it was ended in the midst of a response, and only the server can cut that off
     """
 
-    __slots__ = ("_close_code", "_first", "_last", "_limit", "_receive", "_send", "refusal", "scope", "unended")
+    __slots__ = (
+        "_close_code",
+        "_first",
+        "_last",
+        "_live",
+        "_receive",
+        "_send",
+        "limit",
+        "refusal",
+        "scope",
+        "unended",
+    )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, close_code: int, limit: float) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, live: Registry, close_code: int, limit: float
+    ) -> None:
         self.scope = scope
         self.refusal: Callable[[], Exception] | None = None
         self.unended = False
         self._receive = receive
         self._send = send
+        self._live = live
         self._close_code = close_code
-        self._limit = limit
+        self.limit = limit
         self._first: Message | None = None  # that was sent
         self._last: Message = {"type": ""}
 
@@ -54,18 +69,16 @@ class Exchange:
         self._last = message
         return self._send(message)
 
-    async def end(self, reason: str, *, gone: bool) -> None:
-        """Tell the client, as well as that can still be done, and close the connection, or abort it when the limit is over.
-
-        :param gone: whether it is the server that goes, and not the token
-        """
+    async def end(self, reason: str) -> None:
+        """Tell the client, as well as that can still be done, and close the connection, or abort it when the limit is over."""
         if self._last["type"] == "http.response.body" and not self._last.get("more_body", False):
             return  # the response is complete, and the connection may be in the midst of the next request
         shared = self.scope.get("http_version", "1.1") >= "2"
         connection = None if shared else below(self._send)
+        gone = self._live.root.revoked  # it is the server that goes then, and no fault of the token
         told = False
         with (
-            anyio.move_on_after(self._limit),
+            anyio.move_on_after(self.limit),
             contextlib.suppress(Exception),
         ):  # the client may be gone, or the server's turn
             told = await (self._end_websocket if self.scope["type"] == "websocket" else self._end_http)(reason, gone)
