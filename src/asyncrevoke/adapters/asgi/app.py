@@ -134,7 +134,7 @@ class RevokableApp:
         """Register it, and only then look whether the token is good."""
         try:
             found = key(session.scope)
-            if not isinstance(found, str | tuple) and inspect.isawaitable(found):
+            if type(found) is not tuple and inspect.isawaitable(found):
                 found = await found
             parts, expires = _parsed(found)
             if parts:
