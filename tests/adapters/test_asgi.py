@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import pathlib
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -309,6 +311,26 @@ async def test_a_client_that_sends_for_ever_is_told(kind: str, live: Registry, h
             await here.noted("x" * 1000)
             await live["alice", "t1"].revoke("logged out")
         assert (websocket.close_code, websocket.close_reason) == (4401, "logged out")
+
+
+@on_every_server
+async def test_a_client_whose_messages_nobody_reads_is_heard(kind: str, live: Registry, here: Here) -> None:
+    """They fill a server's queue, behind which its answer to the close would wait for the limit."""
+
+    async def deaf(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await waits(here)(_scope, receive, send)
+
+    app = RevokableApp(applications(deaf=deaf), live, token, limit=60)
+    async with served(app, kind) as client, client.websocket("/deaf") as websocket:
+        for _ in range(100):
+            await websocket.send("x" * 1000)
+        await here.noted("begun")
+        with anyio.fail_after(10):
+            await live["alice", "t1"].revoke("logged out")
+            await websocket.wait_closed()
+        assert websocket.close_code == 4401
 
 
 @on_every_server
@@ -715,6 +737,30 @@ async def test_a_session_that_has_ended_belongs_to_nobody_more(live: Registry) -
         sessions[0].handle.open()
     sessions[0].revoke("too late")
     assert len(live) == 0
+
+
+async def test_keys_that_nobody_uses_any_more_are_forgotten(live: Registry, here: Here) -> None:
+    """However many tokens come and go, while somebody stays."""
+    names = iter(["stays", *map(str, range(3000))])
+
+    async def ok(_scope: Any, _receive: Any, send: Any) -> None:
+        if "stays" not in here.log:
+            here.note("stays")
+            await anyio.sleep_forever()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    app = RevokableApp(ok, live, lambda _: next(names))
+    stays = asyncio.ensure_future(answer(app))
+    await here.noted("stays")
+    await answer(app)
+    first = weakref.ref(live["0"])
+    for _ in range(1, 3000):
+        await answer(app)
+    gc.collect()
+    assert first() is None
+    await live["stays"].revoke("at last")
+    assert await stays == (401, b"at last\n")
 
 
 async def test_one_session_may_be_taken_away_alone(live: Registry, here: Here) -> None:

@@ -99,13 +99,19 @@ class Exchange:
         """Close or refuse it. It reports whether the client was told."""
         if self._first is not None and not self._accepted:  # in the midst of a refusal
             return False
-        if self._last["type"] != "websocket.close":
-            code = 1012 if gone else self._close_code
-            text = reason.encode(errors="replace")[:_ROOM].decode(errors="ignore")
-            await self._send({"type": "websocket.close", "code": code, "reason": text})
-        while self._accepted and (await self._receive())["type"] != "websocket.disconnect":
-            pass  # what the client still sends is thrown away, up to its answer
+        async with anyio.create_task_group() as tasks:
+            if self._accepted:
+                tasks.start_soon(self._throw_away)
+            if self._last["type"] != "websocket.close":
+                code = 1012 if gone else self._close_code
+                text = reason.encode(errors="replace")[:_ROOM].decode(errors="ignore")
+                await self._send({"type": "websocket.close", "code": code, "reason": text})
         return True
+
+    async def _throw_away(self) -> None:
+        """Take what the client still sends, up to its answer, which comes behind that."""
+        while (await self._receive())["type"] != "websocket.disconnect":
+            pass
 
     async def _end_http(self, reason: str, gone: bool) -> bool:
         """Answer a request, or end a stream of events. It reports whether that could be done."""
