@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 import anyio
-import httpx2
+import httpx
 from joserfc import jwk, jwt
 from joserfc.errors import JoseError
 from starlette.applications import Starlette
@@ -155,7 +155,7 @@ async def main() -> None:
     keys = jwk.KeySet.import_key_set({"keys": [key.as_dict(private=False)]})
     signals = Signals(Registry(), keys, "Bearer secret")
     async with (
-        httpx2.AsyncClient(transport=httpx2.ASGITransport(Starlette(routes=signals.routes))) as transmitter,
+        httpx.AsyncClient(transport=httpx.ASGITransport(Starlette(routes=signals.routes))) as transmitter,
         anyio.create_task_group() as tasks,
     ):
         for login in Login("17", "laptop", "al@x.org"), Login("17", "phone", "al@x.org"), Login("4", "pc", "bo@x.org"):

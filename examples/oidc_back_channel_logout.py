@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import anyio
-import httpx2
+import httpx
 from joserfc import jwk, jwt
 from joserfc.errors import JoseError
 from starlette.applications import Starlette
@@ -117,9 +117,9 @@ async def session(logout: BackChannelLogout, login: Login) -> None:
 async def main() -> None:
     key = jwk.RSAKey.generate_key(2048, {"kid": "1", "use": "sig"})
     logout = BackChannelLogout(Registry(), jwk.KeySet.import_key_set({"keys": [key.as_dict(private=False)]}))
-    transport = httpx2.ASGITransport(Starlette(routes=logout.routes))
+    transport = httpx.ASGITransport(Starlette(routes=logout.routes))
     async with (
-        httpx2.AsyncClient(transport=transport, base_url="https://shop.example.com") as provider,
+        httpx.AsyncClient(transport=transport, base_url="https://shop.example.com") as provider,
         anyio.create_task_group() as tasks,
     ):
         for login in ("alice", "laptop"), ("alice", "phone"), ("bob", "desk"):

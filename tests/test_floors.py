@@ -18,6 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "_registry": {"_core", "_streams"},
     "lowlevel": {"_core", "_streams", "_registry"},
     "adapters/alsa": ADAPTER,
+    "adapters/asgi": {"lowlevel"},
     "adapters/entries": ADAPTER,
     "adapters/mapping": ADAPTER,
     "adapters/membrane": {"lowlevel"},

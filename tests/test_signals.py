@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import anyio.abc
 import caep_session_revoked as caep
-import httpx2
+import httpx
 import oidc_back_channel_logout as oidc
 import pytest
 from joserfc import jwk, jws
@@ -40,8 +40,8 @@ class Shop:
         self.logout = oidc.BackChannelLogout(self.live, keys)
         self.signals = caep.Signals(self.live, keys, "Bearer secret")
         self.app = Starlette(routes=[*self.logout.routes, *self.signals.routes])
-        transport = httpx2.ASGITransport(self.app)
-        self.provider = httpx2.AsyncClient(transport=transport, base_url="https://shop.example.com")
+        transport = httpx.ASGITransport(self.app)
+        self.provider = httpx.AsyncClient(transport=transport, base_url="https://shop.example.com")
         self.tasks = tasks
         self.ended: list[caep.Login] = []
         self.may_end = anyio.Event()
@@ -63,10 +63,10 @@ class Shop:
                     await self.may_end.wait()
                 self.ended.append(login)
 
-    async def log_out(self, token: str) -> httpx2.Response:
+    async def log_out(self, token: str) -> httpx.Response:
         return await self.provider.post("/logout", data={"logout_token": token})
 
-    async def signal(self, token: str, *, by: bytes = b"Bearer secret", kind: bytes = SIGNAL) -> httpx2.Response:
+    async def signal(self, token: str, *, by: bytes = b"Bearer secret", kind: bytes = SIGNAL) -> httpx.Response:
         headers = {b"authorization": by, b"content-type": kind}
         return await self.provider.post("/signals", content=token, headers=headers)
 
@@ -374,7 +374,7 @@ async def test_bad_signal_is_refused_and_changes_nothing(case: str) -> None:
         assert unchanged(shop)
 
 
-def assert_error(answer: httpx2.Response, err: str) -> None:
+def assert_error(answer: httpx.Response, err: str) -> None:
     """What RFC 8935 says of the form of an error (section 2.3)."""
     assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
     assert answer.headers["content-language"] == "en"

@@ -692,6 +692,60 @@ def test_the_parents_close_does_not_close_the_child() -> None:
     assert (root.closed, child.closed, root.unclosed) == (True, False, 1)
 
 
+@pytest.mark.parametrize("taken", ["first", "second"])
+async def test_who_joins_later_is_taken_along_by_whichever_parent_goes_first(taken: str) -> None:
+    """A root with an operation and an open file joins two parents: the first that is revoked takes all of it along."""
+    log: Log = []
+    parents = {name: Revokable(name) for name in ("first", "second")}
+    session = Revokable("session", release=says(log, "session"))
+    session.open("file", release=says(log, "file"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(operate, session, log)
+        await settle()
+        session.join(parents["first"])
+        session.join(parents["second"], parents["first"])
+        assert session.path == "first/session"
+        assert [parent.children for parent in parents.values()] == [(session,)] * 2
+        report = await parents[taken].revoke("gone")
+    assert (report.kicked, report.released) == (1, 3)
+    assert log.index("file") < log.index("session")
+    assert session.reason == "gone"
+    assert [parent.in_use for parent in parents.values()] == [0, 0]
+
+
+def test_a_join_that_is_refused_changes_nothing() -> None:
+    """Who is revoked joins nobody, nobody joins who is revoked, and none is below itself."""
+    live, dead, session = Revokable("live"), Revokable("dead"), Revokable("session")
+    file = session.open("file")
+    dead.revoke("gone")
+    with pytest.raises(RevokedError, match="'dead' was revoked: gone"):
+        session.join(live, dead)
+    for own in session, file:
+        with pytest.raises(ValueError, match="cannot be its parent"):
+            session.join(live, own)
+    session.join()
+    assert (session.parent, live.in_use) == (None, 0)
+    with pytest.raises(RevokedError):
+        dead.join(live)
+    session.close()
+    with pytest.raises(anyio.ClosedResourceError):
+        session.join(live)
+    assert live.in_use == 0
+
+
+def test_unclosed_is_told_to_parents_that_are_joined_later() -> None:
+    """What has an unclosed file below it counts it once in each new parent, and in what they share."""
+    root = Revokable("root")
+    left, right = root.open("left"), root.open("right")
+    session = Revokable("session")
+    file = session.open("file", at_close=lambda: None)
+    session.join(left)
+    session.join(right)
+    assert [each.unclosed for each in (root, left, right, session)] == [1] * 4
+    file.close()
+    assert [each.unclosed for each in (root, left, right, session)] == [0] * 4
+
+
 @pytest.mark.invariant("I2")
 def test_unclosed_is_told_to_every_parent_once() -> None:
     """A file with several parents is one unclosed file in each, and in what they share; a report sums up its roots."""

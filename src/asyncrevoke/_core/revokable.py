@@ -247,7 +247,30 @@ class Revokable:
         :raises ClosedResourceError: if its owner closed it
         """
         child = self._new(name, options)
-        parents = tuple(dict.fromkeys((self, *also)))
+        child._join(self._admitting((self, *also)))
+        return child
+
+    def join(self, *parents: Revokable) -> None:
+        """Belong to these, too, from now on, with all that is inside and below: whichever is revoked first takes it along.
+
+        A root gets its first parent so, such as a session whose user is known only later.
+
+        :raises RevokedError: if this or one of the parents was revoked; then nothing has changed
+        :raises ClosedResourceError: if its owner closed it
+        :raises ValueError: if one of the parents is this node, or below it
+        """
+        self._admit_child()
+        own = set(below(self))
+        for parent in parents:
+            if parent in own:
+                raise ValueError(f"{parent.path!r} is below {self.path!r}: it cannot be its parent, too")
+        new = tuple(parent for parent in self._admitting(parents) if parent not in self._parents())
+        if new:
+            self._join(new)
+
+    def _admitting(self, nodes: Iterable[Revokable]) -> tuple[Revokable, ...]:
+        """These, each once, if all of them take a child in the loop of this node."""
+        parents = tuple(dict.fromkeys(nodes))
         for parent in parents:
             parent._admit_child()
         for parent in parents:
@@ -255,8 +278,7 @@ class Revokable:
                 raise parent._refusal()
             if parent._home is not self._home:
                 raise RuntimeError(f"{parent.path!r} belongs to another event loop than {self.path!r}")
-        child._join(parents)
-        return child
+        return parents
 
     def opening(
         self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]
@@ -286,13 +308,15 @@ class Revokable:
             raise self._refusal()
 
     def _join(self, parents: tuple[Revokable, ...]) -> None:
-        self.parent, *also = parents
+        unclosed = self._unclosed
+        if unclosed:
+            self._count_unclosed(-unclosed)
+        self.parent, *also = (*self._parents(), *parents)
         self._also = tuple(also)
         self._home = self.parent._home
         for parent in parents:
             parent._link(self)
-        if self._unclosed:
-            unclosed, self._unclosed = self._unclosed, 0
+        if unclosed:
             self._count_unclosed(unclosed)
         tell("opened", self)
 

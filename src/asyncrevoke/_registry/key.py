@@ -51,7 +51,8 @@ class Key(Revokable):
         for parent, node in attached:
             parent._adopt(node)
         for _, node in attached:
-            tell("opened", node)
+            if node._observers:
+                tell("opened", node)
 
     def _heard_by(self) -> tuple[Told, ...]:
         node: Revokable = self
@@ -69,6 +70,7 @@ class Key(Revokable):
             node._uses = None  # so that the next use attaches it
             if (parent._children or {}).pop(node, node) is node:  # nobody has used it
                 break
-            tell("released", node)
-            node._observers = tuple(told for told in node._observers if told not in parent._observers)
+            if node._observers:
+                tell("released", node)
+                node._observers = tuple(told for told in node._observers if told not in parent._observers)
             node = parent

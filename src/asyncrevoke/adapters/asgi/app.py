@@ -1,0 +1,178 @@
+"""The application around yours."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from asyncrevoke.lowlevel import Registry, Revokable, RevokedError
+
+from .exchange import Exchange, Receive, Scope, Send
+from .session import Session
+from .shutdown import revoke_at_shutdown, revoke_when_terminated
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+#: A key; or a key and the unix time at which it ends; or None.
+Found = str | tuple[str, ...] | tuple[tuple[str, ...], float | None] | None
+
+_ROOM = 1024  # for nodes of keys, before those are forgotten that nobody uses
+
+
+class RevokableApp:
+    """An ASGI application whose requests and websockets can be taken away: ``app = RevokableApp(app, live, key)``
+
+    Each is a `Session`, which the endpoint finds as ``scope["asyncrevoke"]``. A revocation of its key cancels the endpoint,
+    as ``Task.cancel`` does, whatever it awaits: its clean-up runs, and may await. It can neither send nor receive any more.
+    Meanwhile the client is told:
+
+    - an open websocket is closed, with `close_code` and the reason; in its handshake it is refused, with status 403
+    - an event stream gets a last event ``revoked``, whose data is ``{"reason": "..."}``, and ends
+    - a request that was not answered yet gets status 401 and the reason
+    - any other response is cut off, so that the client does not take it for whole
+
+    Then its connection is closed. If that takes longer than `limit`, it is aborted, whether the endpoint has ended or not.
+    One that has not ended is cancelled again after each `limit`; `Revocation.stragglers` names it. The revocation is complete
+    when both are gone. With ``revoke(..., grace=30)`` what runs may finish.
+
+    A route that revokes its own key, as a logout does, would be ended by that itself: let `key` return None for it.
+
+    A request whose key is being revoked, is not valid, or has expired is refused in the same way. After `live.root` was
+    revoked, as at a shutdown, clients get close code 1012 and status 503: their tokens are good.
+
+    Make it the outermost middleware: it finds the connection below the `send` of uvicorn and hypercorn, which run in asyncio.
+    Under other servers, and over HTTP/2, where others use the connection, it aborts nothing, and leaves it to the server to
+    close and cut off.
+
+    :param live: the registry with the keys
+    :param key: called with the scope, tells whose request it is: ``("alice", "token7")``, or that and the unix time at which
+        it expires, ``(("alice", "token7"), 1767225600)``. None: nobody's, unless `Session.belongs_to` tells later. May be
+        async. If it raises, the server answers 500, and logs which function it was
+    :param valid: called with the parts of the key, once the session is registered, tells whether the token is still good. To
+        look only before that would miss a revocation in between. May be async
+    :param close_code: of websockets. By default 4401, which clients of GraphQL and others know as "unauthorized"
+    :param limit: seconds for telling the client and closing the connection
+    :param shutdown: what clients are told on SIGTERM and SIGINT: see `revoke_at_shutdown`. None: leave signals alone
+    """
+
+    def __init__(
+        self,
+        app: App,
+        live: Registry,
+        key: Callable[[Scope], Found | Awaitable[Found]] | None = None,
+        *,
+        valid: Callable[..., bool | Awaitable[bool]] | None = None,
+        close_code: int = 4401,
+        limit: float = 2.0,
+        shutdown: str | None = "the server shuts down",
+    ) -> None:
+        self._app = app
+        self._live = live
+        self._key = key
+        self._valid = valid
+        self._close_code = close_code
+        self._limit = limit
+        self._shutdown = shutdown
+        self._served = False  # any request yet
+        self._waiting: asyncio.Task[None] | None = None  # which the loop alone would not keep
+        self._sessions: dict[Session, None] = {}
+        self._nodes: dict[tuple[str, ...], Revokable] = {}
+        self._room = _ROOM
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application for one connection, as the server does.
+
+        :raises RevokedError: if a response was taken away that only the server can cut off
+        """
+        if scope["type"] not in ("http", "websocket"):
+            await (self._lifespan if scope["type"] == "lifespan" else self._app)(scope, receive, send)
+            return
+        if self._shutdown is not None and not self._served:
+            self._waiting = revoke_when_terminated(self._live, self._shutdown, send)
+        self._served = True
+        exchange = Exchange(scope, receive, send, live=self._live, close_code=self._close_code, limit=self._limit)
+        task = asyncio.tasks.current_task()
+        assert task is not None
+        session = Session(self._node, exchange, task)
+        self._sessions[session] = None
+        try:
+            if self._key is None or await self._admits(session, self._key):
+                await self._app({**scope, "asyncrevoke": session}, exchange.receive, exchange.send)
+        except BaseException as exc:
+            if not (session.taken_away and _is_of_that(exc)):
+                raise
+        finally:
+            del self._sessions[session]
+            try:
+                if session.ended():
+                    await session.rest()
+            finally:
+                session.leave()
+        if session.taken_away and session.uncancel():
+            raise asyncio.CancelledError
+        if exchange.unended:
+            raise RevokedError(session.handle)
+
+    def _node(self, key: tuple[str, ...]) -> Revokable:
+        """The node of a key: the same as long as anybody is there, so that one that is being revoked takes in nobody."""
+        node = self._nodes.get(key)
+        if node is None or (node.revoked and node.released):
+            if len(self._nodes) >= self._room:
+                self._nodes = {known: each for known, each in self._nodes.items() if each.in_use}
+                self._room = max(_ROOM, 2 * len(self._nodes))
+            node = self._nodes[key] = self._live[key]
+        return node
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._shutdown is None:
+            await self._app(scope, receive, send)
+            return
+        give_back = revoke_at_shutdown(self._live, self._shutdown, limit=self._limit + 1)
+        await self._app(scope, receive, send)  # an error means that it has none: its clients are told all the same
+        give_back()
+
+    async def _admits(self, session: Session, key: Callable[[Scope], Found | Awaitable[Found]]) -> bool:
+        """Register it, and only then look whether the token is good."""
+        try:
+            found = key(session.scope)
+            if type(found) is not tuple and inspect.isawaitable(found):
+                found = await found
+            parts, expires = _parsed(found)
+            if parts:
+                session.belongs_to(*parts, expires=expires)
+        except RevokedError:
+            raise
+        except Exception as exc:
+            raise RuntimeError(f"the key function {key!r} failed on {session.name!r}: {exc}") from exc
+        if parts and self._valid is not None and not session.taken_away:
+            valid = self._valid(*parts)
+            if not (await valid if inspect.isawaitable(valid) else valid):
+                session.revoke("the token is not valid")
+        return not session.taken_away
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Who is connected, for an admin's page, as JSON has it: the keys, what is open, of which type, whence, and since when.
+
+        Show it to those only who may know.
+        """
+        return [session.facts for session in self._sessions]
+
+
+def _is_of_that(exc: BaseException) -> bool:
+    """Whether it says nothing but that the session was taken away."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(map(_is_of_that, exc.exceptions))
+    return isinstance(exc, RevokedError | asyncio.CancelledError)
+
+
+def _parsed(found: object) -> tuple[tuple[str, ...], float | None]:
+    """The key, and when it expires."""
+    match found:
+        case None:
+            return (), None
+        case str():
+            return (found,), None
+        case (tuple() as key, int() | float() | None as expires) if key:
+            return key, expires
+        case tuple() if found:
+            return found, None
+    raise TypeError(f"{found!r} is no key: return a tuple of strings, that and when it expires, or None")

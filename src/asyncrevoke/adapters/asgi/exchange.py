@@ -1,0 +1,135 @@
+"""What the server and an endpoint say to each other, and how that is brought to an end by somebody else."""
+
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+import anyio
+
+from asyncrevoke.lowlevel import Registry, checkpoint
+
+from .connection import below
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_ROOM = 123  # bytes for the reason in the close frame of a websocket (RFC 6455, 5.5)
+
+
+class Exchange:
+    """Stands between the two. `receive` and `send` are what the endpoint gets.
+
+    They hand on what the server's return, as a coroutine of their own would cost more than all else here.
+
+    :ivar limit: seconds for telling the client
+    :ivar refusal: makes the error that the endpoint gets, once nothing may pass any more
+    :ivar unended: whether it was ended in the midst of a response, and only the server can cut that off
+    """
+
+    __slots__ = (
+        "_close_code",
+        "_first",
+        "_last",
+        "_live",
+        "_receive",
+        "_send",
+        "limit",
+        "refusal",
+        "scope",
+        "unended",
+    )
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, live: Registry, close_code: int, limit: float
+    ) -> None:
+        self.scope = scope
+        self.refusal: Callable[[], Exception] | None = None
+        self.unended = False
+        self._receive = receive
+        self._send = send
+        self._live = live
+        self._close_code = close_code
+        self.limit = limit
+        self._first: Message | None = None  # that was sent
+        self._last: Message = {"type": ""}
+
+    def receive(self) -> Awaitable[Message]:
+        if self.refusal is not None:
+            raise self.refusal()
+        return self._receive()
+
+    def send(self, message: Message) -> Awaitable[None]:
+        if self.refusal is not None:
+            raise self.refusal()
+        if self._first is None:
+            self._first = message
+        self._last = message
+        return self._send(message)
+
+    async def end(self, reason: str) -> None:
+        """Tell the client, as well as that can still be done, and close the connection, or abort it when the limit is over."""
+        if self._last["type"] == "http.response.body" and not self._last.get("more_body", False):
+            return  # the response is complete, and the connection may be in the midst of the next request
+        shared = self.scope.get("http_version", "1.1") >= "2"
+        connection = None if shared else below(self._send)
+        gone = self._live.root.revoked  # it is the server that goes then, and no fault of the token
+        told = False
+        with (
+            anyio.move_on_after(self.limit),
+            contextlib.suppress(Exception),
+        ):  # the client may be gone, or the server's turn
+            told = await (self._end_websocket if self.scope["type"] == "websocket" else self._end_http)(reason, gone)
+            if told and connection is not None:
+                if not self._accepted:  # else the server closes it, when the client has answered
+                    await checkpoint()  # for a server that writes in a task of its own
+                    connection.transport.close()
+                await connection.lost.wait()
+        if connection is not None:
+            await connection.abort()
+        self.unended = connection is None and not told
+
+    @property
+    def _accepted(self) -> bool:
+        return self._first is not None and self._first["type"] == "websocket.accept"
+
+    async def _end_websocket(self, reason: str, gone: bool) -> bool:
+        """Close or refuse it. It reports whether the client was told."""
+        if self._first is not None and not self._accepted:  # in the midst of a refusal
+            return False
+        async with anyio.create_task_group() as tasks:
+            if self._accepted:
+                tasks.start_soon(self._throw_away)
+            if self._last["type"] != "websocket.close":
+                code = 1012 if gone else self._close_code
+                text = reason.encode(errors="replace")[:_ROOM].decode(errors="ignore")
+                await self._send({"type": "websocket.close", "code": code, "reason": text})
+        return True
+
+    async def _throw_away(self) -> None:
+        """Take what the client still sends, up to its answer, which comes behind that."""
+        while (await self._receive())["type"] != "websocket.disconnect":
+            pass
+
+    async def _end_http(self, reason: str, gone: bool) -> bool:
+        """Answer a request, or end a stream of events. It reports whether that could be done."""
+        if self._first is None:
+            body = f"{reason or 'it was revoked'}\n".encode(errors="replace")
+            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+            if not gone:
+                headers.append((b"www-authenticate", b'Bearer error="invalid_token"'))
+            await self._send({"type": "http.response.start", "status": 503 if gone else 401, "headers": headers})
+        elif _is_event_stream(self._first.get("headers") or ()):
+            body = f"\n\nevent: revoked\ndata: {json.dumps({'reason': reason})}\n\n".encode()
+        else:
+            return False
+        await self._send({"type": "http.response.body", "body": body})
+        return True
+
+
+def _is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether an event can be added: not to a stream that was compressed further in."""
+    known = {bytes(name).lower(): bytes(value) for name, value in headers}
+    return known.get(b"content-type", b"").startswith(b"text/event-stream") and b"content-encoding" not in known

@@ -1,0 +1,196 @@
+"""One request or websocket, and whose it is."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from asyncrevoke.lowlevel import Revocation, Revokable, RevokedError, Wait, checkpoint, printable
+
+from .exchange import Exchange
+
+logger = logging.getLogger("asyncrevoke")
+
+_DAY = 86400.0  # the longest that a timer runs before it looks at the clock again
+
+
+class Session:
+    """A request or websocket: ``session = scope["asyncrevoke"]``
+
+    :ivar scope: that of the server
+    :ivar keys: those it belongs to
+    :ivar taken_away: whether it was taken away, by a revocation of one of them or alone
+    :ivar since: the unix time at which it began
+    """
+
+    __slots__ = (
+        "_cancelled",
+        "_exchange",
+        "_expires",
+        "_find",
+        "_goodbye",
+        "_handle",
+        "_operations",
+        "_over",
+        "_task",
+        "_timer",
+        "keys",
+        "scope",
+        "since",
+        "taken_away",
+    )
+
+    def __init__(
+        self, find: Callable[[tuple[str, ...]], Revokable], exchange: Exchange, task: "asyncio.Task[Any]"
+    ) -> None:
+        self.scope = exchange.scope
+        self.keys: list[tuple[str, ...]] = []
+        self.since = time.time()
+        self.taken_away = False
+        self._find = find
+        self._exchange = exchange
+        self._task = task
+        self._operations: list[Wait] = []
+        self._handle: Revokable | None = None
+        self._expires = float("inf")
+        self._timer: asyncio.TimerHandle | None = None
+        self._goodbye: Revocation | None = None
+        self._cancelled = 0  # how often
+        self._over = False  # whether the endpoint has ended
+
+    @property
+    def name(self) -> str:
+        """What it is, as in "GET /files"."""
+        return f"{self.scope.get('method', 'websocket')} {self.scope['path']}"
+
+    @property
+    def handle(self) -> Revokable:
+        """What to open things on that shall go with the session: ``open_pty(..., owner=session.handle)``, ``also=[session.handle]``
+
+        All that is open on it is closed when the endpoint has ended.
+
+        :raises RevokedError: when it is used first, if one of the keys was revoked already
+        :raises RuntimeError: if the endpoint has ended
+        """
+        if self._handle is None:
+            self._refuse_late()
+            handle = Revokable(self.name)
+            handle.join(*(operation.node for operation in self._operations))
+            self._handle = handle
+        return self._handle
+
+    def belongs_to(self, *key: str, expires: float | None = None) -> None:
+        """Be part of a key from now on: ``session.belongs_to("alice", "token7")``. May be called for further keys.
+
+        Look whether the token is good after this, not only before: it may be revoked in between.
+
+        :param expires: the unix time at which it is taken away by itself. Of several, the earliest counts
+        :raises RevokedError: if this key is just being revoked. The session is taken away, too: let the error pass
+        :raises TypeError: if a part of the key is no string, or there is none
+        :raises RuntimeError: if the endpoint has ended
+        """
+        self._refuse_late()
+        if key not in self.keys:
+            operation = Wait(self._find(key), self._kicked)
+            try:
+                operation.enter()
+            except RevokedError as error:
+                self.revoke(error.reason)
+                raise
+            self._operations.append(operation)
+            self.keys.append(key)
+            if self._handle is not None:
+                self._handle.join(operation.node)
+        if expires is not None and not expires >= self._expires:
+            self._expires = expires
+            self._look_at_clock()
+
+    def revoke(self, reason: str = "") -> None:
+        """Take this one away, and no other of its keys: cancel the endpoint, and tell the client. Again, it changes nothing."""
+        if self.taken_away or self._over:
+            return
+        self.taken_away = True
+        handle = self._handle = self._handle or Revokable(self.name)
+        handle.revoke(reason)
+        self._exchange.refusal = lambda: RevokedError(handle)
+        logger.info("%s", printable(f"{self} was taken away: {reason or 'no reason given'}"))
+        # The client is told while the endpoint ends, and even if it does not.
+        goodbye = Revokable(f"goodbye to {self.name}", release=lambda: self._exchange.end(reason))
+        self._goodbye = goodbye.revoke(reason)
+        self._task.set_name(self.name)  # for the list of stragglers
+        self._cancel()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What there is to tell about it, as JSON has it."""
+        client = self.scope.get("client")
+        return {
+            "keys": self.keys,
+            "what": self.name,
+            "type": self.scope["type"],
+            "client": client and client[0],
+            "since": self.since,
+        }
+
+    def __str__(self) -> str:
+        whose = ", ".join("/".join(key) for key in self.keys) or "nobody"
+        return f"{self.name} of {whose} at {(self.scope.get('client') or '?')[0]}"
+
+    def _cancel(self) -> None:
+        """Once is enough for most. What swallows it, a library perhaps, is cancelled again when its clean-up had time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._exchange.limit, self._cancel)
+        self._cancelled += 1
+        self._task.cancel()
+
+    def _refuse_late(self) -> None:
+        if self.taken_away:
+            raise RevokedError(self._handle)
+        if self._over:
+            raise RuntimeError(f"{self.name!r} has ended: nothing more can belong to it, nor it to anybody")
+
+    def _kicked(self, error: Exception) -> None:
+        self.revoke(getattr(error, "reason", ""))
+
+    def _look_at_clock(self) -> None:
+        """Take it away when its time is over. The clock may be set meanwhile, so the timer asks it again."""
+        if self._timer is not None:
+            self._timer.cancel()
+        left = self._expires - time.time()
+        if left > 0:
+            self._timer = asyncio.get_running_loop().call_later(min(left, _DAY), self._look_at_clock)
+        else:
+            self.revoke("the token has expired")
+
+    # -- for the application around the endpoint --
+
+    def uncancel(self) -> bool:
+        """Take back that the endpoint was cancelled. It reports whether somebody else has cancelled it, too."""
+        for _ in range(self._cancelled):
+            self._task.uncancel()
+        return self._task.cancelling() > 0
+
+    def ended(self) -> bool:
+        """The endpoint has ended. It reports whether there is something left to wait for, by `rest`."""
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        return self._handle is not None
+
+    async def rest(self) -> None:
+        """Wait until what it has opened is released, and the client was told."""
+        if self._goodbye is not None:
+            with contextlib.suppress(asyncio.CancelledError):  # if it comes only now. `uncancel` knows of another's
+                await checkpoint()
+        if self._handle is not None:
+            await self._handle.aclose()
+        if self._goodbye is not None:
+            await self._goodbye.finish()
+
+    def leave(self) -> None:
+        """Let those go on who revoke its keys."""
+        for operation in self._operations:
+            operation.leave()

@@ -1,0 +1,95 @@
+"""The reason comes before the end: all is revoked when the server is told to end, while it still serves."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import anyio
+
+from asyncrevoke.lowlevel import Registry
+
+
+def revoke_at_shutdown(
+    live: Registry, reason: str = "the server shuts down", *, limit: float = 3.0
+) -> Callable[[], None]:
+    """On SIGTERM and SIGINT, revoke all of `live` first, and then have the server's own handler called.
+
+    For servers that close connections before they end the lifespan, as uvicorn does. `RevokableApp` calls it when the
+    lifespan begins, and looks after hypercorn, whose workers get no signal. A server that begins no lifespan, or is stopped
+    in another way, needs ``await live.root.revoke(reason)`` before it is told to stop.
+
+    Call it in the running loop, after the server has set its handlers. In other threads than the main one it does nothing,
+    as those get no signals. A second signal goes to the server at once.
+
+    :param limit: seconds after which the server's turn comes in any case
+    :returns: what puts the server's handlers back
+    :raises RuntimeError: without a running asyncio loop
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = [_Handler(each, live, reason, limit) for each in (signal.SIGTERM, signal.SIGINT) if is_main]
+
+    def give_back() -> None:
+        for handler in handlers:
+            handler.give_back()
+
+    return give_back
+
+
+class _Handler:
+    """Stands in for the server's own handler of a signal."""
+
+    def __init__(self, number: signal.Signals, live: Registry, reason: str, limit: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._number = number
+        self._live = live
+        self._reason = reason
+        self._limit = limit
+        self._task: asyncio.Task[None] | None = None  # which the loop alone would not keep
+        self._own: Any = signal.signal(number, self)
+
+    def __call__(self, _: int, frame: FrameType | None) -> None:
+        if self._live.root.revoked or self._loop.is_closed():
+            self._hand_on(frame)
+        else:
+            self._loop.call_soon_threadsafe(self._begin, frame)
+
+    def _begin(self, frame: FrameType | None) -> None:
+        self._task = self._loop.create_task(self._revoke(frame))
+
+    async def _revoke(self, frame: FrameType | None) -> None:
+        try:
+            with anyio.move_on_after(self._limit):
+                await self._live.root.revoke(self._reason)
+        finally:
+            self._hand_on(frame)
+
+    def _hand_on(self, frame: FrameType | None) -> None:
+        if callable(self._own):
+            self._own(self._number, frame)
+        else:
+            signal.signal(self._number, self._own or signal.SIG_DFL)
+            signal.raise_signal(self._number)
+
+    def give_back(self) -> None:
+        there: object = signal.getsignal(self._number)
+        if there is self:
+            signal.signal(self._number, self._own)
+
+
+def revoke_when_terminated(live: Registry, reason: str, send: Any) -> asyncio.Task[None] | None:
+    """Revoke all of `live` when hypercorn tells a worker to end. Its connections know, for which it waits some seconds.
+
+    :param send: that of one of its connections; for that of another server there is nothing to wait for
+    """
+    terminated = getattr(getattr(getattr(send, "__self__", None), "context", None), "terminated", None)
+    if terminated is None:
+        return None
+
+    async def revoke() -> None:
+        await terminated.wait()
+        live.root.revoke(reason)
+
+    return asyncio.get_running_loop().create_task(revoke(), name=f"waits to tell that {reason}")
