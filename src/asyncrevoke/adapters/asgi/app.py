@@ -150,9 +150,8 @@ class RevokableApp:
         return not session.taken_away
 
     def sessions(self) -> list[dict[str, Any]]:
-        """Who is connected, for an admin's page, as JSON has it: the keys, what is open, of which type, whence, and since when.
-
-        Show it to those only who may know.
+        """Who is connected, for an admin's page, as JSON has it: the keys, what is open and of which type, the client's
+        address, and since when. Show it only to those who may know.
         """
         return [session.facts for session in self._sessions]
 

@@ -67,7 +67,7 @@ class Session:
 
     @property
     def handle(self) -> Revokable:
-        """What to open things on that shall go with the session: ``open_pty(..., owner=session.handle)``, ``also=[session.handle]``
+        """What to open things on that shall go with the session: ``owner=session.handle``, ``also=[session.handle]``
 
         All that is open on it is closed when the endpoint has ended.
 
@@ -108,7 +108,7 @@ class Session:
             self._look_at_clock()
 
     def revoke(self, reason: str = "") -> None:
-        """Take this one away, and no other of its keys: cancel the endpoint, and tell the client. Again, it changes nothing."""
+        """Take this one away, and no other of its keys: cancel the endpoint, and tell the client. Twice does no harm."""
         if self.taken_away or self._over:
             return
         self.taken_away = True
