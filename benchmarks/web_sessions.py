@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import random
 import resource
 import socket
@@ -24,7 +25,7 @@ import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -169,10 +170,13 @@ class Service:
                 await receive()
                 await send({"type": f"lifespan.{what}.complete"})
             return
-        token = token_of(scope)
+        await (self._echo if scope["type"] == "websocket" else self._events)(token_of(scope), receive, send)
+
+    @contextlib.contextmanager
+    def _there(self, token: str) -> Iterator[None]:
         self.present[token] += 1
         try:
-            await (self._echo if scope["type"] == "websocket" else self._events)(token, receive, send)
+            yield
         finally:
             self.present[token] -= 1
 
@@ -181,20 +185,21 @@ class Service:
         await receive()
         await send({"type": "websocket.accept"})
         await send({"type": "websocket.send", "text": str(begun)})
-        while (message := await receive())["type"] == "websocket.receive":
-            self.passed += self.reported[token] > begun
-            await send({"type": "websocket.send", "text": f"{self.reported[token]} {message['text']}"})
+        with self._there(token):
+            while (message := await receive())["type"] == "websocket.receive":
+                self.passed += self.reported[token] > begun
+                await send({"type": "websocket.send", "text": f"{self.reported[token]} {message['text']}"})
 
     async def _events(self, token: str, _receive: Any, send: Any) -> None:
-        number, head = 0, [(b"content-type", b"text/event-stream")]
-        stamp = self.begun[token]
+        begun, number, head = self.begun[token], 0, [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": head})
-        while not self.over:
-            event = b"data: %d %d\n\n" % (stamp, number)
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-            number += 1
-            await asyncio.sleep(EVENT)
-            stamp = max(stamp, self.reported[token])
+        await send({"type": "http.response.body", "body": b"data: %d 0\n\n" % begun, "more_body": True})
+        with self._there(token):
+            while not self.over:
+                await asyncio.sleep(EVENT)
+                number += 1
+                event = b"data: %d %d\n\n" % (max(begun, self.reported[token]), number)
+                await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -316,6 +321,7 @@ def in_ms(times: list[float]) -> str:
 
 
 async def main(rounds: int) -> None:
+    logging.disable(logging.WARNING)  # asyncio's, of those that write to who has gone
     print(f"{WEBSOCKETS} websockets and {STREAMS} event streams of {TOKENS} tokens, {rounds} rounds")
     print(
         f"{'':36} {'closed':>7} {'of':>7} {'lost':>6} {'passed':>6} {'report':>9} {'99 %':>9} {'last end':>9} {'99 %':>9}"
