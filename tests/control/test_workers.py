@@ -69,7 +69,8 @@ async def test_all_workers_revoke_and_tell_what_it_did(folder: pathlib.Path) -> 
     with worker(folder, *one_has) as one, worker(folder, *two_has) as two, worker(folder, "bob/t1") as three:
         answers = await revoke_in_all(folder, "alice/t1", "logged out")
         assert answers.keys() == {str(each.pid) for each in (one, two, three)}
-        assert all(each["done"] and not each["error"] and not each["stragglers"] for each in answers.values())
+        for answer in answers.values():
+            assert {**answer, "report": {}} == {"done": True, "report": {}, "stragglers": [], "error": ""}
         for each in one, two:
             report = answers[str(each.pid)]["report"]
             assert (report["kicked"], report["reason"]) == (1, "logged out")
@@ -86,6 +87,15 @@ async def test_folder_is_the_owners_alone_and_sockets_go_with_their_workers(fold
         assert [each.name for each in folder.iterdir()] == [f"{os.getpid()}.sock"]
         assert folder.stat().st_mode & 0o777 == 0o700
     assert await revoke_in_all(folder, "alice") == {}
+
+
+async def test_one_process_serves_one_registry_in_a_folder(folder: pathlib.Path) -> None:
+    """The error names the socket and says what to do."""
+    async with serving(Registry(), folder):
+        with pytest.raises(BaseExceptionGroup) as raised:
+            async with serving(Registry(), folder):
+                pass
+    assert raised.group_contains(OSError, match=f"a server listens there already.*{os.getpid()}.sock")
 
 
 async def test_killed_worker_is_no_worker_any_more(folder: pathlib.Path) -> None:

@@ -26,7 +26,8 @@ async def serving(registry: Registry, folder: str | os.PathLike[str], **options:
     It runs `serve` at ``folder/PID.sock``. The folder is made if there is none, and is yours alone then.
 
     :param options: of `serve`
-    :raises: what `serve` raises, alone before the start, in an ExceptionGroup later
+    :raises OSError: if the folder cannot be made
+    :raises ExceptionGroup: of what `serve` raises, and of what is raised within
     """
     path = pathlib.Path(folder)
     path.mkdir(mode=0o700, exist_ok=True)  # noqa: ASYNC240
@@ -65,7 +66,8 @@ async def revoke_in_all(
         try:
             with anyio.fail_after(limit + _ON_ITS_WAY):
                 async with await connect(worker) as control:
-                    answer |= await control.revoke(path, reason, below=below, grace=grace, timeout=limit)
+                    told = await control.revoke(path, reason, below=below, grace=grace, timeout=limit)
+                    answer |= {name: told[name] for name in ("done", "report", "stragglers")}
         except (ConnectionRefusedError, FileNotFoundError):
             del answers[worker.stem]
             await remove_dead(os.fspath(worker))
