@@ -118,6 +118,18 @@ def test_control_load_prints_a_row_for_each_request() -> None:
     assert memory.startswith("memory ")
 
 
+def test_web_sessions_are_counted_under_each_server() -> None:
+    """`web_sessions.py --quick` closes what is revoked under each server, and nothing is lost or passes, unlike by hand."""
+    _head, _columns, *lines = printed("web_sessions.py", "--quick")
+    assert [line[:36].rstrip() for line in lines] == [
+        f"{server}, {way}"
+        for server in ("uvicorn, websockets", "uvicorn, wsproto", "hypercorn")
+        for way in ("asyncrevoke", "by hand")
+    ]
+    for line in lines[::2]:
+        assert line[36:].split()[:4] == ["72", "72", "0", "0"]
+
+
 def test_remove_entries_prints_a_row_for_each_size() -> None:
     """`remove_entries.py --quick` runs without a word on stderr, and says what removal and operations cost."""
     shown = printed("remove_entries.py", "--quick")

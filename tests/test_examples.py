@@ -1,20 +1,11 @@
 """What the documentation shows runs, and prints what it says."""
 
-import contextlib
 import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
-import anyio
 import pytest
-import websockets.asyncio.client
-import websockets.asyncio.server
-
-from asyncrevoke import PtySession, Registry, RevokedError, start_pty
-from conftest import BACKENDS
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -78,9 +69,6 @@ SAYS = {
 STANDARDS = {"oidc_back_channel_logout", "caep_session_revoked"}
 
 
-on_asyncio = pytest.mark.parametrize("anyio_backend", BACKENDS[:1], indirect=True)
-
-
 def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-W", "error", "-"], input=code, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -104,88 +92,6 @@ def test_readme_block_runs() -> None:
     assert "'ttyUSB0/alice' was revoked: unplugged" in printed
     assert "'ttyUSB0' revoked (unplugged): 2 kicked, 3 released" in printed
     assert len([line for line in block.splitlines() if line.strip()]) <= 25
-
-
-class Tokens:
-    """All are valid."""
-
-    async def valid(self, _: str) -> bool:
-        return True
-
-    async def mark_revoked(self, _: str) -> None:
-        pass
-
-
-@contextlib.asynccontextmanager
-async def recipe(talk: Callable[[Any, PtySession], Awaitable[None]]) -> AsyncIterator[tuple[dict[str, Any], int]]:
-    """What docs/revoke-web-sessions.md shows, served; and on which port. A polite goodbye waits for ever."""
-    text = (ROOT / "docs" / "revoke-web-sessions.md").read_text()
-    shown: dict[str, Any] = {
-        "anyio": anyio,
-        "Registry": Registry,
-        "start_pty": start_pty,
-        "tokens": Tokens(),
-        "talk": talk,
-    }
-    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], shown)  # it is ours
-
-    async def handle(websocket: Any) -> None:
-        with pytest.raises(RevokedError):
-            await shown["terminal"](websocket, "alice", "t1")
-
-    options: dict[str, Any] = {"close_timeout": None, "ping_interval": None}
-    async with websockets.asyncio.server.serve(handle, "127.0.0.1", 0, **options) as server:
-        yield shown, server.sockets[0].getsockname()[1]
-
-
-@pytest.mark.anyio
-@on_asyncio
-async def test_recipe_for_web_sessions_tells_who_reads() -> None:
-    """The reason is the websocket's; when the revocation is reported, the program is gone."""
-    sessions = []
-
-    async def talk(websocket: Any, session: PtySession) -> None:
-        sessions.append(session)
-        await websocket.send("hello")
-        await anyio.sleep_forever()
-
-    async with recipe(talk) as (shown, port), websockets.asyncio.client.connect(f"ws://127.0.0.1:{port}") as browser:
-        assert await browser.recv() == "hello"
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(browser.wait_closed)
-            report = await shown["revoke"]("alice", "t1", "logged out")
-        assert (report.remaining, report.errors) == (0, ())
-        assert (browser.close_code, browser.close_reason) == (4000, "logged out")
-        assert sessions[0].returncode is not None
-
-
-@pytest.mark.anyio
-@on_asyncio
-async def test_recipe_for_web_sessions_waits_for_nobody_who_does_not_read() -> None:
-    """A browser that has stopped reading loses the connection; the revocation is reported."""
-    stuck = anyio.Event()
-    websocket: Any = None
-
-    async def talk(connected: Any, _: PtySession) -> None:
-        nonlocal websocket
-        websocket = connected
-        websocket.transport.set_write_buffer_limits(0)
-        while not websocket.transport.get_write_buffer_size():
-            with anyio.move_on_after(0.1):
-                await websocket.send("x" * 100_000)
-        stuck.set()
-        await anyio.sleep_forever()
-
-    async with recipe(talk) as (shown, port), await anyio.connect_tcp("127.0.0.1", port) as browser:
-        await browser.send(
-            b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
-        with anyio.fail_after(30):
-            await stuck.wait()
-            report = await shown["revoke"]("alice", "t1", "logged out")
-        assert (report.remaining, report.errors) == (0, ())
-        assert websocket.transport.is_closing()
 
 
 def test_readme_links_lead_somewhere() -> None:

@@ -5,3 +5,4 @@ from .lines import ControlError as ControlError
 from .peer import Peer as Peer
 from .request import Command as Command, Request as Request
 from .server import serve as serve
+from .workers import revoke_in_all as revoke_in_all, serving as serving

@@ -35,6 +35,14 @@ async def listening(path: str, gid: int | None) -> AsyncIterator[socket.socket]:
                     os.unlink(path)  # noqa: PTH108
 
 
+async def remove_dead(path: str) -> None:
+    """Remove a socket whose server is dead. One at which another has just begun stays."""
+    with contextlib.suppress(OSError):  # it lives, is no socket, or is not ours to remove
+        async with _alone_at(path):
+            _refuse_what_lives(path)
+            os.unlink(path)  # noqa: PTH108
+
+
 @contextlib.asynccontextmanager
 async def _alone_at(path: str) -> AsyncIterator[None]:
     """One server at a time begins: of two that find the same stale socket, one must not replace the other's."""
