@@ -548,9 +548,7 @@ async def test_a_slow_watcher_is_taken_off_and_told(path: str) -> None:
         tasks.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(
-    ("do", "why"), [("list", "it has not received for 0.5 s"), ("fill", "the reason of all this")]
-)
+@pytest.mark.parametrize(("do", "why"), [("list", "it has not received for 0.5 s"), ("fill", "the reason of all this")])
 async def test_who_does_not_receive_an_answer_is_revoked(path: str, do: str, why: str) -> None:
     """After the patience the connection is taken away, and the last line says so, or what was to be said; others are
     answered meanwhile.

@@ -426,7 +426,8 @@ class Revokable:
 
     def _first_use(self) -> dict[Any, None]:
         if not self._lasting:
-            self._admit_child()
+            if self._missed():
+                raise self._refusal()
             self._attach()
         self._uses = {}
         return self._uses

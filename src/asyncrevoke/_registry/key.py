@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
 from asyncrevoke._core.revocation import Revocation, tell
@@ -33,24 +32,28 @@ class Key(Revokable):
 
     def _missed(self) -> bool:
         """A revocation does not reach down to a key that nobody uses: such a key takes it over when it is asked."""
-        late: list[Revokable] = []
+        dead: Revokable | None = self
+        while dead is not None and not dead._acts:
+            dead = dead.parent
+        if dead is None:
+            return False
         node: Revokable | None = self
-        while node is not None and not node._acts:
-            late.append(node)
+        while node is not None and node is not dead:
+            node._end_unused(dead._acts)
             node = node.parent
-        for each in late if node is not None else ():
-            each._end_unused(node._acts)  # type: ignore[union-attr]  # it is not None here
-        return node is not None
+        return True
 
     def _attach(self) -> None:
-        path: list[Revokable] = [self]
-        while (parent := path[-1].parent) is not None and path[-1] not in (parent._children or ()):
+        node: Revokable = self
+        attached: list[Revokable] = []
+        while (parent := node.parent) is not None and node not in (parent._children or ()):
             parent._home = self._home
-            path.append(parent)
-        attached = [*itertools.pairwise(reversed(path))]
-        for parent, node in attached:
-            parent._adopt(node)
-        for _, node in attached:
+            attached.append(node)
+            node = parent
+        for each in reversed(attached):
+            node._adopt(each)
+            node = each
+        for node in reversed(attached):
             if node._observers:
                 tell("opened", node)
 
