@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import aiohttp
 import anyio
@@ -21,6 +21,7 @@ import litestar
 import litestar.response
 import pytest
 import socketio
+from asgiref.sync import sync_to_async
 from django.core.asgi import get_asgi_application
 from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path
@@ -33,7 +34,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import asgi_servers
-from asgi_servers import listener, served
+from asgi_servers import applications, listener, served
 from asyncrevoke import Registry
 from asyncrevoke.adapters.asgi import RevokableApp, ended_by_disconnect
 from conftest import BACKENDS
@@ -118,7 +119,7 @@ class SocketIo:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def over(cls, port: int, token: str, *transports: str) -> AsyncIterator[Client]:
+    async def over(cls, port: int, token: str, *transports: str) -> AsyncIterator[Self]:
         async with aiohttp.ClientSession(headers={"Cookie": f"token={token}"}) as session:
             client = socketio.AsyncClient(http_session=session, reconnection=False)
             connected = cls(client)
@@ -305,6 +306,14 @@ def with_django(here: Endpoints) -> Any:
     return ended_by_disconnect(get_asgi_application())
 
 
+def with_asgiref(here: Endpoints) -> Any:
+    async def block(_scope: Any, _receive: Any, send: Any) -> None:
+        await sync_to_async(here.block, thread_sensitive=False)()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    return applications(block=block)
+
+
 FRAMEWORKS = [with_starlette, behind_base_http_middleware, with_fastapi, with_litestar, with_django]
 
 
@@ -327,7 +336,7 @@ async def test_what_an_endpoint_awaits_is_ended(framework: Any, kind: str, serve
     "ignore:Exception ignored in. .function SpooledTemporaryFile.__del__:pytest.PytestUnraisableExceptionWarning"
 )
 @pytest.mark.parametrize("server", [asgi_servers.SERVERS[0], "hypercorn"])
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", [*FRAMEWORKS, with_asgiref])
 async def test_an_endpoint_in_a_thread_ends_when_its_function_returns(framework: Any, server: str, caplog: Any) -> None:
     """Its client is told at once, and it is named until then; what it returns goes nowhere, and nobody logs an error."""
     here, live = Endpoints(), Registry()
@@ -344,3 +353,23 @@ async def test_an_endpoint_in_a_thread_ends_when_its_function_returns(framework:
         assert here.log == ["begun", "cleaned up"]
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     gc.collect()  # here, where what Django has left is known
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+async def test_what_a_handler_of_socket_io_awaits_is_ended(transport: str) -> None:
+    """If the server runs handlers where they were asked for, and not in tasks of their own."""
+    here, live = Endpoints(), Registry()
+
+    async def message(*_: object) -> None:
+        await here.wait()
+
+    sio = socketio.AsyncServer(async_mode="asgi", async_handlers=False)
+    sio.on("connect", lambda *_: None)
+    sio.on("message", message)
+    app = RevokableApp(socketio.ASGIApp(sio), live, lambda _: "alice")
+    async with served(app, "hypercorn") as server, SocketIo.over(server.port, "", transport) as client:
+        await client.client.send("hello")
+        await here.begun.wait()
+        await live["alice"].revoke("logged out")
+        assert here.log == ["begun", "cleaned up"]
+        assert await client.told() == "transport error"

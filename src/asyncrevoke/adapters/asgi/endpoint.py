@@ -35,7 +35,7 @@ def cancel(task: "asyncio.Task[Any]") -> bool:
 def ended_by_disconnect(app: App) -> App:
     """An application that ends as if its client had gone, when it is cancelled: ``RevokableApp(ended_by_disconnect(app), live)``
 
-    Use it for Django and Channels. Cancelled, Django leaves its view running, and Channels calls no consumer's `disconnect`.
+    Use it for Django and Channels. Cancelled, Django 5 leaves its view running, and Channels calls no consumer's `disconnect`.
     When a client goes, both do what they should. So they hear of a disconnection, with code 1006, and what they send is
     dropped. What has not ended after a further `limit` is cancelled.
     """
