@@ -858,6 +858,22 @@ async def test_a_cancellation_by_the_server_looks_so_too(here: Here) -> None:
     assert here.log == ["begun", "http.disconnect"]
 
 
+async def test_a_lifespan_has_no_client_that_goes(here: Here) -> None:
+    """It is cancelled as ever."""
+
+    async def asks(_scope: Any, receive: Any, _send: Any) -> None:
+        here.note("begun")
+        here.note(await receive())
+
+    lifespan = ended_by_disconnect(asks)({"type": "lifespan"}, anyio.sleep_forever, print)
+    running = asyncio.ensure_future(lifespan)
+    await here.noted("begun")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert here.log == ["begun"]
+
+
 async def test_one_session_may_be_taken_away_alone(live: Registry, here: Here) -> None:
     """The others of its key go on, and what it opened is gone with it."""
 

@@ -41,6 +41,9 @@ def ended_by_disconnect(app: App) -> App:
     """
 
     async def ended(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await app(scope, receive, send)
+            return
         client = _Client(scope, receive, send)
         task = asyncio.ensure_future(app(scope, client.receive, client.send))
         while not task.done():
