@@ -11,19 +11,22 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import anyio.to_thread
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from asgi_servers import SERVERS, Client, applications, served
 from asyncrevoke import Registry, RevokedError
-from asyncrevoke.adapters.asgi import RevokableApp, Session
+from asyncrevoke.adapters.asgi import RevokableApp, Session, ended_by_disconnect
 from conftest import BACKENDS
 
 pytestmark = [
@@ -761,6 +764,114 @@ async def test_keys_that_nobody_uses_any_more_are_forgotten(live: Registry, here
     assert first() is None
     await live["stays"].revoke("at last")
     assert await stays == (401, b"at last\n")
+
+
+async def test_a_session_belongs_to_its_loop(live: Registry, here: Here) -> None:
+    """A dependency that a framework runs in a thread is told so, before it has changed anything."""
+
+    async def endpoint(scope: Any, receive: Any, send: Any) -> None:
+        session: Session = scope["asyncrevoke"]
+        for use in (lambda: session.belongs_to("bob")), (lambda: session.handle):
+            with pytest.raises(RuntimeError, match="'GET /' was used in another thread"):
+                await anyio.to_thread.run_sync(use)
+        assert session.keys == [("alice",)]
+        await waits(here)(scope, receive, send)
+
+    answered = asyncio.ensure_future(answer(RevokableApp(endpoint, live, lambda _: "alice")))
+    await here.noted("begun")
+    await live["alice"].revoke("logged out")
+    assert await answered == (401, b"logged out\n")
+
+
+async def test_a_thread_that_may_be_abandoned_is_not_waited_for(live: Registry, here: Here) -> None:
+    """The endpoint has said that nobody needs to."""
+    go = threading.Event()
+
+    def block() -> None:
+        anyio.from_thread.run_sync(here.note, "begun")
+        go.wait(20)
+
+    async def endpoint(_scope: Any, _receive: Any, _send: Any) -> None:
+        await anyio.to_thread.run_sync(block, abandon_on_cancel=True)
+
+    answered = asyncio.ensure_future(answer(RevokableApp(endpoint, live, lambda _: "alice", limit=60)))
+    await here.noted("begun")
+    with anyio.fail_after(10):
+        await live["alice"].revoke("logged out")
+    go.set()
+    assert await answered == (401, b"logged out\n")
+
+
+@on_every_server
+async def test_a_revocation_may_look_as_if_the_client_had_gone(kind: str, live: Registry, here: Here) -> None:
+    """What waits for the client hears so, and cleans up as it does then. The client is told as ever."""
+
+    async def consumer(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await asyncio.ensure_future(receive()))["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+        await send({"type": "websocket.send", "text": "late"})
+        here.note(message)
+        here.note(await receive())
+
+    app = RevokableApp(applications(chat=ended_by_disconnect(consumer)), live, token)
+    async with served(app, kind) as client, client.websocket("/chat") as websocket:
+        await websocket.send("hello")
+        assert await websocket.recv() == "hello"
+        await live["alice", "t1"].revoke("logged out")
+        assert here.log == [{"type": "websocket.disconnect", "code": 1006}] * 2
+        with pytest.raises(ConnectionClosed, match=r"4401.*logged out"):
+            await websocket.recv()
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_what_does_not_end_by_a_disconnection_is_cancelled(live: Registry, here: Here, asks: bool) -> None:
+    """When a further limit is over: what does not ask for messages, and what asks on and on."""
+
+    async def endpoint(scope: Any, receive: Any, send: Any) -> None:
+        here.note("asks")
+        while asks:
+            here.note(await receive())
+        await waits(here)(scope, receive, send)
+
+    app = RevokableApp(ended_by_disconnect(endpoint), live, lambda _: "alice", limit=0.05)
+    answered = asyncio.ensure_future(answer(app))
+    await here.noted("asks")
+    await live["alice"].revoke("logged out")
+    assert await answered == (401, b"logged out\n")
+    assert here.log[-1] == ({"type": "http.disconnect", "code": 1006} if asks else "cleaned up")
+
+
+async def test_a_cancellation_by_the_server_looks_so_too(here: Here) -> None:
+    """And the server hears that its cancellation has arrived."""
+
+    async def endpoint(_scope: Any, receive: Any, _send: Any) -> None:
+        here.note("begun")
+        here.note((await receive())["type"])
+
+    answered = asyncio.ensure_future(answer(ended_by_disconnect(endpoint)))
+    await here.noted("begun")
+    answered.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answered
+    assert here.log == ["begun", "http.disconnect"]
+
+
+async def test_a_lifespan_has_no_client_that_goes(here: Here) -> None:
+    """It is cancelled as ever."""
+
+    async def asks(_scope: Any, receive: Any, _send: Any) -> None:
+        here.note("begun")
+        here.note(await receive())
+
+    lifespan = ended_by_disconnect(asks)({"type": "lifespan"}, anyio.sleep_forever, print)
+    running = asyncio.ensure_future(lifespan)
+    await here.noted("begun")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert here.log == ["begun"]
 
 
 async def test_one_session_may_be_taken_away_alone(live: Registry, here: Here) -> None:

@@ -9,5 +9,6 @@ as it could still be told: by the code and reason that close its websocket, by a
 """
 
 from .app import RevokableApp as RevokableApp
+from .endpoint import ended_by_disconnect as ended_by_disconnect
 from .session import Session as Session
 from .shutdown import revoke_at_shutdown as revoke_at_shutdown

@@ -7,11 +7,10 @@ from typing import Any
 
 from asyncrevoke.lowlevel import Registry, Revokable, RevokedError
 
-from .exchange import Exchange, Receive, Scope, Send
+from .exchange import App, Exchange, Receive, Scope, Send
 from .session import Session
 from .shutdown import revoke_at_shutdown, revoke_when_terminated
 
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: A key; or a key and the unix time at which it ends; or None.
 Found = str | tuple[str, ...] | tuple[tuple[str, ...], float | None] | None
 
@@ -33,6 +32,9 @@ class RevokableApp:
     Then its connection is closed. If that takes longer than `limit`, it is aborted, whether the endpoint has ended or not.
     One that has not ended is cancelled again after each `limit`; `Revocation.stragglers` names it. The revocation is complete
     when both are gone. With ``revoke(..., grace=30)`` what runs may finish.
+
+    An endpoint that its framework runs in a thread ends when its function returns, and is a straggler until then. With Django
+    and Channels, use `ended_by_disconnect`.
 
     A route that revokes its own key, as a logout does, would be ended by that itself: let `key` return None for it.
 
@@ -160,7 +162,8 @@ def _is_of_that(exc: BaseException) -> bool:
     """Whether it says nothing but that the session was taken away."""
     if isinstance(exc, BaseExceptionGroup):
         return all(map(_is_of_that, exc.exceptions))
-    return isinstance(exc, RevokedError | asyncio.CancelledError)
+    # Litestar, for one, wraps what `send` has raised.
+    return isinstance(exc, RevokedError | asyncio.CancelledError) or isinstance(exc.__cause__, RevokedError)
 
 
 def _parsed(found: object) -> tuple[tuple[str, ...], float | None]:

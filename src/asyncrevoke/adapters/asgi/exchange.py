@@ -15,6 +15,9 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[
+    [Any, Any, Any], Awaitable[None]
+]  # of a scope, a receive and a send. Frameworks have types of their own for these
 
 _ROOM = 123  # bytes for the reason in the close frame of a websocket (RFC 6455, 5.5)
 

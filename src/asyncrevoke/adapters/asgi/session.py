@@ -9,6 +9,7 @@ from typing import Any
 
 from asyncrevoke.lowlevel import Revocation, Revokable, RevokedError, Wait, checkpoint, printable
 
+from .endpoint import cancel
 from .exchange import Exchange
 
 logger = logging.getLogger("asyncrevoke")
@@ -72,10 +73,10 @@ class Session:
         All that is open on it is closed when the endpoint has ended.
 
         :raises RevokedError: when it is used first, if one of the keys was revoked already
-        :raises RuntimeError: if the endpoint has ended
+        :raises RuntimeError: if the endpoint has ended, or in another thread
         """
         if self._handle is None:
-            self._refuse_late()
+            self._refuse_unless_live()
             handle = Revokable(self.name)
             handle.join(*(operation.node for operation in self._operations))
             self._handle = handle
@@ -89,9 +90,9 @@ class Session:
         :param expires: the unix time at which it is taken away by itself. Of several, the earliest counts
         :raises RevokedError: if this key is just being revoked. The session is taken away, too: let the error pass
         :raises TypeError: if a part of the key is no string, or there is none
-        :raises RuntimeError: if the endpoint has ended
+        :raises RuntimeError: if the endpoint has ended, or in another thread, as of a dependency of FastAPI that is not async
         """
-        self._refuse_late()
+        self._refuse_unless_live()
         if key not in self.keys:
             operation = Wait(self._find(key), self._kicked)
             try:
@@ -143,10 +144,15 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._exchange.limit, self._cancel)
-        self._cancelled += 1
-        self._task.cancel()
+        self._cancelled += cancel(self._task)
 
-    def _refuse_late(self) -> None:
+    def _refuse_unless_live(self) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                f"{self.name!r} was used in another thread: make the function that does it async"
+            ) from None
         if self.taken_away:
             raise RevokedError(self._handle)
         if self._over:
