@@ -3,8 +3,6 @@
 All that is open is below one tree of keys, user > login > terminal, and each takes along what is below it.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
@@ -40,10 +38,9 @@ HERE = pathlib.Path(__file__).parent
 ENDED = 4401  # the close code of RevokableApp
 PIECE, WINDOW = 4096, 16  # bytes in a message to the browser, and messages that it has not drawn yet
 AHEAD, TERMINALS = 64, 10  # messages that the program has not read yet; terminals of a user
-NAME = re.compile(r"\w[\w .+-]{0,39}")
+NAME, ANY = r"\w[\w .+-]{0,39}", r"(?s:.*)"  # patterns of what pages send
 # xterm.js makes its styles as it runs. A page that frames ours could have its buttons clicked.
 POLICY = {"content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"}
-
 
 Keys = asyncio.Queue[bytes]
 
@@ -66,12 +63,12 @@ class Terminal:
 
     @property
     def facts(self) -> dict[str, Any]:
-        command = b""
+        command = ""
         with contextlib.suppress(OSError):  # of the process group that has the terminal; it may have ended
             group = pathlib.Path(f"/proc/{self.session.pid}/stat").read_text().rpartition(")")[2].split()[5]
-            command = pathlib.Path(f"/proc/{group}/cmdline").read_bytes().replace(b"\0", b" ")
+            command = pathlib.Path(f"/proc/{group}/cmdline").read_text(errors="replace")
+        runs = printable(command.replace("\0", " ").strip())
         people = [each.name for each in self.session.clients if each.name != "scrollback"]
-        runs = printable(command.decode(errors="replace").strip())
         return {"path": self.path, "runs": runs, "people": people, "size": self.size}
 
 
@@ -114,8 +111,7 @@ class WebTerminal:
 
     def _key(self, scope: Scope) -> tuple[str, ...] | None:
         """Whose a request is. One that revokes is nobody's, as it may revoke the login that it comes from."""
-        login = self.logins.get(_digest(HTTPConnection(scope).cookies.get("token", "")))
-        scope["login"] = login
+        login = scope["login"] = self.logins.get(_digest(HTTPConnection(scope).cookies.get("token", "")))
         return None if login is None or login.node.revoked or scope["path"] == "/revoke" else login.path
 
     def _login(self, connection: HTTPConnection) -> Login:
@@ -127,11 +123,11 @@ class WebTerminal:
         return login
 
     async def login(self, request: Request) -> Response:
-        name, password, device = await _fields(request, name=str, password=str, device=str)
+        name, password, device = await _fields(request, name=ANY, password=ANY, device=NAME)
         if not secrets.compare_digest(_digest(password), self._passwords.get(name, b"")):
             raise HTTPException(403, "this name and password do not match")
         path, secret, now = (name, secrets.token_hex(4)), secrets.token_urlsafe(), time.time()
-        facts = {"path": path, "device": _checked(device), "since": now, "until": now + self._expiry}
+        facts = {"path": path, "device": device, "since": now, "until": now + self._expiry}
         facts["client"] = request.client and request.client.host
         # One that has ended is kept as long again: its page may ask why only when the laptop is opened.
         self.logins = {each: old for each, old in self.logins.items() if now < old.facts["until"] + self._expiry}
@@ -144,33 +140,32 @@ class WebTerminal:
     async def tell(self, websocket: WebSocket) -> None:
         """Tell a page what its user may take away: whenever that changes, and when it asks. It is closed with the login."""
         await websocket.accept()
-        me, told = self._login(websocket).path, None
+        me, live = self._login(websocket).path, None
         with contextlib.suppress(WebSocketDisconnect, KeyError):
             while True:
-                entries: list[Login | Terminal] = [*self.logins.values(), *self.terminals.values()]
-                live = [each.facts for each in entries if me[0] in ("admin", each.path[0]) and not each.node.revoked]
+                every: list[Login | Terminal] = [*self.logins.values(), *self.terminals.values()]
+                told, live = live, [it.facts for it in every if me[0] in ("admin", it.path[0]) and not it.node.revoked]
                 if live != told:
                     await websocket.send_json({"me": me, "live": live})
-                told = live
                 with anyio.move_on_after(0.5):  # of what runs in a terminal nobody tells us
                     await websocket.receive_text()
-                    told = None
+                    live = None
 
     async def revoke(self, request: Request) -> Response:
         """Take a terminal, a login, a user or, by an empty path, everything away, and answer when it is gone."""
-        path, reason = await _fields(request, path=list, reason=str)
-        user = self._login(request).path[0]
-        if user not in ("admin", *path[:1]):
+        path, reason = await _fields(request, path=ANY, reason=ANY)
+        user, owner = self._login(request).path[0], path.partition("/")[0]
+        if user not in ("admin", owner):
             raise HTTPException(403, "this is not yours to end")
-        nodes = [self.live[key] for key in self.live if list(key) == path or (not path and len(key) == 1)]
+        nodes = [self.live[key] for key in self.live if "/".join(key) == path or (not path and len(key) == 1)]
         if not nodes:
             raise HTTPException(404, "it has ended already")
         reason = printable(reason.strip()) or "no reason was given"
-        return JSONResponse(str(await revoke_all(nodes, reason if [user] == path[:1] else f"{reason} ({user})")))
+        return JSONResponse(str(await revoke_all(nodes, reason if user == owner else f"{reason} ({user})")))
 
     async def start(self, request: Request) -> Response:
         """Start a terminal, which is reaped if no browser comes to attach."""
-        name = _checked(*await _fields(request, name=str))
+        name = (await _fields(request, name=NAME))[0]
         path = user, _, _ = *self._login(request).path, name
         self.terminals = {each: old for each, old in self.terminals.items() if not old.node.released}
         mine = [key[2] for key in self.live if key[0] == user and len(key) == 3]
@@ -190,14 +185,13 @@ class WebTerminal:
     async def _keep(self, terminal: Terminal, alone: anyio.CancelScope) -> None:
         """While no browser is attached, read for the scrollback, so that the program goes on; until the grace is over."""
         with contextlib.suppress(RevokedError), alone:
-            why = f"nobody looked at it for {self._grace:g} s"
-            with anyio.move_on_after(self._grace):
+            with anyio.move_on_after(self._grace) as grace:
                 async with terminal.session.open("scrollback") as stream:
                     async for _ in stream:
                         pass
-                why = "the program has ended"
             if not terminal.browsers:
-                terminal.node.revoke(why)
+                over = f"nobody looked at it for {self._grace:g} s"
+                terminal.node.revoke(over if grace.cancelled_caught else "the program has ended")
 
     async def attach(self, websocket: WebSocket) -> None:
         """One browser on a terminal. Its user may type, the admin may watch."""
@@ -260,18 +254,12 @@ async def _type(keys: Keys, stream: PtyStream) -> None:
         await stream.send(await keys.get())
 
 
-def _checked(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise HTTPException(400, "a name has up to 40 letters and digits, with spaces and . + - _ in between")
-    return name
-
-
-async def _fields(request: Request, **kinds: type) -> list[Any]:
+async def _fields(request: Request, **patterns: str) -> list[str]:
     with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
         body = json.loads(await request.body())
-        if all(isinstance(body[name], kind) for name, kind in kinds.items()):
-            return [body[name] for name in kinds]
-    raise HTTPException(400, f"give a JSON object of {', '.join(f'{name}: {kinds[name].__name__}' for name in kinds)}")
+        if all(re.fullmatch(pattern, body[name]) for name, pattern in patterns.items()):
+            return [body[name] for name in patterns]
+    raise HTTPException(400, f"give a JSON object of strings like {patterns}")
 
 
 def _digest(secret: str) -> bytes:

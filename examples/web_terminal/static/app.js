@@ -28,6 +28,9 @@ function show(view) {
   document.title = "Web terminal";
 }
 
+const refresh = () => feed.readyState === WebSocket.OPEN && feed.send("");
+const attempt = (action) => action.catch(({ message }) => say(`That did not work: ${message}.`, "bad"));
+
 async function call(path, body) {
   const answer = await fetch(path, { method: "POST", body: JSON.stringify(body) });
   if (!answer.ok) throw new Error(await answer.text());
@@ -87,9 +90,9 @@ function ask(path) {
     }
     go.disabled = true;
     try {
-      await call("/revoke", { path, reason: form.reason.value });
+      await call("/revoke", { path: path.join("/"), reason: form.reason.value });
       dialog.close();
-      if (me) say(done), feed.send("");
+      if (me) say(done), refresh();
     } catch ({ message }) {
       error.textContent = `That did not work: ${message}`;
       error.hidden = go.disabled = false;
@@ -159,7 +162,7 @@ function attach([user, name]) {
   mine.onclose = ({ reason }) => {
     if (mine !== socket) return; // it was left for another view
     gone = reason || "the connection was lost";
-    if (feed.readyState === WebSocket.OPEN) feed.send(""); // whether the terminal is closed, or this page's look at it
+    refresh(); // is the terminal closed, or this page's look at it?
   };
 }
 
@@ -169,6 +172,7 @@ function terminal() {
   $("#bar code").textContent = it?.runs ?? "";
   $("#bar p span").textContent = it?.people.join(", ") ?? "";
   $("#bar .end").hidden = !it;
+  $("#screen").classList.toggle("gone", gone !== undefined);
   $("#bar .end").onclick = () => ask(it.path);
   document.title = `${name}${it?.runs ? `: ${it.runs}` : ""}`;
   if (it && !mine) globalThis.term.resize(it.size[1], it.size[0]);
@@ -231,7 +235,7 @@ function device() {
 
 const submits = (form, action) => (form.onsubmit = (event) => {
   event.preventDefault();
-  action(Object.fromEntries(new FormData(form))).catch(({ message }) => say(`That did not work: ${message}.`, "bad"));
+  attempt(action(Object.fromEntries(new FormData(form))));
 });
 
 $("#login [name=device]").value = localStorage.device ?? device();
@@ -242,7 +246,7 @@ submits($("#login form"), async (fields) => {
   connect();
 });
 submits($("#start"), async ({ name }) => (location.hash = `#${encodeURIComponent(me[0])}/${encodeURIComponent(await call("/terminals", { name }))}`));
-$("#logout").onclick = () => below(me, 3).length ? ask(me) : call("/revoke", { path: me, reason: "you logged out" });
+$("#logout").onclick = () => below(me, 3).length ? ask(me) : attempt(call("/revoke", { path: me.join("/"), reason: "you logged out" }));
 $("#ask [type=button]").onclick = () => $("#ask").close();
 for (const [label, ariaLabel, key] of [["Esc", "Escape", "\x1b"], ["Tab", "Tab", "\t"], ["^C", "Control C", "\x03"], ["^D", "Control D", "\x04"],
   ["↑", "Up", "\x1b[A"], ["↓", "Down", "\x1b[B"], ["←", "Left", "\x1b[D"], ["→", "Right", "\x1b[C"]]) {
