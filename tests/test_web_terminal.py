@@ -490,7 +490,7 @@ async def test_each_has_what_is_his_alone() -> None:
             assert (await site.call("/revoke", {"path": path, "reason": ""}, token=bob))[0] == 403
         first, second = await site.attach(name, alice), await site.attach(name, again)
         me = (await site.seen(again))["me"]
-        await site.call("/revoke", {"path": "/".join(me), "reason": "logged out"}, token=again)
+        assert (await site.call("/revoke", {"path": "/".join(me), "reason": "logged out"}, token=again))[0] == 200
         assert await end(second) == (4401, "logged out")
         assert await end(await site.websocket("/live", again)) == (4401, "logged out")
         await first.send(b"echo still $((1 + 1))\n")
@@ -829,6 +829,9 @@ async def test_in_a_browser_taking_away_asks_back() -> None:
         for page in alice, admin:
             await page.shows(said("good night (admin)"))
         assert list(site.app.live) == []
+        await alice.login("alice")
+        await alice.click("Log out")
+        await alice.shows(said("you logged out"))
 
 
 @pytest.mark.usefixtures("_browser")
@@ -877,23 +880,57 @@ async def test_in_a_browser_a_lost_connection_comes_back(monkeypatch: pytest.Mon
         await page.prints("(still 2)")
 
 
+NAMELESS = """[...document.querySelectorAll("button, a, input")].filter(
+    each => each.checkVisibility() && !(each.ariaLabel || each.innerText || each.labels?.[0]?.innerText)).length"""
+FAINT = """(() => {
+    const light = color => { // WCAG 2.2, relative luminance
+        const [r, g, b] = color.match(/[\\d.]+/g).map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+    };
+    const behind = each => getComputedStyle(each).backgroundColor.replace("rgba(0, 0, 0, 0)", "") || behind(each.parentElement);
+    return [...document.querySelectorAll("body *:not(#screen *)")].filter(each => {
+        const text = [...each.childNodes].some(node => node.nodeType == 3 && node.data.trim());
+        const [low, high] = [light(getComputedStyle(each).color), light(behind(each))].sort((a, b) => a - b);
+        return text && each.checkVisibility() && high / low < 4.5;
+    }).map(each => each.outerHTML);
+})()"""
+
+
 @pytest.mark.usefixtures("_browser")
-async def test_in_a_browser_everything_has_a_name_and_fits() -> None:
-    """What one can press or fill in has a name to be read out, and nothing is wider than a phone."""
-    nameless = "[...document.querySelectorAll('button, a, input')].filter(e => e.checkVisibility() && !(e.ariaLabel || e.innerText || e.labels?.[0]?.innerText)).length"
-    fits = "document.documentElement.scrollWidth <= innerWidth"
+async def test_in_a_browser_everything_has_a_name_and_fits_and_can_be_read() -> None:
+    """What one can press or fill in has a name. Nothing is wider than a phone. Text has its contrast, in the dark, too."""
     async with serving(["bash", "--norc"]) as site, chromium(site.origin, 2) as (alice, admin):
+
+        async def check(page: Page) -> None:
+            assert await page.run(NAMELESS) == 0
+            assert await page.run("document.documentElement.scrollWidth <= innerWidth")
+            for scheme in "light", "dark":
+                features = [
+                    {"name": "prefers-color-scheme", "value": scheme},
+                    {"name": "prefers-reduced-motion", "value": "reduce"},
+                ]
+                await page.tell("Emulation.setEmulatedMedia", features=features)
+                assert await page.run(FAINT) == []
+
         for page in alice, admin:
             await page.tell(
                 "Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True
             )
             await page.tell("Emulation.setTouchEmulationEnabled", enabled=True)
+            await page.shows("Log in", "#login")
+            await check(page)
         await alice.login("alice", "a phone of so long a name that it breaks")
         await alice.start("another name of some length for the list")
         await alice.click("Control C")
         await alice.prints("\\^(C)")
+        await check(alice)
         await admin.login("admin")
         await admin.shows("another name")
+        await check(admin)
+        await admin.click("Close: another name of some length for the list")
+        await check(admin)
+        await admin.click("Close")
+        await admin.shows("is closed", "#notice.good")
+        await alice.shows("is closed", "#notice.told")
         for page in alice, admin:
-            assert await page.run(nameless) == 0
-            assert await page.run(fits)
+            await check(page)
