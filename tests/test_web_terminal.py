@@ -358,14 +358,16 @@ async def test_browser_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(web_terminal, "WINDOW", 1_000_000)  # as if it said "read" at once
     async with serving(["yes"]) as site:
         token = await site.login("alice")
-        websocket = await site.attach(await site.start(token), token)
+        name = await site.start(token)
+        websocket = await site.attach(name, token)
         full = 0
         while full < 50:  # in a row: the kernel takes no more
             await anyio.sleep(0.001)
             full = full + 1 if transports and transports[0].get_write_buffer_size() else 0
         (transport,) = transports
         assert transport.get_write_buffer_size() < 70_000
-        assert (await site.call("/revoke", {"path": "alice", "reason": "x"}, token=token))[0] == 200
+        path = "/".join(site.app.terminals["alice", name].path)
+        assert (await site.call("/revoke", {"path": path, "reason": "x"}, token=token))[0] == 200
         assert transport.is_closing()
         assert transport.get_write_buffer_size() == 0
         websocket.transport.abort()
