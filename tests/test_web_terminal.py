@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.parse
@@ -23,6 +24,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 import web_terminal
+from anyio.streams.text import TextReceiveStream
 from joserfc import jwk, jwt
 from oidc_back_channel_logout import CLIENT, EVENT, ISSUER, BackChannelLogout
 from starlette.applications import Starlette
@@ -722,6 +724,36 @@ def _browser() -> None:
         pytest.skip("no browser, or no xterm.js: apt-get install chromium npm")
     if not XTERM.exists():
         subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=XTERM.parent, check=True)
+
+
+@pytest.mark.usefixtures("_browser")
+async def test_stopping_server_tells_its_pages_why() -> None:
+    """On SIGTERM the program that the documentation starts closes each websocket with the reason, and ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-u", web_terminal.__file__, "--port", str(port), "--", *SHELL]
+    with anyio.fail_after(30):
+        async with await anyio.open_process(command, stderr=None) as process:
+            try:
+                assert process.stdout
+                output = TextReceiveStream(process.stdout)
+                printed = ""
+                while not (found := re.search("alice, password (.*)\n(.*\n){2}", printed)):
+                    printed += await output.receive()
+                site = Site(web_terminal.WebTerminal({}, "", SHELL), f"http://127.0.0.1:{port}")
+                fields = {"name": "alice", "password": found[1], "device": "laptop"}
+                token = ""
+                while not token:  # it prints before it listens
+                    with contextlib.suppress(ConnectionError):
+                        _, _, token = await site.call("/login", fields)
+                pages = await site.websocket("/live", token), await site.attach(await site.start(token), token)
+                process.send_signal(signal.SIGTERM)
+                for page in pages:
+                    assert await end(page) == (1012, "the server is stopping")
+                await process.wait()
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
 
 
 def said(notice: str) -> str:

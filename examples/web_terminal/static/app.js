@@ -145,17 +145,17 @@ function attach([user, name]) {
   const term = (globalThis.term = new Terminal({ scrollback: 5000, disableStdin: watching, theme: { background: "#0d1016" } }));
   const mine = (socket = new WebSocket(`/terminals/${encodeURIComponent(user)}/${encodeURIComponent(name)}`));
   const send = (data) => mine.readyState === WebSocket.OPEN && mine.send(data);
-  $("#screen").replaceChildren();
+  $("#screen > div").replaceChildren();
   $("#watching").hidden = !watching;
   $("#keys").hidden = $("#hint").hidden = watching;
-  term.open($("#screen"));
+  term.open($("#screen > div"));
   term.attachCustomKeyEventHandler(({ key, shiftKey }) => !(key === "Escape" && shiftKey && ($("#back").focus(), true)));
   if (!watching) {
     term.loadAddon(fit);
     term.onData((text) => text.match(/.{1,16000}/gsu).forEach((part) => send(new TextEncoder().encode(part))));
     term.onResize(({ rows, cols }) => send(JSON.stringify([rows, cols])));
     const sized = new ResizeObserver(() => mine === socket ? fit.fit() : sized.disconnect());
-    mine.onopen = () => (send(JSON.stringify([term.rows, term.cols])), sized.observe($("#screen")), term.focus());
+    mine.onopen = () => (send(JSON.stringify([term.rows, term.cols])), sized.observe($("#screen > div")), term.focus());
   }
   mine.binaryType = "arraybuffer";
   mine.onmessage = ({ data }) => term.write(new Uint8Array(data), () => send('"read"'));
@@ -245,7 +245,11 @@ submits($("#login form"), async (fields) => {
   $("#login [name=password]").value = "";
   connect();
 });
-submits($("#start"), async ({ name }) => (location.hash = `#${encodeURIComponent(me[0])}/${encodeURIComponent(await call("/terminals", { name }))}`));
+submits($("#start"), async ({ name }) => {
+  await call("/terminals", { name });
+  $("#start").reset();
+  location.hash = [me[0], name].map(encodeURIComponent).join("/");
+});
 $("#logout").onclick = () => below(me, 3).length ? ask(me) : attempt(call("/revoke", { path: me.join("/"), reason: "you logged out" }));
 $("#ask [type=button]").onclick = () => $("#ask").close();
 for (const [label, ariaLabel, key] of [["Esc", "Escape", "\x1b"], ["Tab", "Tab", "\t"], ["^C", "Control C", "\x03"], ["^D", "Control D", "\x04"],
