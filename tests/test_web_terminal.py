@@ -914,6 +914,17 @@ async def test_in_a_browser_a_lost_connection_comes_back(monkeypatch: pytest.Mon
         await page.prints("(still 2)")
 
 
+@pytest.mark.usefixtures("_browser")
+@pytest.mark.parametrize("address", ["#%", "#alice", "#bob/notes", "#alice/x/y"])
+async def test_in_a_browser_an_address_of_nothing_is_told(address: str) -> None:
+    """Of a terminal that is not there, or not the user's, the page says so, and leads back."""
+    async with serving(["cat"]) as site, chromium(f"{site.origin}/{address}", 1) as (page,):
+        await page.login("alice")
+        await page.shows("This terminal is closed: there is no such terminal.", "#notice")
+        await page.click("Back to the list")
+        await page.shows("no terminals", "#rows")
+
+
 NAMELESS = """[...document.querySelectorAll("button, a, input")].filter(
     each => each.checkVisibility() && !(each.ariaLabel || each.innerText || each.labels?.[0]?.innerText)).length"""
 FAINT = """(() => {

@@ -137,7 +137,17 @@ function list() {
 
 // -- a terminal --
 
-const where = () => location.hash.slice(1).split("/").map(decodeURIComponent);
+
+/** The user and the name that the address says, whatever somebody has typed there. */
+function where() {
+  try {
+    const [user, name = "?"] = location.hash.slice(1).split("/").map(decodeURIComponent);
+    return [user, name];
+  } catch {
+    return ["?", "?"];
+  }
+}
+
 const here = () => live.find(({ path }) => path.length === 3 && same([path[0], path[2]], where()));
 
 function attach([user, name]) {
