@@ -296,7 +296,7 @@ async def test_all_arrives_in_both_directions_at_a_time() -> None:
 
 
 async def test_a_connect_that_is_cancelled_leaves_a_closed_transport_and_a_free_port() -> None:
-    """Its protocol is told nothing, and the port can be opened again at once."""
+    """Its protocol is told nothing, or of both ends, where the port was open already. It can be opened again at once."""
     with serial_line() as far, anyio.fail_after(20):
         for _ in range(10):
             lost = Lost()
@@ -308,7 +308,7 @@ async def test_a_connect_that_is_cancelled_leaves_a_closed_transport_and_a_free_
                 await connecting
             await transport.wait_closed()
             assert transport.is_closing()
-            assert lost.log == []
+            assert lost.log in ([], ["made", None])
             again, _ = await serialx.create_serial_connection(loop(), Lost, far.path, exclusive=True)
             await again.handle.close()
 

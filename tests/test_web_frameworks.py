@@ -170,8 +170,11 @@ def running(example: str, server: str) -> Any:
     """The port of an example under a server, and what gives what the program has printed since."""
     with listener() as sock:
         port, fd = sock.getsockname()[1], sock.fileno()
-        command = f"-u -W error -m {SERVERS[server].format(fd)} with_{example}:app".split()
-        program = subprocess.Popen([sys.executable, *command], cwd=EXAMPLES, stdout=subprocess.PIPE, pass_fds=[fd])
+        command = f"-W error -m {SERVERS[server].format(fd)} with_{example}:app".split()
+        env = {**os.environ, "PYTHONUNBUFFERED": "1"}  # hypercorn's worker is a process of its own, without our options
+        program = subprocess.Popen(
+            [sys.executable, *command], cwd=EXAMPLES, stdout=subprocess.PIPE, pass_fds=[fd], env=env
+        )
     assert program.stdout is not None
     os.set_blocking(program.stdout.fileno(), False)
     with program.stdout as stdout:
