@@ -909,6 +909,17 @@ async def test_errors_of_other_things_are_the_endpoints_matter(live: Registry) -
     assert len(live) == 0
 
 
+async def test_a_look_at_the_token_that_fails_is_named(live: Registry) -> None:
+    """As the function for the key: the error names the function and the request, and nobody is let in or left."""
+
+    async def valid(_token: str) -> bool:
+        raise LookupError("the database is away")
+
+    with pytest.raises(RuntimeError, match=r"valid <function .*valid.*> failed on 'GET /.*database is away"):
+        await answer(RevokableApp(applications(echo=echo), live, lambda _: "alice", valid=valid))
+    assert len(live) == 0
+
+
 async def test_over_http_2_others_keep_the_connection(live: Registry, here: Here) -> None:
     """A stream and a request of one token are ended, and another's stream goes on over the same connection."""
     stream = begins(here, (b"content-type", b"text/event-stream"))

@@ -50,7 +50,7 @@ class RevokableApp:
         it expires, ``(("alice", "token7"), 1767225600)``. None: nobody's, unless `Session.belongs_to` tells later. May be
         async. If it raises, the server answers 500, and logs which function it was
     :param valid: called with the parts of the key, once the session is registered, tells whether the token is still good. To
-        look only before that would miss a revocation in between. May be async
+        look only before that would miss a revocation in between. May be async, and raise, as `key`
     :param close_code: of websockets. By default 4401, which clients of GraphQL and others know as "unauthorized"
     :param limit: seconds for telling the client and closing the connection
     :param shutdown: what clients are told on SIGTERM and SIGINT: see `revoke_at_shutdown`. None: leave signals alone
@@ -134,6 +134,7 @@ class RevokableApp:
 
     async def _admits(self, session: Session, key: Callable[[Scope], Found | Awaitable[Found]]) -> bool:
         """Register it, and only then look whether the token is good."""
+        asked: tuple[str, object] = "the key function", key
         try:
             found = key(session.scope)
             if type(found) is not tuple and inspect.isawaitable(found):
@@ -141,14 +142,15 @@ class RevokableApp:
             parts, expires = _parsed(found)
             if parts:
                 session.belongs_to(*parts, expires=expires)
+                if self._valid is not None and not session.taken_away:
+                    asked = "the function valid", self._valid
+                    valid = self._valid(*parts)
+                    if not (await valid if inspect.isawaitable(valid) else valid):
+                        session.revoke("the token is not valid")
         except RevokedError:
             raise
         except Exception as exc:
-            raise RuntimeError(f"the key function {key!r} failed on {session.name!r}: {exc}") from exc
-        if parts and self._valid is not None and not session.taken_away:
-            valid = self._valid(*parts)
-            if not (await valid if inspect.isawaitable(valid) else valid):
-                session.revoke("the token is not valid")
+            raise RuntimeError(f"{asked[0]} {asked[1]!r} failed on {session.name!r}: {exc!r}") from exc
         return not session.taken_away
 
     def sessions(self) -> list[dict[str, Any]]:
