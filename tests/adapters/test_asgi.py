@@ -112,6 +112,10 @@ def waits(here: Here) -> Any:
     return endpoint
 
 
+async def ignore(_message: Any) -> None:
+    """A server that takes whatever is sent."""
+
+
 async def answer(app: Any, method: str = "GET") -> tuple[int, bytes]:
     """What one request is answered, all of it, by the application itself."""
     sent: list[Any] = []
@@ -287,6 +291,118 @@ async def test_a_client_that_does_not_read_is_aborted(kind: str, what: str, live
             with anyio.fail_after(5):
                 await live["alice", "t1"].revoke("logged out")
             assert await is_reset(sock)
+
+
+@on_every_server
+async def test_the_end_of_a_response_that_is_not_read_is_thrown_away(kind: str, live: Registry, here: Here) -> None:
+    """Its last message still waits to be sent, as of most downloads that are slow: it was not sent yet."""
+
+    async def download(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for more in [] if kind == "hypercorn" else [True]:  # others wait before they write, and not behind that
+            await send({"type": "http.response.body", "body": bytes(6_000_000), "more_body": more})
+        here.note("last")
+        await send({"type": "http.response.body", "body": bytes(6_000_000)})
+
+    app = RevokableApp(applications(download=download), live, token, limit=0.1)
+    async with served(app, kind) as client:
+        with await client.stalled("/download") as sock:
+            await here.noted("last")
+            await live["alice", "t1"].revoke("logged out")
+            assert await is_reset(sock)
+
+
+@on_every_server
+async def test_a_client_that_has_gone_is_not_waited_for(kind: str, live: Registry, here: Here) -> None:
+    """The endpoint knows already, and works on: nobody is left who could be told."""
+
+    async def works_on(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        here.note((await receive())["type"])
+        await waits(here)(scope, receive, send)
+
+    app = RevokableApp(applications(work=works_on), live, token, limit=60)
+    async with served(app, kind) as client:
+        async with client.websocket("/work"):
+            pass
+        await here.noted("websocket.disconnect", "begun")
+        with anyio.fail_after(10):
+            await live["alice", "t1"].revoke("logged out")
+
+
+@on_every_server
+async def test_a_further_request_of_the_connection_does_not_begin(kind: str, live: Registry, here: Here) -> None:
+    """It was sent before the first one was answered: it would be cut off in the midst of what it does."""
+
+    async def endpoint(scope: Any, receive: Any, send: Any) -> None:
+        here.note(token(scope))
+        await waits(here)(scope, receive, send)
+
+    async with (
+        served(RevokableApp(applications(wait=endpoint), live, token), kind) as client,
+        client.request("/wait", head="\r\nGET /wait HTTP/1.1\r\nHost: x\r\nToken: bob\r\n") as (reader, _),
+    ):
+        await here.noted("begun")
+        await live["alice", "t1"].revoke("logged out")
+        assert b"\r\nconnection: close\r\n" in (await reader.read()).lower()
+        assert ("bob", "t1") not in here.log
+
+
+BODY = {"type": "http.response.body", "body": b"ok"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "complete"),
+    [
+        ([BODY], True),
+        ([{**BODY, "more_body": True}, {"type": "http.response.pathsend", "path": "/"}], True),
+        ([{"type": "http.response.zerocopysend", "file": 0}], True),
+        ([{"type": "http.response.zerocopysend", "file": 0, "more_body": True}], False),
+        ([{**BODY, "trailers": True}], False),
+        ([{**BODY, "trailers": True}, {"type": "http.response.trailers", "headers": []}], True),
+    ],
+)
+async def test_a_response_of_an_extension_is_complete_with_its_last_message(
+    messages: list[Any], complete: bool, live: Registry, here: Here
+) -> None:
+    """Then it is left alone; else the server has to cut it off."""
+
+    async def endpoint(scope: Any, receive: Any, send: Any) -> None:
+        begin = {"status": 200, "headers": [], "trailers": "trailers" in messages[0]}
+        await send({"type": "http.response.start", **begin})
+        for message in messages:
+            await send({name: message[name] for name in message if name != "trailers"})
+        await waits(here)(scope, receive, send)
+
+    app: Any = RevokableApp(endpoint, live, lambda _: "alice")
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    answered = asyncio.ensure_future(app(scope, anyio.sleep_forever, ignore))
+    await here.noted("begun")
+    await live["alice"].revoke("logged out")
+    with contextlib.nullcontext() if complete else pytest.raises(RevokedError):
+        await answered
+
+
+async def test_an_early_hint_is_no_answer(live: Registry, here: Here) -> None:
+    """The request gets the status that any other gets."""
+
+    async def hints(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.early_hint", "links": []})
+        await waits(here)(scope, receive, send)
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app: Any = RevokableApp(hints, live, lambda _: "alice")
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    answered = asyncio.ensure_future(app(scope, anyio.sleep_forever, send))
+    await here.noted("begun")
+    await live["alice"].revoke("logged out")
+    await answered
+    assert sent[1]["status"] == 401
 
 
 @on_every_server

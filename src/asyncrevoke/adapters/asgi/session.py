@@ -115,7 +115,7 @@ class Session:
         self.taken_away = True
         handle = self._handle = self._handle or Revokable(self.name)
         handle.revoke(reason)
-        self._exchange.refusal = lambda: RevokedError(handle)
+        self._exchange.refuse(lambda: RevokedError(handle))
         logger.info("%s", printable(f"{self} was taken away: {reason or 'no reason given'}"))
         # The client is told while the endpoint ends, and even if it does not.
         goodbye = Revokable(f"goodbye to {self.name}", release=lambda: self._exchange.end(reason))
