@@ -791,6 +791,53 @@ async def test_a_cancellation_by_the_server_goes_through(live: Registry, here: H
     assert (len(live), app.sessions()) == (0, [])
 
 
+async def test_a_clean_up_that_fails_leaves_no_cancellation_behind(live: Registry, here: Here) -> None:
+    """The error goes to the server, whose task may serve the next request: nothing in that is taken for cancelled."""
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await waits(here)(scope, receive, send)
+        finally:
+            raise ValueError("oh")
+
+    async def serve() -> None:
+        with pytest.raises(ValueError, match="oh"):
+            await answer(RevokableApp(fails, live, lambda _: "alice"))
+        task = asyncio.current_task()
+        assert task is not None
+        here.note(task.cancelling())
+
+    served = asyncio.ensure_future(serve())
+    await here.noted("begun")
+    await live["alice"].revoke("logged out")
+    await served
+    assert here.log == ["begun", "cleaned up", 0]
+
+
+async def test_an_endpoint_whose_helper_has_told_whose_it_is_is_the_straggler(live: Registry, here: Here) -> None:
+    """As with python-socketio, whose handlers run in tasks of their own: it is named, and the line at which it waits."""
+    go = anyio.Event()
+
+    async def stubborn(scope: Any, _receive: Any, _send: Any) -> None:
+        async def tell() -> None:
+            scope["asyncrevoke"].belongs_to("alice")
+
+        await asyncio.create_task(tell())
+        here.note("begun")
+        while not go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go.wait()
+
+    answered = asyncio.ensure_future(answer(RevokableApp(stubborn, live)))
+    await here.noted("begun")
+    act = live["alice"].revoke("logged out")
+    (straggler,) = act.stragglers()
+    go.set()
+    await act
+    await answered
+    assert (straggler.name, straggler.where.endswith(" in stubborn")) == ("GET /", True)
+
+
 async def test_an_endpoint_that_revokes_its_own_key_is_ended_by_that(live: Registry) -> None:
     """With or without waiting for it, it does not wait for itself."""
 
@@ -887,10 +934,10 @@ async def test_a_session_belongs_to_its_loop(live: Registry, here: Here) -> None
 
     async def endpoint(scope: Any, receive: Any, send: Any) -> None:
         session: Session = scope["asyncrevoke"]
-        for use in (lambda: session.belongs_to("bob")), (lambda: session.handle):
+        for use in (lambda: session.belongs_to("bob")), (lambda: session.handle), (lambda: session.revoke("late")):
             with pytest.raises(RuntimeError, match="'GET /' was used in another thread"):
                 await anyio.to_thread.run_sync(use)
-        assert session.keys == [("alice",)]
+        assert (session.keys, session.taken_away) == ([("alice",)], False)
         await waits(here)(scope, receive, send)
 
     answered = asyncio.ensure_future(answer(RevokableApp(endpoint, live, lambda _: "alice")))
@@ -1104,6 +1151,27 @@ async def test_the_servers_handlers_are_back_after_the_lifespan(live: Registry, 
     await RevokableApp(applications(), live, shutdown=shutdown)({"type": "lifespan"}, receive, send)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     assert (inside[0] == before) == (shutdown is None)
+
+
+@pytest.mark.parametrize("what", ["returns", "raises", "fails"])
+async def test_an_application_without_a_lifespan_keeps_ours(live: Registry, what: str) -> None:
+    """Its server goes on, and its clients are told. One that fails to start is served by nobody."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        if what == "fails":
+            await send({"type": "lifespan.startup.failed"})
+        if what != "returns":
+            raise ValueError("no lifespan")
+
+    served: Any = RevokableApp(app, live)
+    try:
+        with contextlib.suppress(ValueError):
+            await served({"type": "lifespan"}, anyio.sleep_forever, ignore)
+        assert (signal.getsignal(signal.SIGTERM) is before) == (what == "fails")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @on_every_server
