@@ -112,6 +112,10 @@ def waits(here: Here) -> Any:
     return endpoint
 
 
+async def ignore(_message: Any) -> None:
+    """A server that takes whatever is sent."""
+
+
 async def answer(app: Any, method: str = "GET") -> tuple[int, bytes]:
     """What one request is answered, all of it, by the application itself."""
     sent: list[Any] = []
@@ -287,6 +291,118 @@ async def test_a_client_that_does_not_read_is_aborted(kind: str, what: str, live
             with anyio.fail_after(5):
                 await live["alice", "t1"].revoke("logged out")
             assert await is_reset(sock)
+
+
+@on_every_server
+async def test_the_end_of_a_response_that_is_not_read_is_thrown_away(kind: str, live: Registry, here: Here) -> None:
+    """Its last message still waits to be sent, as of most downloads that are slow: it was not sent yet."""
+
+    async def download(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for more in [] if kind == "hypercorn" else [True]:  # others wait before they write, and not behind that
+            await send({"type": "http.response.body", "body": bytes(6_000_000), "more_body": more})
+        here.note("last")
+        await send({"type": "http.response.body", "body": bytes(6_000_000)})
+
+    app = RevokableApp(applications(download=download), live, token, limit=0.1)
+    async with served(app, kind) as client:
+        with await client.stalled("/download") as sock:
+            await here.noted("last")
+            await live["alice", "t1"].revoke("logged out")
+            assert await is_reset(sock)
+
+
+@on_every_server
+async def test_a_client_that_has_gone_is_not_waited_for(kind: str, live: Registry, here: Here) -> None:
+    """The endpoint knows already, and works on: nobody is left who could be told."""
+
+    async def works_on(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        here.note((await receive())["type"])
+        await waits(here)(scope, receive, send)
+
+    app = RevokableApp(applications(work=works_on), live, token, limit=60)
+    async with served(app, kind) as client:
+        async with client.websocket("/work"):
+            pass
+        await here.noted("websocket.disconnect", "begun")
+        with anyio.fail_after(10):
+            await live["alice", "t1"].revoke("logged out")
+
+
+@on_every_server
+async def test_a_further_request_of_the_connection_does_not_begin(kind: str, live: Registry, here: Here) -> None:
+    """It was sent before the first one was answered: it would be cut off in the midst of what it does."""
+
+    async def endpoint(scope: Any, receive: Any, send: Any) -> None:
+        here.note(token(scope))
+        await waits(here)(scope, receive, send)
+
+    async with (
+        served(RevokableApp(applications(wait=endpoint), live, token), kind) as client,
+        client.request("/wait", head="\r\nGET /wait HTTP/1.1\r\nHost: x\r\nToken: bob\r\n") as (reader, _),
+    ):
+        await here.noted("begun")
+        await live["alice", "t1"].revoke("logged out")
+        assert b"\r\nconnection: close\r\n" in (await reader.read()).lower()
+        assert ("bob", "t1") not in here.log
+
+
+BODY = {"type": "http.response.body", "body": b"ok"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "complete"),
+    [
+        ([BODY], True),
+        ([{**BODY, "more_body": True}, {"type": "http.response.pathsend", "path": "/"}], True),
+        ([{"type": "http.response.zerocopysend", "file": 0}], True),
+        ([{"type": "http.response.zerocopysend", "file": 0, "more_body": True}], False),
+        ([{**BODY, "trailers": True}], False),
+        ([{**BODY, "trailers": True}, {"type": "http.response.trailers", "headers": []}], True),
+    ],
+)
+async def test_a_response_of_an_extension_is_complete_with_its_last_message(
+    messages: list[Any], complete: bool, live: Registry, here: Here
+) -> None:
+    """Then it is left alone; else the server has to cut it off."""
+
+    async def endpoint(scope: Any, receive: Any, send: Any) -> None:
+        begin = {"status": 200, "headers": [], "trailers": "trailers" in messages[0]}
+        await send({"type": "http.response.start", **begin})
+        for message in messages:
+            await send({name: message[name] for name in message if name != "trailers"})
+        await waits(here)(scope, receive, send)
+
+    app: Any = RevokableApp(endpoint, live, lambda _: "alice")
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    answered = asyncio.ensure_future(app(scope, anyio.sleep_forever, ignore))
+    await here.noted("begun")
+    await live["alice"].revoke("logged out")
+    with contextlib.nullcontext() if complete else pytest.raises(RevokedError):
+        await answered
+
+
+async def test_an_early_hint_is_no_answer(live: Registry, here: Here) -> None:
+    """The request gets the status that any other gets."""
+
+    async def hints(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.early_hint", "links": []})
+        await waits(here)(scope, receive, send)
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app: Any = RevokableApp(hints, live, lambda _: "alice")
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    answered = asyncio.ensure_future(app(scope, anyio.sleep_forever, send))
+    await here.noted("begun")
+    await live["alice"].revoke("logged out")
+    await answered
+    assert sent[1]["status"] == 401
 
 
 @on_every_server
@@ -675,6 +791,53 @@ async def test_a_cancellation_by_the_server_goes_through(live: Registry, here: H
     assert (len(live), app.sessions()) == (0, [])
 
 
+async def test_a_clean_up_that_fails_leaves_no_cancellation_behind(live: Registry, here: Here) -> None:
+    """The error goes to the server, whose task may serve the next request: nothing in that is taken for cancelled."""
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await waits(here)(scope, receive, send)
+        finally:
+            raise ValueError("oh")
+
+    async def serve() -> None:
+        with pytest.raises(ValueError, match="oh"):
+            await answer(RevokableApp(fails, live, lambda _: "alice"))
+        task = asyncio.current_task()
+        assert task is not None
+        here.note(task.cancelling())
+
+    served = asyncio.ensure_future(serve())
+    await here.noted("begun")
+    await live["alice"].revoke("logged out")
+    await served
+    assert here.log == ["begun", "cleaned up", 0]
+
+
+async def test_an_endpoint_whose_helper_has_told_whose_it_is_is_the_straggler(live: Registry, here: Here) -> None:
+    """As with python-socketio, whose handlers run in tasks of their own: it is named, and the line at which it waits."""
+    go = anyio.Event()
+
+    async def stubborn(scope: Any, _receive: Any, _send: Any) -> None:
+        async def tell() -> None:
+            scope["asyncrevoke"].belongs_to("alice")
+
+        await asyncio.create_task(tell())
+        here.note("begun")
+        while not go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go.wait()
+
+    answered = asyncio.ensure_future(answer(RevokableApp(stubborn, live)))
+    await here.noted("begun")
+    act = live["alice"].revoke("logged out")
+    (straggler,) = act.stragglers()
+    go.set()
+    await act
+    await answered
+    assert (straggler.name, straggler.where.endswith(" in stubborn")) == ("GET /", True)
+
+
 async def test_an_endpoint_that_revokes_its_own_key_is_ended_by_that(live: Registry) -> None:
     """With or without waiting for it, it does not wait for itself."""
 
@@ -771,10 +934,10 @@ async def test_a_session_belongs_to_its_loop(live: Registry, here: Here) -> None
 
     async def endpoint(scope: Any, receive: Any, send: Any) -> None:
         session: Session = scope["asyncrevoke"]
-        for use in (lambda: session.belongs_to("bob")), (lambda: session.handle):
+        for use in (lambda: session.belongs_to("bob")), (lambda: session.handle), (lambda: session.revoke("late")):
             with pytest.raises(RuntimeError, match="'GET /' was used in another thread"):
                 await anyio.to_thread.run_sync(use)
-        assert session.keys == [("alice",)]
+        assert (session.keys, session.taken_away) == ([("alice",)], False)
         await waits(here)(scope, receive, send)
 
     answered = asyncio.ensure_future(answer(RevokableApp(endpoint, live, lambda _: "alice")))
@@ -999,6 +1162,27 @@ async def test_the_servers_handlers_are_back_after_the_lifespan(live: Registry, 
     await RevokableApp(applications(), live, shutdown=shutdown)({"type": "lifespan"}, receive, send)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     assert (inside[0] == before) == (shutdown is None)
+
+
+@pytest.mark.parametrize("what", ["returns", "raises", "fails"])
+async def test_an_application_without_a_lifespan_keeps_ours(live: Registry, what: str) -> None:
+    """Its server goes on, and its clients are told. One that fails to start is served by nobody."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        if what == "fails":
+            await send({"type": "lifespan.startup.failed"})
+        if what != "returns":
+            raise ValueError("no lifespan")
+
+    served: Any = RevokableApp(app, live)
+    try:
+        with contextlib.suppress(ValueError):
+            await served({"type": "lifespan"}, anyio.sleep_forever, ignore)
+        assert (signal.getsignal(signal.SIGTERM) is before) == (what == "fails")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @on_every_server

@@ -7,7 +7,7 @@ from typing import Any
 
 from asyncrevoke.lowlevel import Registry, Revokable, RevokedError
 
-from .exchange import App, Exchange, Receive, Scope, Send
+from .exchange import App, Exchange, Message, Receive, Scope, Send
 from .session import Session
 from .shutdown import revoke_at_shutdown, revoke_when_terminated
 
@@ -109,7 +109,8 @@ class RevokableApp:
                     await session.rest()
             finally:
                 session.leave()
-        if session.taken_away and session.uncancel():
+                cancelled = session.uncancel()
+        if session.taken_away and cancelled:
             raise asyncio.CancelledError
         if exchange.unended:
             raise RevokedError(session.handle)
@@ -129,8 +130,13 @@ class RevokableApp:
             await self._app(scope, receive, send)
             return
         give_back = revoke_at_shutdown(self._live, self._shutdown, limit=self._limit + 1)
-        await self._app(scope, receive, send)  # an error means that it has none: its clients are told all the same
-        give_back()
+
+        async def ends(message: Message) -> None:  # else it has none, and its clients are told all the same
+            if message["type"] != "lifespan.startup.complete":
+                give_back()
+            await send(message)
+
+        await self._app(scope, receive, ends)
 
     async def _admits(self, session: Session, key: Callable[[Scope], Found | Awaitable[Found]]) -> bool:
         """Register it, and only then look whether the token is good."""

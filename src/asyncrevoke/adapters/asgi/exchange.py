@@ -20,6 +20,14 @@ App = Callable[
 ]  # of a scope, a receive and a send. Frameworks have types of their own for these
 
 _ROOM = 123  # bytes for the reason in the close frame of a websocket (RFC 6455, 5.5)
+#: What may be the last message of a response, and what says in it that it is not.
+_LAST = {
+    "http.response.body": "more_body",
+    "http.response.zerocopysend": "more_body",
+    "http.response.pathsend": "",
+    "http.response.trailers": "more_trailers",
+    "websocket.http.response.body": "more_body",
+}
 
 
 class Exchange:
@@ -34,11 +42,13 @@ class Exchange:
 
     __slots__ = (
         "_close_code",
+        "_complete",
         "_first",
         "_last",
         "_live",
         "_receive",
         "_send",
+        "_sending",
         "limit",
         "refusal",
         "scope",
@@ -58,6 +68,8 @@ class Exchange:
         self.limit = limit
         self._first: Message | None = None  # that was sent
         self._last: Message = {"type": ""}
+        self._sending: Awaitable[None] | None = None  # what hands on the last one
+        self._complete = False
 
     def receive(self) -> Awaitable[Message]:
         if self.refusal is not None:
@@ -67,17 +79,27 @@ class Exchange:
     def send(self, message: Message) -> Awaitable[None]:
         if self.refusal is not None:
             raise self.refusal()
-        if self._first is None:
+        if self._first is None and message["type"].endswith((".start", ".accept", ".close")):  # and no early hint
             self._first = message
         self._last = message
-        return self._send(message)
+        sending = self._sending = self._send(message)
+        return sending
+
+    def refuse(self, refusal: Callable[[], Exception]) -> None:
+        """Let nothing pass any more. Call it before the endpoint is cancelled, which may be sending its last message."""
+        self.refusal = refusal
+        kind, last = self._last["type"], self._last
+        trailers = kind == "http.response.body" and self._first is not None and self._first.get("trailers", False)
+        sending = getattr(self._sending, "cr_frame", None) is not None
+        self._complete = kind in _LAST and not (last.get(_LAST[kind], False) or trailers or sending)
 
     async def end(self, reason: str) -> None:
         """Tell the client, as well as that can still be done, and close the connection, or abort it when the limit is over."""
-        if self._last["type"] == "http.response.body" and not self._last.get("more_body", False):
-            return  # the response is complete, and the connection may be in the midst of the next request
-        shared = self.scope.get("http_version", "1.1") >= "2"
-        connection = None if shared else below(self._send)
+        if self._complete:
+            return  # the connection may be in the midst of the next request
+        connection = None if self._shared else below(self._send)
+        if connection is not None and connection.lost.is_set():
+            return  # some servers tell that only once
         gone = self._live.root.revoked  # it is the server that goes then, and no fault of the token
         told = False
         with (
@@ -93,6 +115,10 @@ class Exchange:
         if connection is not None:
             await connection.abort()
         self.unended = connection is None and not told
+
+    @property
+    def _shared(self) -> bool:
+        return bool(self.scope.get("http_version", "1.1") >= "2")
 
     @property
     def _accepted(self) -> bool:
@@ -121,6 +147,8 @@ class Exchange:
         if self._first is None:
             body = f"{reason or 'it was revoked'}\n".encode(errors="replace")
             headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+            if not self._shared:  # so that a further request, which waits in it, does not begin to be cut off
+                headers.append((b"connection", b"close"))
             if not gone:
                 headers.append((b"www-authenticate", b'Bearer error="invalid_token"'))
             await self._send({"type": "http.response.start", "status": 503 if gone else 401, "headers": headers})

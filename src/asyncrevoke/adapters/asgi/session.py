@@ -100,6 +100,7 @@ class Session:
             except RevokedError as error:
                 self.revoke(error.reason)
                 raise
+            operation.task = self._task  # and not the one that told of it
             self._operations.append(operation)
             self.keys.append(key)
             if self._handle is not None:
@@ -109,13 +110,17 @@ class Session:
             self._look_at_clock()
 
     def revoke(self, reason: str = "") -> None:
-        """Take this one away, and no other of its keys: cancel the endpoint, and tell the client. Twice does no harm."""
+        """Take this one away, and no other of its keys: cancel the endpoint, and tell the client. Twice does no harm.
+
+        :raises RuntimeError: in another thread
+        """
+        self._refuse_elsewhere()
         if self.taken_away or self._over:
             return
         self.taken_away = True
         handle = self._handle = self._handle or Revokable(self.name)
         handle.revoke(reason)
-        self._exchange.refusal = lambda: RevokedError(handle)
+        self._exchange.refuse(lambda: RevokedError(handle))
         logger.info("%s", printable(f"{self} was taken away: {reason or 'no reason given'}"))
         # The client is told while the endpoint ends, and even if it does not.
         goodbye = Revokable(f"goodbye to {self.name}", release=lambda: self._exchange.end(reason))
@@ -146,13 +151,14 @@ class Session:
         self._timer = asyncio.get_running_loop().call_later(self._exchange.limit, self._cancel)
         self._cancelled += cancel(self._task)
 
+    def _refuse_elsewhere(self) -> None:
+        with contextlib.suppress(RuntimeError):  # that none runs
+            if asyncio.get_running_loop() is self._task.get_loop():
+                return
+        raise RuntimeError(f"{self.name!r} was used in another thread: make the function that does it async")
+
     def _refuse_unless_live(self) -> None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise RuntimeError(
-                f"{self.name!r} was used in another thread: make the function that does it async"
-            ) from None
+        self._refuse_elsewhere()
         if self.taken_away:
             raise RevokedError(self._handle)
         if self._over:
