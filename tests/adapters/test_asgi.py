@@ -214,7 +214,7 @@ async def test_an_upload_that_is_being_read_gets_401(kind: str, live: Registry, 
 @on_every_server
 async def test_an_event_stream_gets_a_last_event_and_ends(kind: str, live: Registry, here: Here) -> None:
     """A browser hears why by an event of its own, and that this is the end."""
-    stream = begins(here, (b"Content-Type", b"text/event-stream; charset=utf-8"))
+    stream = begins(here, (b"Content-Type", b"Text/Event-Stream; charset=utf-8"))
     async with (
         served(RevokableApp(applications(events=stream), live, token), kind) as client,
         client.request("/events") as (reader, _),
@@ -700,6 +700,23 @@ async def test_a_session_is_taken_away_when_its_time_is_over(live: Registry, her
     assert here.log == ["begun", "cleaned up"] * 2
     assert await answer(RevokableApp(later, live, lambda _: (("alice",), 1))) == late
     assert len(here.log) == 4
+
+
+async def test_a_clock_that_was_set_is_noticed_within_a_minute(live: Registry, here: Here) -> None:
+    """A machine that has slept for an hour does not let the token live for one more."""
+    delays: list[float] = []
+
+    async def endpoint(scope: Any, receive: Any, send: Any) -> None:
+        loop = asyncio.get_running_loop()
+        scope["asyncrevoke"].belongs_to("alice", expires=time.time() + 3600)
+        delays.append(scope["asyncrevoke"]._timer.when() - loop.time())
+        await waits(here)(scope, receive, send)
+
+    answered = asyncio.ensure_future(answer(RevokableApp(endpoint, live)))
+    await here.noted("begun")
+    await live["alice"].revoke("logged out")
+    await answered
+    assert delays[0] <= 60
 
 
 async def test_an_admin_sees_who_is_connected(live: Registry, here: Here) -> None:

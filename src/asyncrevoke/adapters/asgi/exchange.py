@@ -163,4 +163,4 @@ class Exchange:
 def _is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether an event can be added: not to a stream that was compressed further in."""
     known = {bytes(name).lower(): bytes(value) for name, value in headers}
-    return known.get(b"content-type", b"").startswith(b"text/event-stream") and b"content-encoding" not in known
+    return known.get(b"content-type", b"").lower().startswith(b"text/event-stream") and b"content-encoding" not in known

@@ -14,7 +14,9 @@ from .exchange import Exchange
 
 logger = logging.getLogger("asyncrevoke")
 
-_DAY = 86400.0  # the longest that a timer runs before it looks at the clock again
+_LOOK = (
+    60.0  # seconds after which a timer looks at the clock again: it may be set, and a machine that sleeps stops timers
+)
 
 
 class Session:
@@ -168,12 +170,12 @@ class Session:
         self.revoke(getattr(error, "reason", ""))
 
     def _look_at_clock(self) -> None:
-        """Take it away when its time is over. The clock may be set meanwhile, so the timer asks it again."""
+        """Take it away when its time is over."""
         if self._timer is not None:
             self._timer.cancel()
         left = self._expires - time.time()
         if left > 0:
-            self._timer = asyncio.get_running_loop().call_later(min(left, _DAY), self._look_at_clock)
+            self._timer = asyncio.get_running_loop().call_later(min(left, _LOOK), self._look_at_clock)
         else:
             self.revoke("the token has expired")
 
