@@ -1228,3 +1228,14 @@ async def test_the_limit_counts_from_when_somebody_began_to_wait(wrap: Wrap, mon
         await call.done.wait()
         assert isinstance(call.error, RevokedError)
     assert closed == [len(looks) - 1]
+
+
+def test_a_limit_needs_a_loop_and_leaves_nothing_without() -> None:
+    """It says so; the stream goes on as it was."""
+    ours, peer = socket.socketpair()
+    stream = FdStream(ours.detach())
+    with peer, pytest.raises(RuntimeError, match="running event loop"):
+        stream.limit_idle(1)
+    assert not stream.handle.in_use
+    stream.handle.revoke()
+    assert stream.handle.released

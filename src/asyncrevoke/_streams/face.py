@@ -180,10 +180,11 @@ class Face(Handled, anyio.abc.ByteStream):
 
         :raises RevokedError, ~anyio.ClosedResourceError: if it was taken away or closed
         :raises ValueError: if `seconds` is not positive
+        :raises RuntimeError: without a running event loop; nothing has changed then
         """
         if not seconds > 0:
             raise ValueError(f"seconds is {seconds!r}: give a number more than 0")
-        _IdleLimit(self.handle.open("idle limit"), self.handle, seconds)
+        _IdleLimit(self.handle, seconds)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -295,15 +296,17 @@ def _enough(nbytes: int, ahead: bytearray) -> int:
 
 
 class _IdleLimit:
-    """Looks who waits to receive, and comes again when the longest wait would be over.
+    """Looks who waits to receive, and comes again when the longest wait would be over, until the stream is taken away."""
 
-    :param own: a handle on the stream: when it is released, nobody looks any more
-    """
-
-    def __init__(self, own: Revokable, handle: Revokable, seconds: float) -> None:
+    def __init__(self, handle: Revokable, seconds: float) -> None:
         self._handle = handle
         self._seconds = seconds
-        self._deadline = Deadline(seconds, self._look)
+        own = handle.open("idle limit")
+        try:
+            self._deadline = Deadline(seconds, self._look)
+        except RuntimeError:  # no loop runs
+            own.revoke()
+            raise
         own.release = self._close
 
     def _look(self) -> None:
