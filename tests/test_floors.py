@@ -31,6 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "adapters/hotplug": {"lowlevel", "adapters/serial"},
     "control": {"lowlevel"},
     "console": {"lowlevel", "control", "adapters/hotplug", "adapters/pty", "adapters/serial", "adapters/tty"},
+    "cluster": {"lowlevel"},
     "telemetry": {"lowlevel"},
     "testing": ADAPTER,
     "compat": {"lowlevel", "adapters/asyncio_streams", "adapters/serial"},

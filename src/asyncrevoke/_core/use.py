@@ -62,7 +62,7 @@ def chain(inside: Inside | None) -> Iterator[Inside]:
 def is_inside(node: Revokable, home: loop.Home, task: loop.Task) -> bool:
     """Whether the task is in an operation on this very node."""
     inside = home.inside.get(task)
-    return inside is not None and any(each.node is node and type(each) is Use for each in chain(inside))
+    return inside is not None and any(each.node is node and isinstance(each, Use) for each in chain(inside))
 
 
 class Releasing(Inside):

@@ -1,0 +1,350 @@
+"""A member: it follows the log, admits by it, and takes away what the log says."""
+
+import contextlib
+import logging
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Self, get_args
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from asyncrevoke.lowlevel import Registry, Revocation, Revokable, RevokedError, Use, printable, revoke_all
+
+from .entry import Entry, LogError, LogRefusedError, Position
+from .log import Log, Member, Mode
+from .report import HostReport
+from .revoker import PATIENCE, Revoker
+from .view import LogLostError, View, clock
+
+logger = logging.getLogger("asyncrevoke.cluster")
+
+_SOON = 0.1  # seconds after which a host tells that somebody is still inside
+_KEPT = 60.0  # seconds that acknowledgements are kept for the one who asked
+_CHUNK = 200  # entries that are written back at once
+_ROOM = 1024  # keys whose positions are noted before those are forgotten that nobody uses
+_CLOCKS = 30.0  # seconds by which the clock of a host and that of the engine may differ
+_UNSENT = 10_000  # acknowledgements that wait to be sent; those before them are dropped
+_EMPTY = "if it is new, begin it by `asyncrevoke cluster init`. If it has lost what it held, first start a host that has followed it"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterEvent:
+    """Something that has happened to a member.
+
+    :ivar what: "caught up": it admits. "cut off": its lease is over; if it is strict, it has failed closed. "lost": the log was
+        wiped, or is another one. "taken": an entry
+    :ivar why: the reason of it, as far as there is one
+    """
+
+    what: Literal["caught up", "cut off", "lost", "taken"]
+    host: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return printable(f"{self.host} {self.what}: {self.why}" if self.why else f"{self.host} {self.what}")
+
+
+class NotVouchedError(RevokedError):
+    """The member cannot tell whether it was revoked, since it cannot read the log. Try again, here or at another host."""
+
+
+class Admission(Use):
+    """What `Cluster.admit` returns: `Use` of the key, for a session that is not revoked anywhere."""
+
+    __slots__ = ("_cluster", "_issued", "_path")
+
+    def __init__(self, cluster: "Cluster", path: tuple[str, ...], issued: Position | None) -> None:
+        super().__init__(cluster.live[path], False)  # as `using` does
+        self._cluster = cluster
+        self._path = path
+        self._issued = issued
+
+    def __enter__(self) -> Self:
+        self._cluster.check(*self._path, issued=self._issued)  # C4: nothing comes between the two
+        return super().__enter__()
+
+
+class Cluster(Revoker):
+    """One host's registry, of which entries of a log take away what they name: ``await tasks.start(cluster.run)``
+
+    :param live: the registry whose keys the entries name
+    :param log: the engine, such as `RedisLog`. It is yours to close
+    :param host: the name of this member in reports. Default: the name of the machine, and the number of the process
+    :param lease: seconds for which an answered read of the log is good
+    :param mode: what happens when the lease is over. "strict": all sessions are taken away, and none are admitted, until the
+        log can be read again. "best_effort": they go on, and so does admission
+    :param observers: are called with each `ClusterEvent`, in the midst of things: they note it, and do not wait
+    :raises ValueError: for a bad lease or mode
+    """
+
+    def __init__(
+        self,
+        live: Registry,
+        log: Log,
+        *,
+        host: str = "",
+        lease: float = 10.0,
+        mode: Mode = "best_effort",
+        observers: tuple[Callable[[ClusterEvent], object], ...] = (),
+    ) -> None:
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode is {mode!r}: give 'strict' or 'best_effort'")
+        if not 0.1 <= lease <= 86400:
+            raise ValueError(f"lease is {lease!r}: give seconds, from 0.1 to 86400")
+        super().__init__(log, patience=min(PATIENCE, lease / 4))
+        self.live = live
+        self.host = host or f"{socket.gethostname()}/{os.getpid()}"
+        self._mode = mode
+        self._lease = lease
+        self._observers = observers
+        self._view = View(lease, strict=mode == "strict")
+        self._me = Member(self.host, secrets.token_hex(8), mode, lease, since=time.time())
+        self._issued: dict[tuple[str, ...], Position] = {}
+        self._room = _ROOM
+        self._pause = min(lease / 20, 0.5)  # after what has failed
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._cut_off = True  # until it has caught up
+        self._why = "it has not caught up yet"
+        self._answers: list[tuple[str, str]] = []  # acknowledgements to be sent
+        self._to_send = anyio.Event()
+        self._renewed = anyio.Event()
+
+    @property
+    def position(self) -> Position:
+        """Up to where the log was taken. Store it with each token that you issue: ``str(cluster.position)``"""
+        return self._view.position
+
+    @property
+    def lease_left(self) -> float:
+        """Seconds for which this member may vouch for its sessions; negative or 0 if it may not."""
+        return self._view.fresh + self._lease - clock()
+
+    def admit(self, *path: str, issued: Position | str | None = None) -> Admission:
+        """Use a key: ``with cluster.admit("alice", "token7", issued=position): await ...``. As `Revokable.using` otherwise.
+
+        :param issued: the position that was stored when the token was issued. None: it counts as older than any revocation
+        :raises RevokedError: from the `with`, if it was revoked, wherever that was
+        :raises NotVouchedError: from the `with`, if this member has not caught up, or is strict and its lease is over
+        :raises ValueError: if `issued` is no position
+        Cancellation: goes through unchanged.
+        """
+        return Admission(self, path, Position.parse(issued) if isinstance(issued, str) else issued)
+
+    def check(self, *path: str, issued: Position | None = None) -> None:
+        """Refuse a session that was revoked. Register it first, and do not await in between: see `admit`.
+
+        :raises RevokedError, NotVouchedError: as `admit`
+        """
+        view = self._view
+        if clock() >= view.until:
+            raise self._not_vouched(path)
+        if view.denied and (entry := view.denial(path, issued)) is not None:
+            raise RevokedError(None, told=(5, "/".join(path), entry.reason, None))
+        if issued is not None or self._issued:
+            self._note(path, issued)
+
+    def _not_vouched(self, path: tuple[str, ...]) -> NotVouchedError:
+        return NotVouchedError(None, told=(5, "/".join(path), f"{self.host} admits nobody: {self._why}", None))
+
+    def _note(self, path: tuple[str, ...], issued: Position | None) -> None:
+        """Remember when the sessions of a key were issued: of several, the earliest (C7)."""
+        known = self._issued.get(path)
+        if known == issued:
+            return
+        if issued is None:
+            del self._issued[path]
+        elif not self.live[path].in_use or (known is not None and self._view.is_before(issued, known)):
+            if len(self._issued) >= self._room:
+                self._issued = {each: self._issued[each] for each in self.live if each in self._issued}
+                self._room = max(_ROOM, 2 * len(self._issued))
+            self._issued[path] = issued
+
+    # -- following the log --
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Follow the log, until cancelled: ``await tasks.start(cluster.run)`` returns when it has caught up.
+
+        At its end all keys are taken away, since nobody follows the log for them any more.
+
+        :raises LogRefusedError: if the engine will not do, another member has this name, or somebody has written to the log
+            what is no entry
+        :raises LogError: if it has not caught up within the lease, also if the log is empty. Later it goes on trying
+        :raises RuntimeError: if it runs already
+        Cancellation: ends it.
+        """
+        if self._tasks is not None:
+            raise RuntimeError(f"{self.host} runs already")
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                await self._begin()
+                self._tasks.start_soon(self._watch_lease)
+                self._tasks.start_soon(self._send)
+                task_status.started()
+                await self._follow()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None  # no task but this one raises anything
+        finally:
+            self._tasks = None
+            self._cut_off = True
+            self._why = "it does not follow the log"
+            self._view = View(self._lease, strict=self._mode == "strict")
+            self._revoke((), f"{self.host} has left")
+            with anyio.CancelScope(shield=True), contextlib.suppress(LogError):
+                await self.answered(self.log.leave(self._me))
+
+    async def _begin(self) -> None:
+        """Catch up, within the lease."""
+        end = clock() + self._lease
+        suitable = False
+        while self._cut_off:
+            try:
+                if not suitable:
+                    await self._refuse_unless_suitable()
+                    suitable = True
+                await self._read(0.0)
+                if self._view.begun:
+                    continue
+                failed = LogError(f"the log at {self.log.name} is empty: {_EMPTY}")
+            except LogRefusedError:
+                raise
+            except LogLostError as exc:
+                self._view.lose()
+                failed = exc
+            except LogError as exc:
+                failed = exc
+            if clock() >= end:
+                raise failed
+            await anyio.sleep(self._pause)
+
+    async def _refuse_unless_suitable(self) -> None:
+        await self.answered(self.log.check())
+        ahead = await self.answered(self.log.time()) - time.time()
+        if abs(ahead) > _CLOCKS:
+            raise LogRefusedError(
+                f"the clock of {self.log.name} is {ahead:+.0f} s from that of {self.host}: set them, since entries expire by it"
+            )
+        for other in await self.members():
+            if other.host == self.host and other.age < other.lease / 2:
+                await anyio.sleep(other.lease / 2 - other.age)
+                if any(each.id == other.id and each.age < other.lease / 2 for each in await self.members()):
+                    raise LogRefusedError(f"{self.host!r} is a member already: give another name, or end that one")
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self._read(self._lease / 4 if clock() < self._view.until and not self._view.lost else 0.0)
+            except LogRefusedError:
+                raise
+            except LogLostError as exc:
+                self._view.lose()
+                self._cut_off_by("lost", exc)
+            except LogError as exc:
+                self._why = str(exc)
+                await anyio.sleep(self._pause)
+
+    async def _read(self, wait: float) -> None:
+        """Ask once for what comes next, and take it."""
+        view = self._view
+        me = replace(self._me, position=str(view.position), number=view.position.number, sessions=len(self.live))
+        asked = clock()
+        batch = await self.answered(self.log.read(view.position.number, wait, me), wait)
+        for entry in view.answered(batch, asked):
+            self._take(entry)
+            await anyio.lowlevel.checkpoint()
+        if batch.whole and view.lost and (missing := view.to_write_back()):
+            await self.append(*random.sample(missing, min(len(missing), _CHUNK)))  # others write back the same
+        elif self._cut_off and clock() < view.until and not view.lost:
+            self._cut_off = False
+            self._renewed.set()
+            self._tell("caught up", f"at {view.position}")
+
+    async def _watch_lease(self) -> None:
+        while True:
+            if self._cut_off:
+                await self._renewed.wait()
+            elif self.lease_left > 0:
+                await anyio.sleep(self.lease_left)
+            else:
+                self._cut_off_by("cut off", f"the log was not read for {self._lease:g} s: {self._why}")
+
+    def _cut_off_by(self, what: Literal["cut off", "lost"], why: object) -> None:
+        self._cut_off = True
+        self._renewed = anyio.Event()
+        self._why = str(why)
+        self._tell(what, self._why)
+        if self._mode == "strict":
+            self._revoke((), f"{self.host} cannot vouch for it: {why}")
+
+    # -- taking away --
+
+    def _take(self, entry: Entry) -> None:
+        act = self._revoke(entry.path, entry.reason, entry)
+        self._tell("taken", f"{entry.name!r} revoked" + (f" ({entry.reason})" if entry.reason else ""))
+        if self._tasks is not None and not self._cut_off:
+            self._tasks.start_soon(self._acknowledge, entry, act)
+
+    def _revoke(self, path: tuple[str, ...], reason: str, entry: Entry | None = None) -> Revocation | None:
+        """Take away what is open on a key and below, or of it what is older than the entry says."""
+        node = self.live[path] if path else self.live.root
+        found = self._older(path, node, entry)
+        if not found:
+            return None
+        grace = 0.0 if entry is None else entry.grace
+        # One alone waits for what was revoked under its name before.
+        return found[0].revoke(reason, grace=grace) if len(found) == 1 else revoke_all(found, reason, grace=grace)
+
+    def _older(self, path: tuple[str, ...], node: Revokable, entry: Entry | None) -> list[Revokable]:
+        """The topmost nodes that an entry speaks of. Where old and new sessions use the very same key, all of them."""
+        if path and (entry is None or not self._issued):
+            return [node]
+        keys = [(child, (*path, child.name)) for child in node.children]
+        keys = [(child, there) for child, there in keys if self.live[there] is child]
+        found = [each for child, there in keys for each in self._older(there, child, entry)]
+        issued = self._issued.get(path)
+        is_newer = entry is not None and issued is not None and not self._view.covers(entry, issued)
+        if path and not is_newer and (node.in_use > len(keys) or found == [child for child, _ in keys]):
+            return [node]
+        return found
+
+    async def _acknowledge(self, entry: Entry, act: Revocation | None) -> None:
+        if act is not None and not act.done():
+            with anyio.move_on_after(_SOON), contextlib.suppress(BaseExceptionGroup):
+                await act.finish()
+            if not act.done():
+                self._answer(entry, act)
+                with contextlib.suppress(BaseExceptionGroup):
+                    await act.finish()
+        self._answer(entry, act)
+
+    def _answer(self, entry: Entry, act: Revocation | None) -> None:
+        self._answers.append((entry.id, HostReport.of(self._me, act).dump()))
+        self._to_send.set()
+
+    async def _send(self) -> None:
+        """Send acknowledgements, many at once."""
+        while True:
+            await self._to_send.wait()
+            self._to_send = anyio.Event()
+            answers, self._answers = self._answers, []
+            try:
+                await self.answered(self.log.tell(answers, _KEPT))
+            except LogError:
+                self._answers = [*answers, *self._answers][-_UNSENT:]
+                await anyio.sleep(self._pause)
+                self._to_send.set()
+
+    def _tell(self, what: Literal["caught up", "cut off", "lost", "taken"], why: str) -> None:
+        event = ClusterEvent(what, self.host, why)
+        logger.log(logging.WARNING if what in ("cut off", "lost") else logging.INFO, "%s", event)
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:
+                logger.exception("the observer %r failed", observer)

@@ -1,0 +1,110 @@
+"""What stands in the log: entries, their positions, and the text of both."""
+
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple, Self, get_args
+
+VERSION = 1
+Do = Literal["revoke", "readmit", "init"]
+
+
+class LogError(Exception):
+    """The log cannot be read or written now. The message names it, and says why."""
+
+
+class LogRefusedError(LogError):
+    """The log will not do as it is. The message says what to change; to try again does not help."""
+
+
+class Position(NamedTuple):
+    """A place in the log. Store it with a token when you issue it: ``str(cluster.position)``, and `parse` it later.
+
+    Positions of one epoch are in the order of their numbers. Those of two are ordered by whoever has read both.
+
+    :ivar epoch: names the log; a log that was wiped and begun again has another one
+    :ivar number: as the engine counts
+    """
+
+    epoch: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what `str` has made.
+
+        :raises ValueError: if it is no position
+        """
+        epoch, _, number = text.partition(".")
+        if not (number.isascii() and number.isdigit()):
+            raise ValueError(
+                f"{text!r} is no position: give str(cluster.position), as it was when the token was issued"
+            )
+        return cls(epoch, int(number))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the log: revoke a path, admit it again, or begin an epoch.
+
+    :ivar id: the same in all copies of it; that of an "init" names the epoch
+    :ivar path: of the key, with all keys below it. Empty: everything
+    :ivar grace: seconds to finish, as of `Revokable.revoke`
+    :ivar expires: the unix time at which the entry ends; None: never. Sessions must not live longer than that
+    :ivar before: it speaks of sessions issued before this position (C7). None: its own position
+    """
+
+    do: Do
+    path: tuple[str, ...] = ()
+    reason: str = ""
+    expires: float | None = None
+    grace: float = 0.0
+    before: Position | None = None
+    id: str = ""
+
+    @classmethod
+    def new(cls, do: Do, path: tuple[str, ...] = (), **facts: float | str | None) -> Self:
+        """An entry with an id of its own."""
+        return cls(do, path, **facts, id=secrets.token_hex(8))  # type: ignore[arg-type]
+
+    @property
+    def name(self) -> str:
+        """The path as it is shown."""
+        return "/".join(self.path) or "everything"
+
+    @property
+    def expired(self) -> bool:
+        """Whether it has no effect any more (C8)."""
+        return self.expires is not None and self.expires <= time.time()
+
+    def dump(self) -> str:
+        """As text for the log."""
+        facts = {name: value for name, value in asdict(self).items() if value not in (None, "", 0.0)}
+        if self.before is not None:
+            facts["before"] = str(self.before)
+        return json.dumps({"v": VERSION} | facts, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, text: str, where: object) -> Self:
+        """Read what `dump` has made.
+
+        :param where: it stands, for the message
+        :raises LogRefusedError: if it is something else
+        """
+        try:
+            facts = json.loads(text)
+            if (version := facts.pop("v")) == VERSION:
+                before = Position.parse(facts.pop("before")) if "before" in facts else None
+                return cls(path=tuple(facts.pop("path", ())), before=before, **facts)
+        except (ValueError, TypeError, AttributeError, KeyError):
+            raise LogRefusedError(f"{text[:80]!r} at {where} is no entry: only members may write to the log") from None
+        raise LogRefusedError(f"the entry at {where} has version {version!r}, this host knows {VERSION}: upgrade it")
+
+    def __post_init__(self) -> None:
+        """Refuse what is none."""
+        if self.do not in get_args(Do) or not self.id or not all(isinstance(part, str) for part in self.path):
+            raise ValueError(f"{self!r} is no entry")

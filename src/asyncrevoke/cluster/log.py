@@ -1,0 +1,120 @@
+"""What an engine must do. A log is a list of texts that many append to and read, with a place for acknowledgements."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal, NamedTuple, Self
+
+Mode = Literal["strict", "best_effort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What a member says of itself each time it reads.
+
+    :ivar id: of this run of it; a host that was started again is another member
+    :ivar lease: seconds that an answered read is good for
+    :ivar position: up to which it has taken the log
+    :ivar sessions: how many keys are in use
+    :ivar since: the unix time at which it began
+    :ivar age: seconds since it has said this, by the engine's clock
+    """
+
+    host: str
+    id: str
+    mode: Mode
+    lease: float
+    position: str = ""
+    number: int = 0
+    sessions: int = 0
+    since: float = 0.0
+    age: float = field(default=0.0, compare=False)
+
+    def dump(self) -> str:
+        """As text for the engine."""
+        facts = asdict(self)
+        del facts["age"]
+        return json.dumps(facts, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, text: str, age: float) -> Self:
+        """Read what `dump` has made. What a later version has added is left out."""
+        facts = json.loads(text)
+        return cls(
+            **{name: facts[name] for name in cls.__slots__ if name in facts and name != "age"}, age=max(0.0, age)
+        )
+
+
+class Batch(NamedTuple):
+    """An answer to a read.
+
+    :ivar here: the text at the position that was read from; None if nothing is there (any more)
+    :ivar texts: what comes after it, each with its number
+    :ivar whole: whether that is all there was
+    """
+
+    here: str | None
+    texts: Sequence[tuple[int, str]]
+    whole: bool
+
+
+class Log(ABC):
+    """An engine. Each method raises `LogError` if the engine cannot be reached, or answers with an error.
+
+    Numbers grow in the order in which entries become visible: whoever has read up to a number never finds an entry below
+    it later. No method retries by itself. A cancelled one may have been done.
+
+    :ivar name: for messages, without a password
+    """
+
+    name: str
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Refuse an engine that would lose entries, or that may not be used.
+
+        :raises LogError: and the message says what to change
+        """
+
+    @abstractmethod
+    async def append(self, *texts: str) -> None:
+        """Write texts at the end, in this order. If it raises, they may have been written: append the same again."""
+
+    @abstractmethod
+    async def read(self, after: int, wait: float, member: Member | None = None) -> Batch:
+        """Read what comes after a number, of 0 from the beginning on; wait for it, up to so many seconds.
+
+        :param member: what is told about the reader, *before* anything is read
+        """
+
+    @abstractmethod
+    async def tell(self, told: Iterable[tuple[str, str]], keep: float) -> None:
+        """Write acknowledgements, each an entry's id and a text. They may be dropped after `keep` seconds."""
+
+    @abstractmethod
+    async def told(self, about: str, after: int, wait: float) -> tuple[int, Sequence[str]]:
+        """Read the acknowledgements of an entry; wait for more than were there, up to so many seconds.
+
+        :param after: what this has returned first, or 0 at the beginning
+        """
+
+    @abstractmethod
+    async def members(self) -> list[Member]:
+        """All that have told of themselves within a day, and have not left."""
+
+    @abstractmethod
+    async def leave(self, member: Member) -> None:
+        """Forget a member."""
+
+    @abstractmethod
+    async def drop(self, numbers: Sequence[int]) -> None:
+        """Remove entries. The newest one stays, or what was read could not be told from a log that was wiped."""
+
+    @abstractmethod
+    async def time(self) -> float:
+        """The unix time on the engine's clock."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close the connections. Twice does no harm."""

@@ -1,0 +1,167 @@
+"""Revoke on every host, and know that it went: for members, and for whoever is none, as the command line."""
+
+import math
+import time
+from collections.abc import Awaitable
+from datetime import timedelta
+from typing import TypeVar
+
+import anyio
+
+from .entry import Entry, LogError, LogRefusedError
+from .log import Log, Member
+from .report import ClusterReport, HostReport
+from .view import clock
+
+T = TypeVar("T")
+
+DRIFT = 0.01  # by which two clocks may differ in their pace
+LAG = 0.5  # seconds that the loop of a member may be late
+PATIENCE = 2.0  # seconds that an engine may take to answer
+AGAIN = 0.1  # seconds between two tries
+
+
+class Revoker:
+    """Appends to a log that members follow, and waits for their reports.
+
+    :param log: the engine
+    :param patience: seconds that it may take to answer
+    """
+
+    def __init__(self, log: Log, *, patience: float = PATIENCE) -> None:
+        self.log = log
+        self._patience = patience
+
+    async def revoke(
+        self,
+        *path: str,
+        reason: str = "",
+        expires: timedelta | float | None = None,
+        grace: float = 0.0,
+        limit: float | None = None,
+    ) -> ClusterReport:
+        """Revoke a path on all hosts: ``report = await cluster.revoke("alice", "token7", reason="stolen")``
+
+        Sessions of it are taken away, and new ones refused if they were issued before. Those issued later are admitted. A
+        session without `issued` counts as older: then it is a lock, until `readmit`. No path at all: everybody.
+
+        It returns when each host is done, or has not answered for its lease (and drift, and lag). Hosts whose sessions take
+        longer to leave are reported as draining, after `limit`.
+
+        :param expires: how long tokens live, or the unix time until which; the entry is dropped then. Default: never
+        :param grace: seconds to finish, as of `Revokable.revoke`
+        :param limit: seconds for the report. Default: the longest lease of the members, and a bit
+        :raises LogError: if the log could not be written. The message tells whether nothing is revoked, or that is not known
+        :raises ValueError: if a part of the path, or a number of seconds, can be none
+        Cancellation: the revocation may have been appended. What is appended goes on.
+        """
+        entry = self.entry(*path, reason=reason, expires=expires, grace=grace)
+        await self.append(entry)
+        return await self.report(entry, limit=limit)
+
+    def entry(
+        self, *path: str, reason: str = "", expires: timedelta | float | None = None, grace: float = 0.0
+    ) -> Entry:
+        """What `revoke` appends, for whoever appends it otherwise: in a transaction of their own, see `PostgresLog.append_in`.
+
+        :raises ValueError: as `revoke`
+        """
+        _refuse_nonsense(path, grace)
+        if isinstance(expires, timedelta):
+            expires = time.time() + expires.total_seconds()
+        if expires is not None and not expires > time.time():
+            raise ValueError(f"expires is {expires!r}, which is over: give a timedelta, or a unix time to come")
+        return Entry.new("revoke", path, reason=reason, expires=expires, grace=grace)
+
+    async def readmit(self, *path: str, reason: str = "") -> None:
+        """Lift what was revoked under exactly this path. Sessions that were taken away do not come back by it.
+
+        :raises LogError, ValueError: as `revoke`
+        """
+        _refuse_nonsense(path, 0.0)
+        await self.append(Entry.new("readmit", path, reason=reason))
+
+    async def init(self) -> None:
+        """Begin an empty log. Members admit nobody before, since an empty log may be one that has lost everything.
+
+        :raises LogError: if it is not empty, or cannot be written
+        """
+        await self.answered(self.log.check())
+        if (await self.answered(self.log.read(0, 0.0))).texts:
+            raise LogRefusedError(f"the log at {self.log.name} is not empty: it has begun already")
+        await self.append(Entry.new("init"))
+
+    async def members(self) -> list[Member]:
+        """All members, sorted by host.
+
+        :raises LogError: if the log cannot be read
+        """
+        return sorted(await self.answered(self.log.members()), key=lambda member: (member.host, member.since))
+
+    async def append(self, *entries: Entry) -> None:
+        """Append entries. What is not acknowledged is appended again: a second copy does no harm (C3).
+
+        :raises LogError: if it was not acknowledged within some seconds. Whether it was appended is unknown then
+        """
+        texts = [entry.dump() for entry in entries]
+        end = clock() + 3 * self._patience
+        while True:
+            try:
+                return await self.answered(self.log.append(*texts))
+            except LogRefusedError:
+                raise
+            except LogError as exc:
+                if clock() >= end:
+                    raise LogError(f"{entries[0].name!r} is perhaps revoked, perhaps not: {exc}. Do it again") from exc
+            await anyio.sleep(AGAIN)
+
+    async def report(self, entry: Entry, *, limit: float | None = None) -> ClusterReport:
+        """Wait for the reports on an entry that was appended, as `revoke` does.
+
+        :raises LogError: if the members are not known, since the log cannot be read
+        """
+        members = {member.id: member for member in await self.members()}
+        began = now = clock()
+        # It cannot have asked again without being told of the entry: its lease began when it said so at the latest.
+        ends = {key: began - each.age + each.lease * (1 + DRIFT) + LAG for key, each in members.items()}
+        bound = max(ends.values(), default=began) if limit is None else began + limit
+        again = (began + bound) / 2
+        reports: dict[str, HostReport] = {}
+        seen = 0
+        while now < bound:
+            unheard = [key for key in members if key not in reports and now < ends[key]]
+            if not unheard and all(report.state == "done" for report in reports.values()):
+                break
+            if unheard and now >= again:
+                again = math.inf
+                await self.append(entry)  # it may have been lost together with the log
+            until = min([bound, *(ends[key] for key in unheard), *([again] if unheard else ())])
+            try:
+                seen, texts = await self.answered(self.log.told(entry.id, seen, until - now), until - now)
+                reports |= {each.member: each for each in map(HostReport.parse, texts)}
+            except LogError:
+                await anyio.sleep(AGAIN)
+            now = clock()
+        hosts = [reports.get(key) or _unheard(member, ends[key] - now) for key, member in members.items()]
+        return ClusterReport(entry.name, entry.reason, tuple(hosts))
+
+    async def answered(self, asked: Awaitable[T], wait: float = 0.0) -> T:
+        """An answer of the engine, or its failure: no answer within the wait and some seconds is one."""
+        try:
+            with anyio.fail_after(max(0.0, wait) + self._patience):
+                return await asked
+        except TimeoutError:
+            raise LogError(f"{self.log.name} has not answered for {wait + self._patience:.1f} s") from None
+
+
+def _unheard(member: Member, left: float) -> HostReport:
+    if member.mode != "strict":
+        return HostReport(member.host, "silent")
+    return HostReport(member.host, "silent", left=left) if left > 0 else HostReport(member.host, "over")
+
+
+def _refuse_nonsense(path: tuple[str, ...], grace: float) -> None:
+    if not all(isinstance(part, str) and part for part in path):
+        raise ValueError(f"{path!r} is no path: give strings, as the parts of the key")
+    if not 0 <= grace < math.inf:
+        raise ValueError(f"grace is {grace!r}: give seconds")
