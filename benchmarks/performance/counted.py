@@ -24,12 +24,14 @@ from by_hand import ByHand
 from contest import Contest, Line
 from on_ports import DROP_IN, PYSERIAL, Open, by_open_serial, by_pair
 
-from asyncrevoke import FdStream, Revokable
+from asyncrevoke import FdStream, Registry, Revokable
 from asyncrevoke.adapters.asyncio_streams import wrap_streams
+from asyncrevoke.cluster import Cluster, MemoryLog
 
 SIZE = 16  # bytes of a record
 OPERATIONS = 1000
 TURNS = 10  # of the loop, in which a transport reads
+DENIED = 1000  # entries of a cluster's log
 Operation = Callable[[], Awaitable[object]]
 Make = Callable[[], contextlib.AbstractAsyncContextManager[tuple[Operation, int | None]]]
 
@@ -88,6 +90,37 @@ async def bracket(
     yield operation, None
 
 
+async def use(cluster: Cluster) -> None:
+    with cluster.live["alice", "token7"].using():
+        pass
+
+
+async def admit(cluster: Cluster) -> None:
+    with cluster.admit("alice", "token7"):
+        pass
+
+
+async def admit_issued(cluster: Cluster) -> None:
+    with cluster.admit("alice", "token7", issued=cluster.position):
+        pass
+
+
+@contextlib.asynccontextmanager
+async def session(
+    way: Callable[[Cluster], Awaitable[None]], *, held: bool = False, denied: int = 0
+) -> AsyncIterator[tuple[Operation, None]]:
+    """A session of a key begins and ends in a member of a cluster. The key may be held by another session."""
+    cluster = Cluster(Registry(), MemoryLog(), lease=86400)
+    await cluster.init()
+    if denied:
+        await cluster.append(*(cluster.entry("bob", f"token{number}") for number in range(denied)))
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(cluster.run)
+        with cluster.admit("alice", "token7") if held else contextlib.nullcontext():
+            yield partial(way, cluster), None
+        tasks.cancel_scope.cancel()
+
+
 #: The part of a contender's name before the comma.
 CASES: dict[str, Make] = {
     "FdStream": partial(pipe, FdStream, "receive"),
@@ -103,6 +136,12 @@ CASES: dict[str, Make] = {
     "using() parked": lambda: bracket(Revokable("file").using, park),
     "CancelScope at once": lambda: bracket(anyio.CancelScope, at_once),
     "CancelScope parked": lambda: bracket(anyio.CancelScope, park),
+    "using() of a key": partial(session, use),
+    "admit() of a key": partial(session, admit),
+    "using() of a held key": partial(session, use, held=True),
+    "admit() of a held key": partial(session, admit, held=True),
+    "admit() beside denied keys": partial(session, admit, held=True, denied=DENIED),
+    "admit() of a key issued later": partial(session, admit_issued, denied=DENIED),
 }
 
 
@@ -166,6 +205,10 @@ def contests(_scale: float) -> Iterator[Contest]:
         Line("wrapped reader, ready", "StreamReader, ready", 2.0),
         Line("using() at once", "CancelScope at once", 0.6, 1.2),
         Line("using() parked", "CancelScope parked", 0.9, 1.1),
+        Line("admit() of a key", "using() of a key", 1.1),
+        Line("admit() of a held key", "using() of a held key", 1.1),
+        Line("admit() beside denied keys", "using() of a held key"),
+        Line("admit() of a key issued later", "using() of a key"),
     ]
     yield Counted("instructions", "instr", {}, lines, needs="valgrind")
 

@@ -59,16 +59,13 @@ class Admission(Use):
     """What `Cluster.admit` returns: `Use` of the key, for a session that is not revoked anywhere."""
 
     __slots__ = ("_cluster", "_issued", "_path")
-
-    def __init__(self, cluster: "Cluster", path: tuple[str, ...], issued: Position | None) -> None:
-        super().__init__(cluster.live[path], False)  # as `using` does
-        self._cluster = cluster
-        self._path = path
-        self._issued = issued
+    _cluster: "Cluster"
+    _path: tuple[str, ...]
+    _issued: Position | None
 
     def __enter__(self) -> Self:
-        self._cluster.check(*self._path, issued=self._issued)  # C4: nothing comes between the two
-        return super().__enter__()
+        self._cluster._check(self._path, self._issued)  # C4: nothing comes between the two
+        return Use.__enter__(self)
 
 
 class Cluster(Revoker):
@@ -135,13 +132,20 @@ class Cluster(Revoker):
         :raises ValueError: if `issued` is no position
         Cancellation: goes through unchanged.
         """
-        return Admission(self, path, Position.parse(issued) if isinstance(issued, str) else issued)
+        admission = Admission(self.live[path], False)  # as `using` does; with no `__init__`, since each frame shows
+        admission._cluster = self
+        admission._path = path
+        admission._issued = issued if issued is None or not isinstance(issued, str) else Position.parse(issued)
+        return admission
 
     def check(self, *path: str, issued: Position | None = None) -> None:
         """Refuse a session that was revoked. Register it first, and do not await in between: see `admit`.
 
         :raises RevokedError, NotVouchedError: as `admit`
         """
+        self._check(path, issued)
+
+    def _check(self, path: tuple[str, ...], issued: Position | None) -> None:
         view = self._view
         if clock() >= view.until:
             raise self._not_vouched(path)

@@ -20,6 +20,7 @@ read; its author counts on C5, so a member that goes on reading must not seem to
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from .entry import Entry, LogError, Position
 from .log import Batch
@@ -126,9 +127,10 @@ class View:
         """The entry that refuses a session, if there is one."""
         denied = self.denied
         for end in range(len(path) + 1):
-            for entry in denied.get(path[:end], ()):
-                if self.covers(entry, issued) and not entry.expired:
-                    return entry
+            if (here := path[:end]) in denied:
+                for entry in denied[here]:
+                    if self.covers(entry, issued) and not entry.expired:
+                        return entry
         return None
 
     def drop_expired(self) -> list[int]:
@@ -170,9 +172,5 @@ class View:
         return []
 
 
-def clock() -> float:
-    """Seconds, in which a sleeping machine counts as well, unlike in those of `time.monotonic`."""
-    return time.clock_gettime(_CLOCK)
-
-
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+#: Seconds, in which a sleeping machine counts as well, unlike in those of `time.monotonic`.
+clock = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
