@@ -20,7 +20,7 @@ from asyncrevoke.lowlevel import Registry, Revocation, Revokable, RevokedError, 
 from .entry import Entry, LogError, LogRefusedError, Position
 from .log import Log, Member, Mode
 from .report import HostReport
-from .revoker import PATIENCE, Revoker
+from .revoker import CLOCKS, PATIENCE, Revoker
 from .view import LogLostError, View, clock
 
 logger = logging.getLogger("asyncrevoke.cluster")
@@ -29,7 +29,6 @@ _SOON = 0.1  # seconds after which a host tells that somebody is still inside
 _KEPT = 60.0  # seconds that acknowledgements are kept for the one who asked
 _CHUNK = 200  # entries that are written back at once
 _ROOM = 1024  # keys whose positions are noted before those are forgotten that nobody uses
-_CLOCKS = 30.0  # seconds by which the clock of a host and that of the engine may differ
 _UNSENT = 10_000  # acknowledgements that wait to be sent; those before them are dropped
 _EMPTY = "if it is new, begin it by `asyncrevoke cluster init`. If it has lost what it held, first start a host that has followed it"
 
@@ -230,7 +229,7 @@ class Cluster(Revoker):
     async def _refuse_unless_suitable(self) -> None:
         await self.answered(self.log.check())
         ahead = await self.answered(self.log.time()) - time.time()
-        if abs(ahead) > _CLOCKS:
+        if abs(ahead) > CLOCKS:
             raise LogRefusedError(
                 f"the clock of {self.log.name} is {ahead:+.0f} s from that of {self.host}: set them, since entries expire by it"
             )
@@ -243,7 +242,7 @@ class Cluster(Revoker):
     async def _follow(self) -> None:
         while True:
             try:
-                await self._read(self._lease / 4 if clock() < self._view.until and not self._view.lost else 0.0)
+                await self._read(self._lease / 4 if clock() < self._view.until and self._view.sound else 0.0)
             except LogRefusedError:
                 raise
             except LogLostError as exc:
@@ -256,15 +255,17 @@ class Cluster(Revoker):
     async def _read(self, wait: float) -> None:
         """Ask once for what comes next, and take it."""
         view = self._view
-        me = replace(self._me, position=str(view.position), number=view.position.number, sessions=len(self.live))
+        me = replace(self._me, position=str(view.position), number=view.number, sessions=len(self.live))
         asked = clock()
-        batch = await self.answered(self.log.read(view.position.number, wait, me), wait)
+        batch = await self.answered(self.log.read(view.number, wait, me if view.known else None), wait)
         for entry in view.answered(batch, asked):
             self._take(entry)
             await anyio.lowlevel.checkpoint()
-        if batch.whole and view.lost and (missing := view.to_write_back()):
-            await self.append(*random.sample(missing, min(len(missing), _CHUNK)))  # others write back the same
-        elif self._cut_off and clock() < view.until and not view.lost:
+        if batch.whole and (missing := view.to_write_back()):
+            some = random.sample(missing, min(len(missing), _CHUNK))  # others write back the same
+            # Once: to begin an epoch again could begin that of yet another log.
+            await self.answered(self.log.append(*(entry.dump() for entry in some)))
+        elif self._cut_off and self.lease_left > 0 and view.sound:
             self._cut_off = False
             self._renewed.set()
             self._tell("caught up", f"at {view.position}")
@@ -291,7 +292,7 @@ class Cluster(Revoker):
     def _take(self, entry: Entry) -> None:
         act = self._revoke(entry.path, entry.reason, entry)
         self._tell("taken", f"{entry.name!r} revoked" + (f" ({entry.reason})" if entry.reason else ""))
-        if self._tasks is not None and not self._cut_off:
+        if self._tasks is not None and self._view.known:
             self._tasks.start_soon(self._acknowledge, entry, act)
 
     def _revoke(self, path: tuple[str, ...], reason: str, entry: Entry | None = None) -> Revocation | None:

@@ -82,11 +82,11 @@ class Entry:
         return self.expires is not None and self.expires <= time.time()
 
     def dump(self) -> str:
-        """As text for the log."""
+        """As text for the log. No two are the same, or what was read could be taken for what was written back."""
         facts = {name: value for name, value in asdict(self).items() if value not in (None, "", 0.0)}
         if self.before is not None:
             facts["before"] = str(self.before)
-        return json.dumps({"v": VERSION} | facts, separators=(",", ":"))
+        return json.dumps({"v": VERSION, "salt": secrets.token_hex(4)} | facts, separators=(",", ":"))
 
     @classmethod
     def parse(cls, text: str, where: object) -> Self:
@@ -98,6 +98,7 @@ class Entry:
         try:
             facts = json.loads(text)
             if (version := facts.pop("v")) == VERSION:
+                facts.pop("salt", None)
                 before = Position.parse(facts.pop("before")) if "before" in facts else None
                 return cls(path=tuple(facts.pop("path", ())), before=before, **facts)
         except (ValueError, TypeError, AttributeError, KeyError):

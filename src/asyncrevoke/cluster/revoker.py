@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 DRIFT = 0.01  # by which two clocks may differ in their pace
 LAG = 0.5  # seconds that the loop of a member may be late
+CLOCKS = 30.0  # seconds by which the clock of the engine may be wrong, or be set
 PATIENCE = 2.0  # seconds that an engine may take to answer
 AGAIN = 0.1  # seconds between two tries
 
@@ -89,7 +90,7 @@ class Revoker:
         await self.answered(self.log.check())
         if (await self.answered(self.log.read(0, 0.0))).texts:
             raise LogRefusedError(f"the log at {self.log.name} is not empty: it has begun already")
-        await self.append(Entry.new("init"))
+        await self.answered(self.log.append(Entry.new("init").dump()))  # once: it could begin yet another log
 
     async def members(self) -> list[Member]:
         """All members, sorted by host.
@@ -122,8 +123,7 @@ class Revoker:
         """
         members = {member.id: member for member in await self.members()}
         began = now = clock()
-        # It cannot have asked again without being told of the entry: its lease began when it said so at the latest.
-        ends = {key: began - each.age + each.lease * (1 + DRIFT) + LAG for key, each in members.items()}
+        ends = {key: lease_end(each, began) for key, each in members.items()}
         bound = max(ends.values(), default=began) if limit is None else began + limit
         again = (began + bound) / 2
         reports: dict[str, HostReport] = {}
@@ -138,7 +138,9 @@ class Revoker:
             until = min([bound, *(ends[key] for key in unheard), *([again] if unheard else ())])
             try:
                 seen, texts = await self.answered(self.log.told(entry.id, seen, until - now), until - now)
-                reports |= {each.member: each for each in map(HostReport.parse, texts)}
+                for each in map(HostReport.parse, texts):
+                    if each.member not in reports or reports[each.member].state != "done":  # or it has taken a copy
+                        reports[each.member] = each
             except LogError:
                 await anyio.sleep(AGAIN)
             now = clock()
@@ -152,6 +154,15 @@ class Revoker:
                 return await asked
         except TimeoutError:
             raise LogError(f"{self.log.name} has not answered for {wait + self._patience:.1f} s") from None
+
+
+def lease_end(member: Member, now: float) -> float:
+    """When a strict member has failed closed that has not told of an entry which was in the log at `now` (C5).
+
+    It cannot have asked again without being told of the entry. Of its age only so much counts as no clock can be wrong by:
+    enough not to wait for a host that has been dead for a while.
+    """
+    return now - max(0.0, member.age - CLOCKS) + member.lease * (1 + DRIFT) + LAG
 
 
 def _unheard(member: Member, left: float) -> HostReport:
