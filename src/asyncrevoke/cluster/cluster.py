@@ -29,6 +29,7 @@ _SOON = 0.1  # seconds after which a host tells that somebody is still inside
 _KEPT = 60.0  # seconds that acknowledgements are kept for the one who asked
 _CHUNK = 200  # entries that are written back at once
 _ROOM = 1024  # keys whose positions are noted before those are forgotten that nobody uses
+_SWEEP = 60.0  # seconds between two looks for what has expired
 _UNSENT = 10_000  # acknowledgements that wait to be sent; those before them are dropped
 _EMPTY = "if it is new, begin it by `asyncrevoke cluster init`. If it has lost what it held, first start a host that has followed it"
 
@@ -163,11 +164,22 @@ class Cluster(Revoker):
             return
         if issued is None:
             del self._issued[path]
-        elif not self.live[path].in_use or (known is not None and self._view.is_before(issued, known)):
+        elif not self._has_sessions(self.live[path], path) or (
+            known is not None and self._view.is_before(issued, known)
+        ):
             if len(self._issued) >= self._room:
                 self._issued = {each: self._issued[each] for each in self.live if each in self._issued}
                 self._room = max(_ROOM, 2 * len(self._issued))
             self._issued[path] = issued
+
+    def _has_sessions(self, node: Revokable, path: tuple[str, ...]) -> bool:
+        """Whether this very key is in use, and not only keys below it."""
+        return node.in_use > len(self._keys(node, path))
+
+    def _keys(self, node: Revokable, path: tuple[str, ...]) -> list[tuple[Revokable, tuple[str, ...]]]:
+        """The keys in use below a node, with their paths."""
+        keys = [(child, (*path, child.name)) for child in node.children]
+        return [(child, there) for child, there in keys if self.live[there] is child]
 
     # -- following the log --
 
@@ -240,8 +252,13 @@ class Cluster(Revoker):
                     raise LogRefusedError(f"{self.host!r} is a member already: give another name, or end that one")
 
     async def _follow(self) -> None:
+        sweep = clock() + _SWEEP
         while True:
             try:
+                if clock() >= sweep:
+                    sweep = clock() + _SWEEP
+                    if numbers := self._view.drop_expired():
+                        await self.answered(self.log.drop(numbers))
                 await self._read(self._lease / 4 if clock() < self._view.until and self._view.sound else 0.0)
             except LogRefusedError:
                 raise
@@ -309,8 +326,7 @@ class Cluster(Revoker):
         """The topmost nodes that an entry speaks of. Where old and new sessions use the very same key, all of them."""
         if path and (entry is None or not self._issued):
             return [node]
-        keys = [(child, (*path, child.name)) for child in node.children]
-        keys = [(child, there) for child, there in keys if self.live[there] is child]
+        keys = self._keys(node, path)
         found = [each for child, there in keys for each in self._older(there, child, entry)]
         issued = self._issued.get(path)
         is_newer = entry is not None and issued is not None and not self._view.covers(entry, issued)

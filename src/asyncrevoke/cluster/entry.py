@@ -100,12 +100,17 @@ class Entry:
             if (version := facts.pop("v")) == VERSION:
                 facts.pop("salt", None)
                 before = Position.parse(facts.pop("before")) if "before" in facts else None
-                return cls(path=tuple(facts.pop("path", ())), before=before, **facts)
-        except (ValueError, TypeError, AttributeError, KeyError):
+                path = facts.pop("path", [])
+                return cls(path=tuple(path) if isinstance(path, list) else path, before=before, **facts)
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
             raise LogRefusedError(f"{text[:80]!r} at {where} is no entry: only members may write to the log") from None
         raise LogRefusedError(f"the entry at {where} has version {version!r}, this host knows {VERSION}: upgrade it")
 
     def __post_init__(self) -> None:
         """Refuse what is none."""
-        if self.do not in get_args(Do) or not self.id or not all(isinstance(part, str) for part in self.path):
+        is_text = isinstance(self.path, tuple) and all(
+            isinstance(each, str) for each in (self.id, self.reason, *self.path)
+        )
+        is_number = isinstance(self.grace, int | float) and isinstance(self.expires, int | float | None)
+        if not (self.do in get_args(Do) and self.id and is_text and is_number and self.grace >= 0):
             raise ValueError(f"{self!r} is no entry")

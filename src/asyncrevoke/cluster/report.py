@@ -53,9 +53,10 @@ class HostReport:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what `dump` has made."""
+        """Read what `dump` has made. What a later version has added is left out."""
         facts = json.loads(text)
-        return cls(**facts | {name: tuple(facts[name]) for name in ("stragglers", "failed")})
+        facts |= {name: tuple(facts[name]) for name in ("stragglers", "failed")}
+        return cls(**{name: facts[name] for name in cls.__slots__ if name in facts})
 
     def __str__(self) -> str:
         match self.state:
@@ -88,8 +89,8 @@ class ClusterReport:
 
     @property
     def complete(self) -> bool:
-        """Whether nobody is inside any more, on any host."""
-        return all(host.state in ("done", "over") for host in self.hosts)
+        """Whether nobody is inside any more, on any host. Without hosts nobody knows: the log may have lost them."""
+        return bool(self.hosts) and all(host.state in ("done", "over") for host in self.hosts)
 
     @property
     def kicked(self) -> int:
