@@ -282,7 +282,7 @@ async def test_what_happens_when_the_lease_is_over(mode: Any) -> None:
             if mode == "strict":
                 await ended.wait()
                 with (
-                    pytest.raises(NotVouchedError, match=r"was not read for 0\.5 s: the line is cut"),
+                    pytest.raises(NotVouchedError, match="admits nobody: .*the line is cut"),
                     cluster.admit("bob"),
                 ):
                     pass
