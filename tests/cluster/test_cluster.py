@@ -179,6 +179,7 @@ GARBAGE = [
     '{"v":1,"do":"revoke","path":["a"],"id":"x","grace":"long"}',
     '{"v":1,"do":"revoke","path":["a"],"id":"x","expires":"soon"}',
     '{"v":1,"do":"revoke","path":["a"],"id":"x","reason":7}',
+    '{"v":1,"do":"readmit","path":["a"],"id":"x","expires":7}',
     '{"v":1,"do":"revoke","path":["a"],"id":"x","before":7}',
     '{"v":1,"do":"revoke","path":["a"],"id":"x","more":7}',
 ]
@@ -282,7 +283,7 @@ async def test_what_happens_when_the_lease_is_over(mode: Any) -> None:
             if mode == "strict":
                 await ended.wait()
                 with (
-                    pytest.raises(NotVouchedError, match="admits nobody: .*the line is cut"),
+                    pytest.raises(NotVouchedError, match=r"admits nobody: .*the line is cut"),
                     cluster.admit("bob"),
                 ):
                     pass

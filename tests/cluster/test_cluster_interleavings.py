@@ -152,5 +152,5 @@ def test_every_order_keeps_the_contract(
 
 def test_the_search_finds_a_look_before_the_registration(record_property: Callable[[str, object], None]) -> None:
     """C4: this is why nothing may come between the two."""
-    with pytest.raises(Exception, match="C4|inside"):
+    with pytest.raises(Exception, match=r"C4|inside"):
         explore(lambda: run(with_a_look_before), record_property, bound=BOUND)

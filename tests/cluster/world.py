@@ -93,6 +93,7 @@ class Host:
         view = other.view = object.__new__(type(self.view))
         view.__dict__.update(self.view.__dict__)
         view.denied = {path: list(ids) for path, ids in self.view.denied.items()}
+        view._lifted = {path: list(ids) for path, ids in self.view._lifted.items()}
         view._entries = dict(self.view._entries)
         view._numbers = dict(self.view._numbers)
         other.ends = dict(self.ends)
@@ -354,7 +355,7 @@ class World:
         for text in host.pending:
             entry = Entry.parse(text, 0)
             if entry.do == "init" and entry.before is None:
-                holds("C6", host.vouched, "a host began an epoch that has never admitted")
+                holds("C6", host.vouched or host.view.begun, "a host began an epoch that has never admitted")
                 self.known_to[entry.id] = host.learned
                 self.inits += 1
             self.write(text)

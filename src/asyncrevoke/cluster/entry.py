@@ -112,5 +112,6 @@ class Entry:
             isinstance(each, str) for each in (self.id, self.reason, *self.path)
         )
         is_number = isinstance(self.grace, int | float) and isinstance(self.expires, int | float | None)
-        if not (self.do in get_args(Do) and self.id and is_text and is_number and self.grace >= 0):
+        is_number = is_number and self.grace >= 0 and (self.expires is None or self.do == "revoke")
+        if not (self.do in get_args(Do) and self.id and is_text and is_number):
             raise ValueError(f"{self!r} is no entry")

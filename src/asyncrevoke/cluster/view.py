@@ -11,7 +11,7 @@ it was asked for. It hands on the entries that are to be taken, and tells whom t
 - C5 Completion is bounded: whoever has not acknowledged an entry when lease and drift are over has failed closed, by C2. A
   member is known to the engine before it admits.
 - C6 A log that is shorter than what was read, or is another one, fails closed at once. Members write back what they know,
-  and then begin an epoch. Whoever has never admitted begins none.
+  and then begin an epoch. Whoever has never admitted does not begin the first one of a log.
 - C7 An entry speaks of sessions issued before it. It never takes those of a later login, also when it is read again.
 - C8 An entry that has expired is dropped. Without `expires` it stays, until a later `readmit`.
 
@@ -20,7 +20,8 @@ read; its author counts on C5, so a member that goes on reading must not seem to
 
 Positions are the order of C7 and C8. In one epoch they have numbers. Of two epochs, the log tells which is the later one; if
 it does not, each may be. A session may be revoked then, and a lock is not lifted. What stands in front of the first epoch of
-a log, as of one that was wiped, belongs to that epoch.
+a log, as of one that was wiped, belongs to that epoch. A member that makes a lost log good, or has not read of the epoch of
+a login yet, may refuse it for that long.
 """
 
 import time
@@ -57,9 +58,11 @@ class View:
         self.fresh = _NEVER
         self.until = _NEVER
         self.known = False
-        self.denied: dict[tuple[str, ...], list[str]] = {}  # what was said of a path: ids
+        self.denied: dict[tuple[str, ...], list[str]] = {}  # ids of revocations, by path
+        self._lifted: dict[tuple[str, ...], list[str]] = {}  # of readmissions
         self._entries: dict[str, Entry] = {}
         self._numbers: dict[str, int] = {}  # of those that are in this log
+        self._admitted = False  # ever
         self._epoch = ""
         self._here: str | None = None  # the text at the number
         self._lost: frozenset[str] = frozenset()  # epochs of logs that were lost
@@ -99,6 +102,7 @@ class View:
                 self.position = Position(self._epoch, number)
         if batch.whole and self.sound:  # C1
             if self.known:  # C5
+                self._admitted = True
                 self.fresh = asked  # C2
                 self.until = asked + self._lease if self._strict else float("inf")
             self.known = True
@@ -124,7 +128,7 @@ class View:
         if entry.before is None and self._epoch:
             entry = replace(entry, before=Position(self._epoch, number))
         if known is None and entry.do != "init":
-            self.denied.setdefault(entry.path, []).append(key)
+            (self.denied if entry.do == "revoke" else self._lifted).setdefault(entry.path, []).append(key)
         if known is None or known.before is None or (entry.before and self.is_before(entry.before, known.before)):
             self._entries[key] = entry
         if self._entries[key].before == entry.before:  # or its author has appended it again, after a loss
@@ -137,15 +141,14 @@ class View:
         for end in range(len(path) + 1):
             if (here := path[:end]) in denied:
                 for entry in map(self._entries.__getitem__, denied[here]):
-                    if self._in_force(entry) and self.covers(entry, issued):
+                    if self.covers(entry, issued) and self._in_force(entry):
                         return entry
         return None
 
     def _in_force(self, entry: Entry) -> bool:
         if entry.do != "revoke" or entry.expired:  # C8
             return False
-        others = map(self._entries.__getitem__, self.denied[entry.path])
-        return not any(each.do == "readmit" and self._lifts(each, entry) for each in others)
+        return not any(self._lifts(self._entries[key], entry) for key in self._lifted.get(entry.path, ()))
 
     def _lifts(self, readmit: Entry, entry: Entry) -> bool:
         if entry.before is None or readmit.before is None:
@@ -169,7 +172,7 @@ class View:
     def drop_expired(self) -> list[int]:
         """Forget what expired a day ago (C8), and tell the numbers under which it stands in the log."""
         now = time.time()
-        gone = [entry for entry in self._entries.values() if entry.expires is not None and entry.expires + _DAY <= now]
+        gone = [entry for entry in self._entries.values() if entry.expires and entry.expires + _DAY <= now]
         for entry in gone:
             del self._entries[entry.id]
             self.denied[entry.path].remove(entry.id)
@@ -183,8 +186,7 @@ class View:
         """Read from the beginning, knowing what was known; a strict member admits nobody meanwhile (C6)."""
         if self._strict:
             self.until = _NEVER
-        if self._lost or self.fresh > _NEVER:
-            self._lost = frozenset(entry.id for entry in self._entries.values() if entry.do == "init")
+        self._lost = frozenset(entry.id for entry in self._entries.values() if entry.do == "init")
         self.fresh = _NEVER
         self.number = 0
         self._here = None
@@ -199,7 +201,7 @@ class View:
         if self.sound:
             return []
         missing = [entry for key, entry in self._entries.items() if key not in self._numbers]
-        if missing or not self._lost:
+        if missing or not (self.begun or self._admitted):
             return missing
         return [Entry.new("init", tuple(sorted(self._lost)))]  # the last of all: who is new here admits nobody before
 
