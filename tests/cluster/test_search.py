@@ -88,7 +88,7 @@ FAULTS: list[tuple[str, str, Any, str, str, str]] = [
     ("an author does not wait for the whole lease", "lease", revoker.lease_end, "member.lease", "0.5 * member.lease", "C5"),
     ("a best-effort host counts as over", "lease", revoker._unheard, 'member.mode != "strict"', "not member.mode", "C5"),
     ("a host admits before the engine knows of it", "fresh hosts", View.answered, "if self.known", "if self.begun", "C5"),
-    ("a shorter log is not noticed", "two wipes", View.answered, "if batch.here != self._here", "if self._here is batch", "C1"),
+    ("a shorter log is not noticed", "two wipes", View.answered, "if batch.here != self._here", "if self._here is batch", "C6"),
     ("a host that lost its log keeps its lease", "two wipes", View.lose, "self.until = _NEVER", "pass", "C6"),
     ("an epoch begins before all is written back", "fresh hosts", View.to_write_back, "if missing or not (self.begun or self._admitted)", "if not (self.begun or self._admitted)", "C6"),
     ("a fresh host begins an epoch", "fresh hosts", View.to_write_back, "if missing or not (self.begun or self._admitted)", "if missing", "C6"),
