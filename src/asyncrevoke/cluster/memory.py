@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import anyio
 
-from .log import Batch, Log, Member
+from .log import KEPT, Batch, Log, Member
 
 
 class MemoryLog(Log):
@@ -56,9 +56,8 @@ class MemoryLog(Log):
         self._members.pop(member.id, None)
 
     async def drop(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            if number != self._last:
-                self._texts.pop(number, None)
+        for number in {*numbers} & {*list(self._texts)[:-KEPT]}:
+            del self._texts[number]
 
     async def time(self) -> float:
         return time.time()
