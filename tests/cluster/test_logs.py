@@ -1,14 +1,19 @@
 """What every engine must do, whatever it is made of. What is special to one is in a file of its own."""
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import pathlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
+import asyncpg
 import pytest
+from engines import PostgresServer
 
 from asyncrevoke.cluster import Batch, Log, Member, MemoryLog
+from asyncrevoke.cluster.postgres import PostgresLog
+from asyncrevoke.cluster.sqlite import SqliteLog
 from conftest import BACKENDS
 
 pytestmark = pytest.mark.anyio
@@ -37,8 +42,43 @@ def memory() -> Engine:
     return Engine(lambda: log, wipe)
 
 
+@pytest.fixture
+def sqlite(tmp_path: pathlib.Path) -> Engine:
+    path = tmp_path / "revoked.db"
+
+    async def wipe() -> None:
+        for file in tmp_path.iterdir():
+            file.unlink()
+
+    return Engine(lambda: SqliteLog(path), wipe)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    if PostgresServer.missing:
+        pytest.skip(PostgresServer.missing)
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_server: PostgresServer, request: pytest.FixtureRequest) -> Engine:
+    table = f"log{abs(hash(request.node.nodeid))}"
+
+    async def wipe() -> None:
+        connection = await asyncpg.connect(postgres_server.url)
+        await connection.execute(f"TRUNCATE {table}")
+        await connection.close()
+
+    return Engine(lambda: PostgresLog(postgres_server.url, table=table), wipe)
+
+
 #: The fixtures that make one, and the loops that they are for.
-ENGINES = {"memory": {"asyncio", "uvloop", "eager", "trio"}}
+ENGINES = {
+    "memory": {"asyncio", "uvloop", "eager", "trio"},
+    "sqlite": {"asyncio", "uvloop", "eager", "trio"},
+    "postgres": {"asyncio", "uvloop", "eager"},
+}
 
 
 @pytest.fixture(
