@@ -17,6 +17,7 @@ from .tables import APPEND, Rows, TableLog
 T = TypeVar("T")
 
 _PATIENCE = 2.0  # seconds that the server may take to answer
+_OLDEST = 14  # of its versions
 _RIGHTS = "SELECT", "INSERT", "UPDATE", "DELETE"
 _TABLES = """
 SELECT pg_advisory_xact_lock(hashtext('asyncrevoke'));
@@ -116,8 +117,8 @@ class PostgresLog(TableLog):
             )
 
     def _wrong(self, version: int, standby: bool, fsync: str) -> Iterator[str]:
-        if version < 140000:
-            yield f"is version {version // 10000}: upgrade it to 14 or later"
+        if version < _OLDEST * 10000:
+            yield f"is version {version // 10000}: upgrade it to {_OLDEST} or later"
         if standby:
             yield "is a standby, to which nobody can write: give its primary, or all hosts and ?target_session_attrs=primary"
         if fsync == "off" and not self._accept_loss:
@@ -159,11 +160,16 @@ class PostgresLog(TableLog):
     async def _connect(self) -> asyncpg.Connection:
         connection = await asyncpg.connect(self._url, timeout=_PATIENCE, command_timeout=_PATIENCE)
         connection.add_termination_listener(self._hear)
+        await connection.execute(
+            f"SET lock_timeout = {_PATIENCE * 500:.0f}"
+        )  # sooner than we give up: nothing is written late
         return connection
 
     async def _on(self, line: "_Line", work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         try:
             return await line.do(work)
+        except asyncpg.LockNotAvailableError as exc:
+            raise LogError(f"{self.name}: a transaction that has appended must end first: {exc}") from exc
         except TimeoutError as exc:
             raise LogError(f"{self.name} has not answered for {_PATIENCE:g} s") from exc
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
