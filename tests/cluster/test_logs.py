@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 from engines import PostgresServer
 
-from asyncrevoke.cluster import Batch, Log, Member, MemoryLog
+from asyncrevoke import Registry, RevokedError
+from asyncrevoke.cluster import Batch, Cluster, Log, Member, MemoryLog
 from asyncrevoke.cluster.postgres import PostgresLog
 from asyncrevoke.cluster.sqlite import SqliteLog
 from conftest import BACKENDS
@@ -501,3 +502,41 @@ class TestClosing:
         await unused.aclose()
         async with opened(engine) as log:
             await log.aclose()
+
+
+class TestFollowing:
+    """A cluster over the engine, as far as one can be wrong that each of its methods is right."""
+
+    async def test_members_take_what_one_revokes_and_put_it_back_when_it_is_lost(
+        self, engine: Engine, log: Log, other: Log
+    ) -> None:
+        """The report of all hosts is complete. After a wipe the log has the revocation again, and a new epoch."""
+        events: list[str] = []
+        clusters = [
+            Cluster(
+                Registry(),
+                each,
+                host=host,
+                lease=2.0,
+                mode="strict",
+                observers=(lambda event: events.append(event.what),),
+            )
+            for host, each in (("web7", log), ("web8", other))
+        ]
+        await clusters[0].init()
+        with anyio.fail_after(40):
+            async with anyio.create_task_group() as tasks:
+                for each in clusters:
+                    await tasks.start(each.run)
+                report = await clusters[0].revoke("alice", reason="stolen")
+                assert [host.state for host in report.hosts] == ["done", "done"]
+                was = clusters[0].position.epoch
+                await engine.wipe()
+                while any(each.position.epoch in ("", was) for each in clusters) or events.count("caught up") < 4:
+                    await anyio.sleep(0.01)
+                for each in clusters:
+                    with pytest.raises(RevokedError, match="stolen"):
+                        each.check("alice")
+                assert any('"alice"' in text for text in await texts(log))
+                tasks.cancel_scope.cancel()
+        assert await log.members() == []
