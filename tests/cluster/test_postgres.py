@@ -306,6 +306,27 @@ class TestKeeping:
         assert await sql.fetch("SELECT id FROM asyncrevoke_members") == [("young",)]
 
 
+class TestSaying:
+    """A revoker that does not find a member among those who read need not wait for it."""
+
+    async def test_a_member_is_known_before_anything_is_read(
+        self, server: PostgresServer, log: PostgresLog, sql: Any
+    ) -> None:
+        """What is appended until the member could say that it reads is in what it reads."""
+        answers: list[str] = []
+
+        async def read() -> None:
+            answers.extend(text for _, text in (await log.read(0, 0.0, ME)).texts)
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks, connected(server) as other, sql.transaction():
+                await sql.execute("LOCK TABLE asyncrevoke_members IN EXCLUSIVE MODE")
+                tasks.start_soon(read)
+                await until_waiting(other)
+                await other.execute("INSERT INTO asyncrevoke (text) VALUES ('a')")
+        assert answers == ["a"]
+
+
 class TestRefusing:
     """A server that would lose entries, or cannot be used, is refused, with a word on what to change."""
 
