@@ -11,3 +11,4 @@ from .log import Batch as Batch, Log as Log, Member as Member
 from .memory import MemoryLog as MemoryLog
 from .report import ClusterReport as ClusterReport, HostReport as HostReport
 from .revoker import Revoker as Revoker
+from .urls import open_log as open_log

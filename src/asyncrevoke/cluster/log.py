@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple, Self
 
 Mode = Literal["strict", "best_effort"]
+KEPT = 1000  # entries that are never dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class Log(ABC):
 
     @abstractmethod
     async def drop(self, numbers: Sequence[int]) -> None:
-        """Remove entries. The newest one stays, or what was read could not be told from a log that was wiped."""
+        """Remove entries, of which the newest 1,000 stay: to a member whose position is gone, the log looks wiped."""
 
     @abstractmethod
     async def time(self) -> float:

@@ -2,11 +2,11 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import anyio
 
-from .log import Batch, Log, Member
+from .log import KEPT, Batch, Log, Member
 
 
 class MemoryLog(Log):
@@ -33,8 +33,7 @@ class MemoryLog(Log):
     async def read(self, after: int, wait: float, member: Member | None = None) -> Batch:
         if member is not None:
             self._members[member.id] = time.monotonic(), member
-        if after == self._last:
-            await self._until_changed(wait)
+        await self._until(lambda: self._last != after, wait)
         return Batch(self._texts.get(after), [each for each in self._texts.items() if each[0] > after], whole=True)
 
     async def tell(self, told: Iterable[tuple[str, str]], keep: float) -> None:
@@ -44,8 +43,7 @@ class MemoryLog(Log):
         self._change()
 
     async def told(self, about: str, after: int, wait: float) -> tuple[int, Sequence[str]]:
-        if len(self._told[about]) <= after:
-            await self._until_changed(wait)
+        await self._until(lambda: len(self._told[about]) > after, wait)
         return len(self._told[about]), self._told[about][after:]
 
     async def members(self) -> list[Member]:
@@ -56,9 +54,8 @@ class MemoryLog(Log):
         self._members.pop(member.id, None)
 
     async def drop(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            if number != self._last:
-                self._texts.pop(number, None)
+        for number in {*numbers} & {*list(self._texts)[:-KEPT]}:
+            del self._texts[number]
 
     async def time(self) -> float:
         return time.time()
@@ -72,9 +69,10 @@ class MemoryLog(Log):
         self._last = 0
         self._change()
 
-    async def _until_changed(self, wait: float) -> None:
+    async def _until(self, so: Callable[[], bool], wait: float) -> None:
         with anyio.move_on_after(wait):
-            await self._changed.wait()
+            while not so():
+                await self._changed.wait()
 
     def _change(self) -> None:
         self._changed.set()

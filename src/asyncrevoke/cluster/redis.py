@@ -1,0 +1,189 @@
+"""A log in Redis 5 or later, or in Valkey: a stream.
+
+Keys: `PREFIX:log` is the stream, `PREFIX:members` a hash, `PREFIX:acks:ID` a stream for each entry that is acknowledged.
+A user of Redis who is to be a member, and may revoke, needs this: ``~PREFIX:* +info +time +eval +xadd +xread +xrange
++xrevrange +xdel +pexpire +hset +hgetall +hdel``. In a database other than 0, `+select`, too.
+Whoever may write to `PREFIX:log` may revoke and readmit.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+
+from .entry import LogError, LogRefusedError
+from .log import KEPT, Batch, Log, Member
+
+_MANY = 1000  # entries in one answer
+_PATIENCE = 2.0  # seconds that the server may take to answer
+_DAY = 86400
+# What a member says stands behind the time of the server: no clock of a member counts.
+_NOTE = "local now = redis.call('TIME') redis.call('HSET', KEYS[1], ARGV[1], now[1] .. ' ' .. now[2] .. ' ' .. ARGV[2])"
+
+Command = tuple[str | int, ...]
+
+
+class RedisLog(Log):
+    """A log in Redis or Valkey: ``RedisLog("redis://:password@host:6379/0")``, also rediss:// and unix://. For asyncio.
+
+    The server must write down what it has acknowledged: `appendonly yes`. Then its crash loses nothing; a power failure may
+    lose the last second, unless you set `appendfsync always`.
+
+    :param url: as redis-py takes it, with its options. `prefix` and `accept_loss` may stand there, too:
+        ``redis://host?prefix=shop&accept_loss=yes``
+    :param prefix: of all keys
+    :param accept_loss: take a server that forgets on a restart, or when its memory is full. What members have read, they write
+        back; a revocation that none has read by then is lost, though it was acknowledged
+    :raises ValueError: if the url is none
+    """
+
+    def __init__(self, url: str, *, prefix: str = "asyncrevoke", accept_loss: bool = False) -> None:
+        parts = urlsplit(url.replace("valkey", "redis", 1) if url.startswith("valkey") else url)
+        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        options: dict[str, Any] = {**parse_url(parts.geturl())}
+        self._prefix = options.pop("prefix", prefix)
+        self._accept_loss = options.pop("accept_loss", "no") == "yes" or accept_loss
+        # No retries, as an answer to the second try is none to the first. The time of an answer is bounded in `_ask`.
+        options |= {"retry": Retry(NoBackoff(), 0), "retry_on_timeout": False, "health_check_interval": 0}
+        options |= {"socket_timeout": None, "socket_connect_timeout": _PATIENCE}
+        options |= {"protocol": 2, "decode_responses": True}
+        self._redis = Redis(connection_pool=ConnectionPool(**options))
+        self._log = f"{self._prefix}:log"
+        self._members = f"{self._prefix}:members"
+
+    async def check(self) -> None:
+        """Refuse a server that would lose entries, or that may not be used.
+
+        :raises LogRefusedError: and the message says what to change
+        :raises LogError: if it does not answer
+        """
+        try:
+            [facts] = await self._ask(("INFO",))
+            if wrong := next(self._wrong(facts), None):
+                raise LogRefusedError(f"{self.name} {wrong}")
+            # All that a member does, with nothing to be seen of it.
+            nobody = Member("", "nobody", "strict", 0.0)
+            await self.read(0, 0.0, nobody)
+            await self.leave(nobody)
+            await self.members()
+            await self.tell([("nothing", "")], 0.001)
+            await self.told("nothing", 0, 0.0)
+        except LogError as exc:
+            # redis-py wraps once more what is said to it while it connects over a Unix socket.
+            reasons = exc.__cause__, exc.__cause__ and exc.__cause__.__cause__
+            if any(isinstance(each, ResponseError | AuthenticationError) for each in reasons):
+                raise LogRefusedError(str(exc)) from exc.__cause__
+            raise
+
+    def _wrong(self, facts: dict[str, Any]) -> Iterator[str]:
+        version = str(facts["redis_version"])
+        if int(version.partition(".")[0]) < 5:
+            yield f"is version {version}, without streams: upgrade it to 5 or later"
+        if (mode := facts.get("redis_mode", "standalone")) != "standalone":
+            yield f"runs in {mode} mode: give the url of a single server"
+        if facts.get("role", "master") != "master":
+            yield "is a replica, to which nobody can write: give the url of its master"
+        if not facts.get("aof_enabled") and not self._accept_loss:
+            yield "forgets on a restart what it has acknowledged: set `appendonly yes`, by CONFIG SET and in its configuration"
+        if (policy := str(facts.get("maxmemory_policy"))).startswith("allkeys") and not self._accept_loss:
+            yield f"drops entries when its memory is full: set `maxmemory-policy noeviction`, it is {policy}"
+
+    async def append(self, *texts: str) -> None:
+        await self._ask(*(_xadd(self._log, text) for text in texts))
+
+    async def read(self, after: int, wait: float, member: Member | None = None) -> Batch:
+        said = () if member is None else (("EVAL", _NOTE, 1, self._members, member.id, member.dump()),)
+        # Asked for last: a log that is wiped while this waits is found out, whatever is written to it then.
+        here = "XRANGE", self._log, _id(after), _id(after)
+        *_, new, there = await self._ask(*said, _xread(self._log, after, wait), here, wait=wait)
+        texts = _texts(new)
+        return Batch(there[0][1]["t"] if there else None, texts, whole=len(texts) < _MANY)
+
+    async def tell(self, told: Iterable[tuple[str, str]], keep: float) -> None:
+        told = [(self._acks(about), text) for about, text in told]
+        kept: dict[str, Command] = {key: ("PEXPIRE", key, max(1, int(keep * 1000))) for key, _ in told}
+        await self._ask(*(_xadd(key, text) for key, text in told), *kept.values())
+
+    async def told(self, about: str, after: int, wait: float) -> tuple[int, Sequence[str]]:
+        [new] = await self._ask(_xread(self._acks(about), after, wait), wait=wait)
+        texts = _texts(new)
+        return (texts[-1][0] if texts else after), [text for _, text in texts]
+
+    async def members(self) -> list[Member]:
+        now, said = await self._ask(("TIME",), ("HGETALL", self._members))
+        found, gone = [], []
+        for key, text in said.items():
+            seconds, micros, facts = text.split(" ", 2)
+            age = _seconds(now) - _seconds((seconds, micros))
+            if age > _DAY:
+                gone.append(key)
+            else:
+                found.append(Member.parse(facts, age))
+        if gone:
+            await self._ask(("HDEL", self._members, *gone))
+        return found
+
+    async def leave(self, member: Member) -> None:
+        await self._ask(("HDEL", self._members, member.id))
+
+    async def drop(self, numbers: Sequence[int]) -> None:
+        [newest] = await self._ask(("XREVRANGE", self._log, "+", "-", "COUNT", KEPT))
+        old = [_id(number) for number in numbers if len(newest) == KEPT and number < _number(newest[-1][0])]
+        if old:
+            await self._ask(("XDEL", self._log, *old))
+
+    async def time(self) -> float:
+        [now] = await self._ask(("TIME",))
+        return _seconds(now)
+
+    async def aclose(self) -> None:
+        await self._redis.connection_pool.disconnect()
+
+    def _acks(self, about: str) -> str:
+        return f"{self._prefix}:acks:{about}"
+
+    async def _ask(self, *commands: Command, wait: float = 0.0) -> list[Any]:
+        """Send commands at once, on a connection that is ours until all are answered. A cancellation closes it."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        try:
+            async with asyncio.timeout(wait + _PATIENCE):
+                return await pipeline.execute()
+        except TimeoutError as exc:
+            raise LogError(f"{self.name} has not answered for {wait + _PATIENCE:.1f} s") from exc
+        except (RedisError, OSError) as exc:
+            raise LogError(f"{self.name}: {exc}") from exc
+
+
+def _xadd(key: str, text: str) -> Command:
+    return "XADD", key, "*", "t", text
+
+
+def _xread(key: str, after: int, wait: float) -> Command:
+    block = ("BLOCK", milliseconds) if (milliseconds := int(wait * 1000)) else ()  # 0 would be for ever
+    return "XREAD", "COUNT", _MANY, *block, "STREAMS", key, _id(after)
+
+
+def _texts(new: list[Any]) -> list[tuple[int, str]]:
+    return [(_number(key), facts["t"]) for _, entries in new for key, facts in entries]
+
+
+def _number(key: str) -> int:
+    """The milliseconds of a stream's id, and 20 bits for its sequence: of a million entries in one of them."""
+    milliseconds, _, sequence = key.partition("-")
+    return int(milliseconds) << 20 | int(sequence)
+
+
+def _id(number: int) -> str:
+    return f"{number >> 20}-{number & 0xFFFFF}"
+
+
+def _seconds(time: tuple[str | int, str | int]) -> float:
+    return int(time[0]) + int(time[1]) / 1e6

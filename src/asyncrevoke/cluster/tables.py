@@ -1,0 +1,107 @@
+"""A log in the tables of a database: what the engines that speak SQL have in common.
+
+One table has the entries, TABLE_told the acknowledgements, and TABLE_members the last word of each member. The database
+numbers what is written, in the order in which that becomes visible. It has two connections at the most: what waits for
+somebody's transaction is written over one, and what must not wait for that goes over the other.
+"""
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import anyio
+
+from .log import KEPT, Batch, Log, Member
+
+Rows = list[tuple[Any, ...]]
+
+_MANY = 1000  # entries in one answer
+APPEND = "INSERT INTO asyncrevoke (text) VALUES ($1)"
+# One statement: what is here, and what comes after it, are of the same moment.
+_READ = "SELECT number, text FROM asyncrevoke WHERE number >= $1 ORDER BY number LIMIT $2"
+_DROP = "DELETE FROM asyncrevoke WHERE number = $1 AND number <= (SELECT max(number) - $2 FROM asyncrevoke)"
+_TELL = "INSERT INTO asyncrevoke_told (about, text, until) VALUES ($1, $2, unix_now() + $3)"
+_FORGET = "DELETE FROM asyncrevoke_told WHERE until < unix_now()"
+_TOLD = "SELECT number, text FROM asyncrevoke_told WHERE about = $1 AND number > $2 ORDER BY number"
+_SAY = """INSERT INTO asyncrevoke_members (id, text, said) VALUES ($1, $2, unix_now())
+    ON CONFLICT (id) DO UPDATE SET text = excluded.text, said = excluded.said"""
+_MEMBERS = "SELECT text, unix_now() - said FROM asyncrevoke_members WHERE said > unix_now() - 86400"
+_LEAVE = "DELETE FROM asyncrevoke_members WHERE id = $1 OR said < unix_now() - 86400"
+
+
+class TableLog(Log):
+    """What is common to them.
+
+    Each engine puts the names of its tables for "asyncrevoke", and its clock for "unix_now()".
+
+    :param name: for messages
+    :param table: of the entries; the names of the others begin with it
+    :raises ValueError: if the table has a name that would have to be quoted
+    """
+
+    def __init__(self, name: str, table: str) -> None:
+        if not re.fullmatch("[a-z_][a-z0-9_]{0,39}", table):
+            raise ValueError(f"{table!r} is no name for a table: give one of small letters, digits and _")
+        self.name = name
+
+    @abstractmethod
+    async def _ask(self, sql: str, *values: object) -> Rows:
+        """Execute a statement that waits for nobody."""
+
+    @abstractmethod
+    async def _write(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
+        """Execute a statement for each row, all in one transaction."""
+
+    @abstractmethod
+    async def _mark(self, table: str) -> Any:
+        """What `_changed` compares with."""
+
+    @abstractmethod
+    async def _changed(self, mark: Any, wait: float) -> None:
+        """Wait until something was perhaps written to the table since the mark: it is but a hint."""
+
+    async def append(self, *texts: str) -> None:
+        await self._write(APPEND, [(text,) for text in texts])
+
+    async def read(self, after: int, wait: float, member: Member | None = None) -> Batch:
+        if member is not None:
+            await self._ask(_SAY, member.id, member.dump())
+        rows = await self._until(
+            lambda rows: after != (rows[-1][0] if rows else 0), wait, "asyncrevoke", _READ, after, _MANY + 2
+        )
+        texts = [(number, text) for number, text in rows]
+        here = texts.pop(0)[1] if texts and texts[0][0] == after else None
+        return Batch(here, texts[:_MANY], whole=len(texts) <= _MANY)
+
+    async def tell(self, told: Iterable[tuple[str, str]], keep: float) -> None:
+        await self._write(_TELL, [(about, text, float(keep)) for about, text in told])
+        await self._write(_FORGET, [()])
+
+    async def told(self, about: str, after: int, wait: float) -> tuple[int, Sequence[str]]:
+        rows = await self._until(bool, wait, "asyncrevoke_told", _TOLD, about, after)
+        return (rows[-1][0] if rows else after), [text for _, text in rows]
+
+    async def members(self) -> list[Member]:
+        return [Member.parse(text, age) for text, age in await self._ask(_MEMBERS)]
+
+    async def leave(self, member: Member) -> None:
+        await self._write(_LEAVE, [(member.id,)])
+
+    async def drop(self, numbers: Sequence[int]) -> None:
+        await self._write(_DROP, [(number, KEPT) for number in numbers])
+
+    async def time(self) -> float:
+        [(now,)] = await self._ask("SELECT unix_now()")
+        return float(now)
+
+    async def _until(self, enough: Callable[[Rows], bool], wait: float, table: str, sql: str, *values: object) -> Rows:
+        """Ask, and ask again when the table has changed, until it is enough or the wait is over."""
+        end = anyio.current_time() + wait
+        while True:
+            mark = await self._mark(table)
+            rows = await self._ask(sql, *values)
+            left = end - anyio.current_time()
+            if left <= 0 or enough(rows):
+                return rows
+            await self._changed(mark, left)

@@ -1,0 +1,36 @@
+"""Which engine a url means."""
+
+import importlib
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from .log import Log
+
+#: By scheme: the module, its class, and the extra that it needs.
+_ENGINES = {
+    **dict.fromkeys(("redis", "rediss", "unix", "valkey", "valkeys"), ("redis", "RedisLog", "redis")),
+    **dict.fromkeys(("postgresql", "postgres"), ("postgres", "PostgresLog", "postgres")),
+    "sqlite": ("sqlite", "SqliteLog", ""),
+}
+
+
+def open_log(url: str, **options: Any) -> Log:
+    """The log that a url names: ``open_log("redis://host:6379/0")``. Nothing is connected yet.
+
+    :param options: of the engine's class
+    :raises ValueError: for a url of no engine, or one that the engine does not take
+    :raises ModuleNotFoundError: if the engine's library is missing. The message says how to install it
+    """
+    scheme = urlsplit(url).scheme
+    if scheme not in _ENGINES:
+        raise ValueError(
+            f"a log has no url of scheme {scheme!r}: give one of {', '.join(_ENGINES)}, as redis://host:6379/0"
+        )
+    module, name, extra = _ENGINES[scheme]
+    try:
+        engine = getattr(importlib.import_module(f".{module}", __package__), name)
+    except ModuleNotFoundError as exc:
+        if not extra:
+            raise
+        raise ModuleNotFoundError(f"{scheme}:// needs more: pip install 'asyncrevoke[{extra}]' ({exc})") from exc
+    return cast("Log", engine(url, **options))
