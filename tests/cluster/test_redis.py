@@ -191,7 +191,7 @@ class TestRefusing:
     async def test_one_of_a_redis_cluster_is_refused(self, tmp_path: pathlib.Path) -> None:
         """Its keys are on several servers."""
         async with started(tmp_path, "--cluster-enabled", "yes") as server:
-            assert "cluster mode" in await refusal(server)
+            assert "Redis Cluster" in await refusal(server)
 
     @pytest.mark.parametrize(
         "command", ["info", "eval", "time", "hset", "hdel", "hgetall", "xread", "xrange", "xadd", "pexpire"]

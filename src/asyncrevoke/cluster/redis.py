@@ -85,8 +85,8 @@ class RedisLog(Log):
         version = str(facts["redis_version"])
         if int(version.partition(".")[0]) < 5:
             yield f"is version {version}, without streams: upgrade it to 5 or later"
-        if (mode := facts.get("redis_mode", "standalone")) != "standalone":
-            yield f"runs in {mode} mode: give the url of a single server"
+        if facts.get("cluster_enabled"):
+            yield "is one of a Redis Cluster, which has a log's keys on several: give the url of a single server"
         if facts.get("role", "master") != "master":
             yield "is a replica, to which nobody can write: give the url of its master"
         if not facts.get("aof_enabled") and not self._accept_loss:
