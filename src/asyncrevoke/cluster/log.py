@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Self
 
 Mode = Literal["strict", "best_effort"]
@@ -34,8 +34,7 @@ class Member:
 
     def dump(self) -> str:
         """As text for the engine."""
-        facts = asdict(self)
-        del facts["age"]
+        facts = {name: getattr(self, name) for name in self.__slots__ if name != "age"}
         return json.dumps(facts, separators=(",", ":"))
 
     @classmethod

@@ -1,7 +1,7 @@
 """What a revocation did on every host."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from asyncrevoke.lowlevel import Revocation, printable
@@ -49,7 +49,7 @@ class HostReport:
 
     def dump(self) -> str:
         """As text for the engine."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps({name: getattr(self, name) for name in self.__slots__}, separators=(",", ":"))
 
     @classmethod
     def parse(cls, text: str) -> Self:
