@@ -9,11 +9,13 @@ import anyio
 import anyio.lowlevel
 import asyncpg
 import pytest
-from engines import PostgresServer
+from engines import PostgresServer, RedisServer
+from redis.asyncio import Redis
 
 from asyncrevoke import Registry, RevokedError
 from asyncrevoke.cluster import Batch, Cluster, Log, Member, MemoryLog
 from asyncrevoke.cluster.postgres import PostgresLog
+from asyncrevoke.cluster.redis import RedisLog
 from asyncrevoke.cluster.sqlite import SqliteLog
 from conftest import BACKENDS
 
@@ -74,11 +76,33 @@ def postgres(postgres_server: PostgresServer, request: pytest.FixtureRequest) ->
     return Engine(lambda: PostgresLog(postgres_server.url, table=table), wipe)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Before any test, each of which looks for the children that it leaves."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    with contextlib.nullcontext() if RedisServer.missing else server:
+        yield server
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer, request: pytest.FixtureRequest) -> Engine:
+    if RedisServer.missing:
+        pytest.skip(RedisServer.missing)
+    prefix = request.node.nodeid
+
+    async def wipe() -> None:
+        async with Redis.from_url(redis_server.url) as redis:
+            await redis.delete(f"{prefix}:log")
+
+    return Engine(lambda: RedisLog(redis_server.url, prefix=prefix), wipe)
+
+
 #: The fixtures that make one, and the loops that they are for.
 ENGINES = {
     "memory": {"asyncio", "uvloop", "eager", "trio"},
     "sqlite": {"asyncio", "uvloop", "eager", "trio"},
     "postgres": {"asyncio", "uvloop", "eager"},
+    "redis": {"asyncio", "uvloop", "eager"},
 }
 
 

@@ -118,6 +118,14 @@ class TestReading:
             await log.append("b")
         assert answers[0].here is None
 
+    async def test_what_others_have_written_is_handed_on(self, log: RedisLog, redis: Any) -> None:
+        """An entry of several fields is no reason to fall over: the member refuses it, and names it."""
+        key = await redis.xadd("asyncrevoke:log", {"a": "x", "b": "y"})
+        [(number, text)] = (await log.read(0, 0.0)).texts
+        assert text == "x"
+        assert (await log.read(number, 0.0)).here == "x"
+        assert number >> 20 == int(key.split("-")[0])
+
     async def test_a_long_log_comes_in_parts(self, log: RedisLog) -> None:
         """No answer has more than 1,000 entries, and only the last one is whole."""
         texts = [str(number) for number in range(2300)]

@@ -100,11 +100,14 @@ class RedisLog(Log):
 
     async def read(self, after: int, wait: float, member: Member | None = None) -> Batch:
         said = () if member is None else (("EVAL", _NOTE, 1, self._members, member.id, member.dump()),)
-        # Asked for last: a log that is wiped while this waits is found out, whatever is written to it then.
+        # Asked for before it waits, and again: what is written to a log that is wiped meanwhile is no news of this one.
         here = "XRANGE", self._log, _id(after), _id(after)
-        *_, new, there = await self._ask(*said, _xread(self._log, after, wait), here, wait=wait)
-        texts = _texts(new)
-        return Batch(there[0][1][1] if there else None, texts, whole=len(texts) < _MANY)
+        news = _xread(self._log, after, wait)
+        answers = await self._ask(*said, here, news, here, wait=wait, needed=here if after else None)
+        if after and not answers[-1]:
+            return Batch(None, [], whole=True)
+        texts = _texts(answers[-2])
+        return Batch(answers[-1][0][1][1] if after else None, texts, whole=len(texts) < _MANY)
 
     async def tell(self, told: Iterable[tuple[str, str]], keep: float) -> None:
         told = [(self._acks(about), text) for about, text in told]
@@ -149,10 +152,12 @@ class RedisLog(Log):
     def _acks(self, about: str) -> str:
         return f"{self._prefix}:acks:{about}"
 
-    async def _ask(self, *commands: Command, wait: float = 0.0) -> list[Any]:
+    async def _ask(self, *commands: Command, wait: float = 0.0, needed: Command | None = None) -> list[Any]:
         """Send commands at once, on a connection that is ours until all are answered. What fails closes it.
 
         A pipeline of redis-py does the same in twice the time.
+
+        :param needed: one of them. Without anything in its answer, those to the others are not waited for
         """
         answers: list[Any] = []
         try:
@@ -160,8 +165,11 @@ class RedisLog(Log):
                 connection = await self._pool.get_connection()
                 try:
                     await connection.send_packed_command(connection.pack_commands(commands))
-                    for _ in commands:
-                        answers.append(await connection.read_response())  # noqa: PERF401  # as many as there are
+                    for command in commands:
+                        answers.append(await connection.read_response())
+                        if command is needed and not answers[-1]:
+                            await connection.disconnect(nowait=True)
+                            break
                 except BaseException:
                     await connection.disconnect(nowait=True)  # the rest would be an answer to others
                     raise
@@ -187,7 +195,7 @@ def _xread(key: str, after: int, wait: float) -> Command:
 
 
 def _texts(new: list[Any] | None) -> list[tuple[int, str]]:
-    return [(_number(key), text) for _, entries in new or () for key, (_, text) in entries]
+    return [(_number(key), fields[1]) for _, entries in new or () for key, fields in entries]
 
 
 def _number(key: str) -> int:
