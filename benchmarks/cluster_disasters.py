@@ -32,7 +32,16 @@ from engines import PostgresServer, RedisServer
 from redis.asyncio import Redis
 
 from asyncrevoke import Registry, RevokedError
-from asyncrevoke.cluster import Cluster, ClusterEvent, ClusterReport, NotVouchedError, Position, Revoker, open_log
+from asyncrevoke.cluster import (
+    Cluster,
+    ClusterEvent,
+    ClusterReport,
+    LogError,
+    NotVouchedError,
+    Position,
+    Revoker,
+    open_log,
+)
 from asyncrevoke.cluster.view import clock
 
 LIMIT = 20.0  # seconds after which what has not happened will not
@@ -91,7 +100,12 @@ class Host:
     async def run(self, *, task_status: anyio.abc.TaskStatus[Self]) -> None:
         """Be a member, until stopped."""
         async with anyio.create_task_group() as self._tasks:
-            await self._tasks.start(self._cluster.run)
+            while True:
+                try:
+                    await self._tasks.start(self._cluster.run)
+                    break
+                except LogError:  # a wiped log is not made good yet: it begins again, as any supervisor has it
+                    await anyio.sleep(0.01)
             task_status.started(self)
             await anyio.sleep_forever()
         await self._log.aclose()
