@@ -153,7 +153,7 @@ class Host:
     def _note(self, event: ClusterEvent) -> None:
         if event.what == "caught up":
             self._vouched.set()
-        elif event.what != "taken":
+        elif event.what != "taken" and self._vouched.is_set():
             self._vouched = anyio.Event()
 
     def _change(self) -> None:
