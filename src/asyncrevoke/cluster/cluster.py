@@ -284,6 +284,7 @@ class Cluster(Revoker):
             await self.answered(self.log.append(*(entry.dump() for entry in some)))
         elif self._cut_off and self.lease_left > 0 and view.sound:
             self._cut_off = False
+            self._why = "no answer has come in time"  # unless something is heard of why
             self._renewed.set()
             self._tell("caught up", f"at {view.position}")
 
