@@ -298,8 +298,9 @@ class Cluster(Revoker):
                 self._cut_off_by("cut off", f"the log was not read for {self._lease:g} s: {self._why}")
 
     def _cut_off_by(self, what: Literal["cut off", "lost"], why: object) -> None:
+        if not self._cut_off:  # else the lease is watched from the renewal on that is waited for already
+            self._renewed = anyio.Event()
         self._cut_off = True
-        self._renewed = anyio.Event()
         self._why = str(why)
         self._tell(what, self._why)
         if self._mode == "strict":
