@@ -391,6 +391,30 @@ async def test_revoking_a_prefix_takes_all_below_and_nothing_beside() -> None:
     assert set(live) == {("alice2",), ("bob",), ("bob", "alice"), ("alicia",), ("alicia", "t1")}
 
 
+async def test_get_finds_a_key_until_its_last_user_is_gone() -> None:
+    """`get` gives no node of a key that nobody uses, and makes none; one that was revoked is found until all have left."""
+    live = Registry()
+    assert live.get("alice", "token7") is None
+    assert not live._keys
+    node = live["alice", "token7"]
+    node.start_using()
+    assert live.get("alice", "token7") is node
+    assert live.get("alice") is node.parent
+    live.revoke("alice")
+    for path in ("alice",), ("alice", "token7"), ("alice",), ("alice", "token7"):
+        assert not live["alice", "token7"].in_use  # another node, which nobody uses
+        found = live.get(*path)
+        assert found is not None
+        act = found.revoke()
+        assert not act.done()
+        del found, act
+        gc.collect()
+    node.stop_using()
+    del node
+    gc.collect()
+    assert live.get("alice", "token7") is None
+
+
 async def test_revoking_a_whole_key_leaves_its_siblings() -> None:
     """`revoke("alice", "t1")` is that token and what is below it, not alice."""
     live = Registry()

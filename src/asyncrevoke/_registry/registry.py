@@ -62,6 +62,10 @@ class Registry:
             node = known
         return node
 
+    def get(self, *key: str) -> Revokable | None:
+        """The node of a key, if somebody uses it, or has used it and is not gone yet. Nothing is made otherwise."""
+        return self[key] if key in self._keys or key in self._draining else None
+
     def _let_drain(self, path: tuple[str, ...], key: Key) -> None:
         draining = self._draining.setdefault(path, {})
         draining[key] = None

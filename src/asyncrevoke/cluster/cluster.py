@@ -13,9 +13,18 @@ from typing import Literal, Self, get_args
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
 
-from asyncrevoke.lowlevel import Registry, Revocation, Revokable, RevokedError, Use, printable, revoke_all
+from asyncrevoke.lowlevel import (
+    Registry,
+    Revocation,
+    Revokable,
+    RevokedError,
+    Use,
+    checkpoint,
+    due,
+    printable,
+    revoke_all,
+)
 
 from .entry import Entry, LogError, LogRefusedError, Position
 from .log import Log, Member, Mode
@@ -276,8 +285,8 @@ class Cluster(Revoker):
         asked = clock()
         batch = await self.answered(self.log.read(view.number, wait, me if view.known else None), wait)
         for entry in view.answered(batch, asked):
-            self._take(entry)
-            await anyio.lowlevel.checkpoint()
+            if self._take(entry) or due(self.live.root):
+                await checkpoint()
         if batch.whole and (missing := view.to_write_back()):
             some = random.sample(missing, min(len(missing), _CHUNK))  # others write back the same
             # Once: to begin an epoch again could begin that of yet another log.
@@ -308,16 +317,20 @@ class Cluster(Revoker):
 
     # -- taking away --
 
-    def _take(self, entry: Entry) -> None:
+    def _take(self, entry: Entry) -> bool:
+        """Take away what an entry speaks of. It reports whether there was anything."""
         act = self._revoke(entry.path, entry.reason, entry)
+        if act is None and not self._view.known:
+            return False  # while it catches up: of a hundred thousand, it tells of those that found somebody
         self._tell("taken", f"{entry.name!r} revoked" + (f" ({entry.reason})" if entry.reason else ""))
         if self._tasks is not None and self._view.known:
             self._tasks.start_soon(self._acknowledge, entry, act)
+        return act is not None
 
     def _revoke(self, path: tuple[str, ...], reason: str, entry: Entry | None = None) -> Revocation | None:
         """Take away what is open on a key and below, or of it what is older than the entry says."""
-        node = self.live[path] if path else self.live.root
-        found = self._older(path, node, entry)
+        node = self.live.get(*path) if path else self.live.root
+        found = self._older(path, node, entry) if node is not None else []
         if not found:
             return None
         grace = 0.0 if entry is None else entry.grace

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Self, get_args
 
 VERSION = 1
 Do = Literal["revoke", "readmit", "init"]
+_DO = get_args(Do)
 
 
 class LogError(Exception):
@@ -113,5 +114,5 @@ class Entry:
         )
         is_number = isinstance(self.grace, int | float) and isinstance(self.expires, int | float | None)
         is_number = is_number and self.grace >= 0 and (self.expires is None or self.do == "revoke")
-        if not (self.do in get_args(Do) and self.id and is_text and is_number):
+        if not (self.do in _DO and self.id and is_text and is_number):
             raise ValueError(f"{self!r} is no entry")
