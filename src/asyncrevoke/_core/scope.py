@@ -15,7 +15,16 @@ from typing import Any
 Place = tuple[Any, int]
 
 #: What is set in a scope that is entered. Another AnyIO may have others.
-_FIELDS = {"_active", "_cancelling_at_enter", "_child_scopes", "_host_task", "_parent_scope", "_tasks"}
+_FIELDS = {
+    "_active",
+    "_cancel_called",
+    "_cancel_reason",
+    "_cancelling_at_enter",
+    "_child_scopes",
+    "_host_task",
+    "_parent_scope",
+    "_tasks",
+}
 
 
 class _Opaque:
@@ -40,8 +49,9 @@ def states() -> Any:
     if backend is None:
         return None
     table = getattr(getattr(backend, "_task_states", None), "data", None)
-    known = table is not None and _FIELDS.issubset(getattr(backend.CancelScope, "__slots__", ()))
-    return table if known else OPAQUE
+    kind = backend.CancelScope
+    known = _FIELDS.issubset(getattr(kind, "__slots__", ())) and hasattr(kind, "_deliver_cancellation")
+    return table if known and table is not None else OPAQUE
 
 
 def surround(task: Any, place: Place, outer: Container[object]) -> Any:
@@ -69,3 +79,17 @@ def surround(task: Any, place: Place, outer: Container[object]) -> Any:
         parent._child_scopes.discard(inner)
         parent._child_scopes.add(scope)
     return scope
+
+
+def cancel(scope: Any) -> None:
+    """Cancel a scope that `surround` has made.
+
+    Its own method tells in each cancellation which task has asked for it. For thousands that one revocation ends, that is a
+    quarter of all work.
+    """
+    if not scope._cancel_called:
+        scope._cancel_called = True
+        scope._cancel_reason = (
+            f"Cancelled via cancel scope {id(scope):x}, by a revocation"  # AnyIO knows its own by this
+        )
+        scope._deliver_cancellation(scope)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -15,7 +16,7 @@ import anyio
 
 from . import loop
 from .errors import RevokedError
-from .scope import surround
+from .scope import cancel, surround
 
 if TYPE_CHECKING:
     from .revocation import Revocation
@@ -196,9 +197,12 @@ class Use(Operation):
         if self._place is not None:
             outer = [self._place[0], *(each.scope for each in chain(self.outer) if each.scope)]
             self.scope = surround(self.task, self._place, outer)
-        home, scope = self.node._home, self.scope
-        assert scope is not None
-        self.node._call(scope.cancel if in_loop or home is None else lambda: home.call(scope.cancel))
+            end: Callable[[], object] = partial(cancel, self.scope)
+        else:
+            assert self.scope is not None
+            end = self.scope.cancel
+        home = self.node._home
+        self.node._call(end if in_loop or home is None else lambda: home.call(end))
 
     def __enter__(self) -> Self:
         home = self.enter()
