@@ -708,6 +708,7 @@ def test_the_registry_lists_the_keys_in_use() -> None:
     live.name("ttyUSB0").open()
     assert sorted(live) == [("alice",), ("alice", "token7")]
     assert len(live) == 2
+    assert live.size == 5
     assert "alice" in live
     assert ("alice",) in live
     assert ("alice", "token7") in live

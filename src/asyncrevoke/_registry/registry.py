@@ -84,6 +84,11 @@ class Registry:
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    @property
+    def size(self) -> int:
+        """How many keys there are: those in use, and any that are looked up just now. Unlike `len`, it counts nothing."""
+        return len(self._keys)
+
     def __contains__(self, key: object) -> bool:
         path = (key,) if isinstance(key, str) else key
         return isinstance(path, tuple) and any(path == known for known in self)

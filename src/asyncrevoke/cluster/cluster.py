@@ -281,7 +281,7 @@ class Cluster(Revoker):
     async def _read(self, wait: float) -> None:
         """Ask once for what comes next, and take it."""
         view = self._view
-        me = replace(self._me, position=str(view.position), number=view.number, sessions=len(self.live))
+        me = replace(self._me, position=str(view.position), number=view.number, sessions=self.live.size)
         asked = clock()
         batch = await self.answered(self.log.read(view.number, wait, me if view.known else None), wait)
         for entry in view.answered(batch, asked):
