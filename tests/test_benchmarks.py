@@ -130,6 +130,19 @@ def test_web_sessions_are_counted_under_each_server() -> None:
         assert line[36:].split()[:4] == ["72", "72", "0", "0"]
 
 
+def test_cluster_prints_a_row_for_each_revocation() -> None:
+    """`cluster.py` revokes on three hosts, all of which tell that it is done, and says how long that took."""
+    pytest.importorskip("redis")
+    for engine in "redis", "sqlite":
+        _head, floor, *rows = printed("cluster.py", engine, "--loop", "asyncio", "--rounds", "2")
+        if "not measured" in floor:
+            continue
+        assert floor.split()[:3] == [engine, "asyncio", "floor"]
+        assert [row[20:42].rstrip() for row in rows] == [
+            f"{what}: {until}" for what in ("one token", "a user", "everything") for until in ("ended", "report")
+        ]
+
+
 def test_remove_entries_prints_a_row_for_each_size() -> None:
     """`remove_entries.py --quick` runs without a word on stderr, and says what removal and operations cost."""
     shown = printed("remove_entries.py", "--quick")
