@@ -1,8 +1,16 @@
 """Metrics of what is open and what is taken away, for OpenTelemetry. Needs ``asyncrevoke[otel]``."""
 
-from opentelemetry.metrics import Meter, get_meter
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
 
 from asyncrevoke.lowlevel import Event
+
+if TYPE_CHECKING:
+    from asyncrevoke.cluster import Cluster, ClusterEvent
 
 
 class OpenTelemetry:
@@ -34,3 +42,35 @@ class OpenTelemetry:
                 self._open.add(-1)
             if event.revocation is not None and event.revocation.done():
                 self._duration.record(event.revocation.report.seconds)
+
+
+def observe_cluster(cluster: Cluster, meter: Meter | None = None) -> None:
+    """Measure a member, from now on: ``observe_cluster(cluster)``, once, before it runs.
+
+    - ``asyncrevoke.cluster.events``: how often each thing happened, by ``event``: "taken", "cut off", "lost", "caught up"
+    - ``asyncrevoke.cluster.admits``: 1 if it admits sessions, else 0. Raise the alarm by this
+    - ``asyncrevoke.cluster.lease.left``: seconds for which it may vouch for its sessions. 0 if it may not
+    - ``asyncrevoke.cluster.denied``: paths that are refused. Memory grows with it: see that entries expire
+    - ``asyncrevoke.cluster.keys``: keys that sessions are open on, with those above them
+
+    :param meter: where to. Default: that of the global provider
+    """
+    meter = meter or get_meter("asyncrevoke")
+    events = meter.create_counter("asyncrevoke.cluster.events", "{event}", "What happened to the member")
+
+    def count(event: ClusterEvent) -> None:
+        events.add(1, {"event": event.what})
+
+    cluster.observers.append(count)
+    gauges: list[tuple[str, str, str, Callable[[], float]]] = [
+        ("admits", "1", "Whether it admits sessions", lambda: int(cluster.admits)),
+        ("lease.left", "s", "For so long it may vouch for its sessions", lambda: max(0.0, cluster.lease_left)),
+        ("denied", "{path}", "Paths that are refused", lambda: cluster.denied),
+        ("keys", "{key}", "Keys that are in use", lambda: cluster.live.size),
+    ]
+    for name, unit, what, look in gauges:
+
+        def observe(_: CallbackOptions, look: Callable[[], float] = look) -> Iterable[Observation]:
+            return [Observation(look())]
+
+        meter.create_observable_gauge(f"asyncrevoke.cluster.{name}", [observe], unit, what)

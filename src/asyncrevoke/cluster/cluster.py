@@ -86,7 +86,8 @@ class Cluster(Revoker):
     :param lease: seconds for which an answered read of the log is good
     :param mode: what happens when the lease is over. "strict": all sessions are taken away, and none are admitted, until the
         log can be read again. "best_effort": they go on, and so does admission
-    :param observers: are called with each `ClusterEvent`, in the midst of things: they note it, and do not wait
+    :param observers: are called with each `ClusterEvent`, in the midst of things: they note it, and do not wait. They are in
+        a list of that name, to which you may add
     :raises ValueError: for a bad lease or mode
     """
 
@@ -109,7 +110,7 @@ class Cluster(Revoker):
         self.host = host or f"{socket.gethostname()}/{os.getpid()}"
         self._mode = mode
         self._lease = lease
-        self._observers = observers
+        self.observers = [*observers]
         self._view = View(lease, strict=mode == "strict")
         self._me = Member(self.host, secrets.token_hex(8), mode, lease, since=time.time())
         self._issued: dict[tuple[str, ...], Position] = {}
@@ -131,6 +132,16 @@ class Cluster(Revoker):
     def lease_left(self) -> float:
         """Seconds for which this member may vouch for its sessions; negative or 0 if it may not."""
         return self._view.fresh + self._lease - clock()
+
+    @property
+    def admits(self) -> bool:
+        """Whether it admits anybody: it has caught up, and if it is strict, its lease is not over."""
+        return clock() < self._view.until
+
+    @property
+    def denied(self) -> int:
+        """The number of paths that are refused, to all or to those whose tokens were issued before."""
+        return len(self._view.denied)
 
     def admit(self, *path: str, issued: Position | str | None = None) -> Admission:
         """Use a key: ``with cluster.admit("alice", "token7", issued=position): await ...``. As `Revokable.using` otherwise.
@@ -379,7 +390,7 @@ class Cluster(Revoker):
     def _tell(self, what: Literal["caught up", "cut off", "lost", "taken"], why: str) -> None:
         event = ClusterEvent(what, self.host, why)
         logger.log(logging.WARNING if what in ("cut off", "lost") else logging.INFO, "%s", event)
-        for observer in self._observers:
+        for observer in self.observers:
             try:
                 observer(event)
             except Exception:
