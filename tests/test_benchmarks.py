@@ -143,6 +143,15 @@ def test_cluster_prints_a_row_for_each_revocation() -> None:
         ]
 
 
+def test_cluster_simulation_tells_where_it_breaks() -> None:
+    """`cluster_simulation.py --quick` measures one host, many hosts and a long log, and makes the sum."""
+    pytest.importorskip("redis")
+    shown = printed("cluster_simulation.py", "--quick")
+    firsts = [line.partition(":")[0] for line in shown if not line.startswith(" ")]
+    hosts = ["1,000 sessions, idle", "1,000 sessions taken", "10 idle hosts", "1,000 hosts"]
+    assert firsts == (["hosts are not measured"] if "not measured" in shown[0] else hosts) + ["a log of 10,000 entries"]
+
+
 def test_remove_entries_prints_a_row_for_each_size() -> None:
     """`remove_entries.py --quick` runs without a word on stderr, and says what removal and operations cost."""
     shown = printed("remove_entries.py", "--quick")
