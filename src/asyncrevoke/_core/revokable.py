@@ -425,10 +425,8 @@ class Revokable:
             raise self._refusal()
 
     def _first_use(self) -> dict[Any, None]:
-        if not self._lasting:
-            if self._missed():
-                raise self._refusal()
-            self._attach()
+        if not (self._lasting or self._attach()):
+            raise self._refusal()
         self._uses = {}
         return self._uses
 
@@ -555,8 +553,9 @@ class Revokable:
         """Whether it was revoked where no revocation could reach it; then it is from now on."""
         return False
 
-    def _attach(self) -> None:
-        """It is about to be used."""
+    def _attach(self) -> bool:
+        """It is about to be used. It reports whether it may be: `_missed` would say that it was revoked."""
+        return True
 
     def _heard_by(self) -> tuple[Told, ...]:
         """Who is told what happens to it, also while it is nobody's child."""

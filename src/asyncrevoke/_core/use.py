@@ -85,15 +85,14 @@ class Releasing(Inside):
 
 
 class Operation(Inside):
-    """A user of a node: the one way in and out, by whichever way it waits. Kinds of it have a `kick`."""
+    """A user of a node: the one way in and out, by whichever way it waits. Kinds of it have a `kick`.
+
+    They set what is here by themselves: to ask `super` for that would be a tenth of what an operation costs.
+    """
 
     __slots__ = ("act", "idle")
-
-    def __init__(self, node: Revokable, idle: bool) -> None:
-        self.node = node
-        self.task = None
-        self.idle = idle
-        self.act: Revocation | None = None  # the one that kicked it
+    idle: bool
+    act: Revocation | None  # the one that kicked it
 
     def enter(self) -> loop.Home | None:
         """Get in, or be refused. After this and until `leave`, the node's release does not run.
@@ -139,7 +138,9 @@ class Wait(Operation):
     __slots__ = ("_end",)
 
     def __init__(self, node: Revokable, end: Callable[[Exception], object], *, idle: bool = False) -> None:
-        super().__init__(node, idle)
+        self.node = node
+        self.idle = idle
+        self.act = None
         self._end = end
 
     def kick(self, act: Revocation) -> bool:
@@ -159,7 +160,9 @@ class Use(Operation):
     __slots__ = ("_hooks", "_place", "scope")
 
     def __init__(self, node: Revokable, idle: bool) -> None:
-        super().__init__(node, idle)
+        self.node = node
+        self.idle = idle
+        self.act = None
         self.scope: anyio.CancelScope | None = None
         self._hooks: list[Callable[[], object]] | None = None
 

@@ -43,19 +43,21 @@ class Key(Revokable):
             node = node.parent
         return True
 
-    def _attach(self) -> None:
+    def _attach(self) -> bool:
         node: Revokable = self
-        attached: list[Revokable] = []
-        while (parent := node.parent) is not None and node not in (parent._children or ()):
-            parent._home = self._home
-            attached.append(node)
+        unattached: list[Revokable] = []
+        while not node._acts and (parent := node.parent) is not None and node not in (parent._children or ()):
+            unattached.append(node)
             node = parent
-        for each in reversed(attached):
+        if node._acts:
+            return not self._missed()
+        for each in reversed(unattached):
+            node._home = self._home
             node._adopt(each)
+            if each._observers:
+                tell("opened", each)
             node = each
-        for node in reversed(attached):
-            if node._observers:
-                tell("opened", node)
+        return True
 
     def _heard_by(self) -> tuple[Told, ...]:
         node: Revokable = self
@@ -67,7 +69,7 @@ class Key(Revokable):
 
     def _unused(self) -> None:
         node: Revokable = self
-        while type(node) is Key and not node.in_use and not node._acts:
+        while type(node) is Key and not (node._uses or node._bare or node._children or node._acts):
             parent = node.parent
             assert parent is not None
             node._uses = None  # so that the next use attaches it

@@ -288,7 +288,9 @@ class Waiter(Operation):
     __slots__ = ("future",)
 
     def __init__(self, node: Revokable, idle: bool) -> None:
-        super().__init__(node, idle)
+        self.node = node
+        self.idle = idle
+        self.act = None
         self.future: asyncio.Future[Any] | None = None
 
     def begin(self, reactor: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
