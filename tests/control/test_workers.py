@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import math
 import os
 import pathlib
 import signal
@@ -195,6 +196,22 @@ async def test_what_a_worker_refuses_is_its_error(folder: pathlib.Path) -> None:
             (answer,) = (await revoke_in_all(folder, "alice", "a\nb")).values()
     assert not answer["done"]
     assert "reason" in answer["error"]
+
+
+@pytest.mark.parametrize("name", ["grace", "limit"])
+@pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])
+async def test_seconds_that_cannot_be_are_refused(folder: pathlib.Path, name: str, seconds: float) -> None:
+    """Before anybody was asked: the error says what to give, as that of the control server does."""
+    live = Registry()
+    async with serving(live, folder):
+        with live["alice"].using():
+            with pytest.raises(ValueError, match=rf"{name} is {seconds!r}: give seconds, from 0 to 86400"):
+                await (
+                    revoke_in_all(folder, "alice", grace=seconds)
+                    if name == "grace"
+                    else revoke_in_all(folder, "alice", limit=seconds)
+                )
+            assert not live["alice"].revoked
 
 
 async def test_folder_that_is_not_there_is_no_success(folder: pathlib.Path) -> None:

@@ -16,6 +16,7 @@ from .lines import ControlError
 from .listener import remove_dead
 from .server import serve
 
+_MOST = 86400.0  # seconds that a server of the protocol takes for a grace or a limit
 _ON_ITS_WAY = 1.0  # seconds that an answer may take, beyond what it is about
 
 
@@ -57,8 +58,12 @@ async def revoke_in_all(
         an `error`. If nothing is open there, that is done, with an empty report. Not done: it may still serve that key, because
         of the stragglers or the error. A revocation that was begun goes on
     :raises OSError: if the folder cannot be read
+    :raises ValueError: if `grace` or `limit` is not from 0 to 86400; then nobody was asked
     Cancellation: some workers may have been asked.
     """
+    for name, seconds in ("grace", grace), ("limit", limit):
+        if not 0.0 <= seconds <= _MOST:
+            raise ValueError(f"{name} is {seconds!r}: give seconds, from 0 to {_MOST:g}")
     answers: dict[str, Record] = {}
 
     async def ask(worker: pathlib.Path) -> None:
