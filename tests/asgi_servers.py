@@ -13,7 +13,7 @@ import hypercorn.config
 import uvicorn
 from websockets.asyncio.client import connect
 
-from asyncrevoke.adapters.asgi.exchange import App
+from asyncrevoke.adapters.asgi.interface import App
 
 #: Uvicorn's two implementations of websockets, each with one of its two of HTTP; the one that both replace; hypercorn.
 SERVERS = ["websockets-sansio httptools", "wsproto h11", "websockets h11", "hypercorn"]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol, Self
 
 import aiohttp
@@ -35,7 +35,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import asgi_servers
 from asgi_servers import applications, listener, served
-from asyncrevoke import Registry
+from asyncrevoke import Registry, RevokedError
 from asyncrevoke.adapters.asgi import RevokableApp, ended_by_disconnect
 from conftest import BACKENDS
 
@@ -107,7 +107,8 @@ class Events:
         assert "tick" in await anext(self.chunks)
 
     async def told(self) -> str:
-        return "".join([chunk async for chunk in self.chunks]).strip()
+        text = "".join([chunk async for chunk in self.chunks]).strip()
+        return text[text.find("event:") :]  # it may have ticked once more
 
 
 class SocketIo:
@@ -356,6 +357,36 @@ async def test_an_endpoint_in_a_thread_ends_when_its_function_returns(framework:
         assert here.log == ["begun", "cleaned up"]
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     gc.collect()  # here, where what Django has left is known
+
+
+@pytest.mark.parametrize("version", ["2.3", "2.4"])
+async def test_a_generator_in_a_thread_ends_when_it_has_its_next_item(version: str) -> None:
+    """Also where the server is of a version of ASGI by which Starlette streams in the task of the endpoint itself."""
+    here, live = Endpoints(), Registry()
+
+    def items() -> Iterator[str]:
+        yield here.block()
+        here.log.append("asked again")
+
+    app: Any = RevokableApp(StreamingResponse(items()), live, lambda _: "alice", limit=0.05)
+    scope = {"type": "http", "asgi": {"spec_version": version}, "method": "GET", "path": "/", "headers": []}
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    serving = asyncio.ensure_future(app(scope, anyio.sleep_forever, send))
+    await here.begun.wait()
+    act = live["alice"].revoke("logged out")
+    with anyio.move_on_after(0.2):  # in which it is cancelled again and again
+        await act.finish()
+    assert [each.name for each in act.stragglers()] == ["GET /"]
+    here.go.set()
+    await act
+    with pytest.raises(RevokedError):  # as this is no server's connection, and a response had begun
+        await serving
+    assert here.log == ["begun", "cleaned up"]
+    assert [message["type"] for message in sent] == ["http.response.start"]
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])

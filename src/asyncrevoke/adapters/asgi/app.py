@@ -5,9 +5,10 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asyncrevoke.lowlevel import Registry, Revokable, RevokedError
+from asyncrevoke.lowlevel import Registry, Revokable, RevokedError, Wait
 
-from .exchange import App, Exchange, Message, Receive, Scope, Send
+from .goodbye import Terms
+from .interface import App, Message, Receive, Scope, Send
 from .session import Session
 from .shutdown import revoke_at_shutdown, revoke_when_terminated
 
@@ -54,6 +55,7 @@ class RevokableApp:
     :param close_code: of websockets. By default 4401, which clients of GraphQL and others know as "unauthorized"
     :param limit: seconds for telling the client and closing the connection
     :param shutdown: what clients are told on SIGTERM and SIGINT: see `revoke_at_shutdown`. None: leave signals alone
+    :raises ValueError: if `limit` is negative or no number
     """
 
     def __init__(
@@ -67,12 +69,13 @@ class RevokableApp:
         limit: float = 2.0,
         shutdown: str | None = "the server shuts down",
     ) -> None:
+        if not 0.0 <= limit < float("inf"):
+            raise ValueError(f"limit is {limit!r}: give seconds, 0 or more")
         self._app = app
         self._live = live
         self._key = key
         self._valid = valid
-        self._close_code = close_code
-        self._limit = limit
+        self._terms = Terms(live, self._enter, close_code, limit)
         self._shutdown = shutdown
         self._served = False  # any request yet
         self._waiting: asyncio.Task[None] | None = None  # which the loop alone would not keep
@@ -88,48 +91,50 @@ class RevokableApp:
         if scope["type"] not in ("http", "websocket"):
             await (self._lifespan if scope["type"] == "lifespan" else self._app)(scope, receive, send)
             return
-        if self._shutdown is not None and not self._served:
-            self._waiting = revoke_when_terminated(self._live, self._shutdown, send)
-        self._served = True
-        exchange = Exchange(scope, receive, send, live=self._live, close_code=self._close_code, limit=self._limit)
-        task = asyncio.tasks.current_task()
-        assert task is not None
-        session = Session(self._node, exchange, task)
+        if not self._served:
+            self._served = True
+            if self._shutdown is not None:
+                self._waiting = revoke_when_terminated(self._live, self._shutdown, send)
+        session = Session(self._terms, scope, receive, send)
         self._sessions[session] = None
         try:
             if self._key is None or await self._admits(session, self._key):
-                await self._app({**scope, "asyncrevoke": session}, exchange.receive, exchange.send)
+                await self._app(dict(scope, asyncrevoke=session), session.receive, session.send)
         except BaseException as exc:
             if not (session.taken_away and _is_of_that(exc)):
                 raise
         finally:
             del self._sessions[session]
-            try:
-                if session.ended():
-                    await session.rest()
-            finally:
-                session.leave()
-                cancelled = session.uncancel()
-        if session.taken_away and cancelled:
-            raise asyncio.CancelledError
-        if exchange.unended:
-            raise RevokedError(session.handle)
+            if not session.ended():
+                await session.rest()
+        if session.taken_away:
+            session.raise_rest()
+
+    def _enter(self, key: tuple[str, ...], end: Callable[[Exception], object]) -> Wait:
+        """Enter the node of a key: the same as long as anybody is there, so that one that is being revoked takes in nobody."""
+        operation = Wait(self._nodes.get(key) or self._node(key), end)
+        try:
+            operation.enter()
+        except RevokedError:
+            if not operation.node.released:
+                raise
+            operation.node = self._node(key)
+            operation.enter()
+        return operation
 
     def _node(self, key: tuple[str, ...]) -> Revokable:
-        """The node of a key: the same as long as anybody is there, so that one that is being revoked takes in nobody."""
-        node = self._nodes.get(key)
-        if node is None or (node.revoked and node.released):
-            if len(self._nodes) >= self._room:
-                self._nodes = {known: each for known, each in self._nodes.items() if each.in_use}
-                self._room = max(_ROOM, 2 * len(self._nodes))
-            node = self._nodes[key] = self._live[key]
+        """A new node of a key, kept as long as there is room, or somebody uses it."""
+        if len(self._nodes) >= self._room:
+            self._nodes = {known: each for known, each in self._nodes.items() if each.in_use}
+            self._room = max(_ROOM, 2 * len(self._nodes))
+        node = self._nodes[key] = self._live[key]
         return node
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._shutdown is None:
             await self._app(scope, receive, send)
             return
-        give_back = revoke_at_shutdown(self._live, self._shutdown, limit=self._limit + 1)
+        give_back = revoke_at_shutdown(self._live, self._shutdown, limit=self._terms.limit + 1)
 
         async def ends(message: Message) -> None:  # else it has none, and its clients are told all the same
             if message["type"] != "lifespan.startup.complete":
@@ -138,25 +143,25 @@ class RevokableApp:
 
         await self._app(scope, receive, ends)
 
-    async def _admits(self, session: Session, key: Callable[[Scope], Found | Awaitable[Found]]) -> bool:
-        """Register it, and only then look whether the token is good."""
-        asked: tuple[str, object] = "the key function", key
+    async def _admits(self, session: Session, function: Callable[..., Any]) -> bool:
+        """Ask the key function, register it, and only then look whether the token is good."""
+        asked = "the key function"
         try:
-            found = key(session.scope)
+            found = function(session.scope)
             if type(found) is not tuple and inspect.isawaitable(found):
                 found = await found
             parts, expires = _parsed(found)
             if parts:
-                session.belongs_to(*parts, expires=expires)
+                session.enter(parts, expires)
                 if self._valid is not None and not session.taken_away:
-                    asked = "the function valid", self._valid
-                    valid = self._valid(*parts)
+                    asked, function = "the function valid", self._valid
+                    valid = function(*parts)
                     if not (await valid if inspect.isawaitable(valid) else valid):
                         session.revoke("the token is not valid")
         except RevokedError:
             raise
         except Exception as exc:
-            raise RuntimeError(f"{asked[0]} {asked[1]!r} failed on {session.name!r}: {exc!r}") from exc
+            raise RuntimeError(f"{asked} {function!r} failed on {session.name!r}: {exc!r}") from exc
         return not session.taken_away
 
     def sessions(self) -> list[dict[str, Any]]:
@@ -170,12 +175,15 @@ def _is_of_that(exc: BaseException) -> bool:
     """Whether it says nothing but that the session was taken away."""
     if isinstance(exc, BaseExceptionGroup):
         return all(map(_is_of_that, exc.exceptions))
-    # Litestar, for one, wraps what `send` has raised.
-    return isinstance(exc, RevokedError | asyncio.CancelledError) or isinstance(exc.__cause__, RevokedError)
+    # Litestar, for one, wraps what `send` has raised; Starlette takes that for the client's, as it is an OSError.
+    wrapped = exc.__context__ if type(exc).__name__ == "ClientDisconnect" else exc.__cause__
+    return isinstance(exc, RevokedError | asyncio.CancelledError) or isinstance(wrapped, RevokedError)
 
 
 def _parsed(found: object) -> tuple[tuple[str, ...], float | None]:
     """The key, and when it expires."""
+    if isinstance(found, tuple) and found and isinstance(found[0], str):  # most are
+        return found, None
     match found:
         case None:
             return (), None
@@ -183,6 +191,4 @@ def _parsed(found: object) -> tuple[tuple[str, ...], float | None]:
             return (found,), None
         case (tuple() as key, int() | float() | None as expires) if key:
             return key, expires
-        case tuple() if found:
-            return found, None
     raise TypeError(f"{found!r} is no key: return a tuple of strings, that and when it expires, or None")

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
+import inspect
 from types import FrameType
 from typing import Any
 
 from asyncrevoke.lowlevel import RevokedError, checkpoint
 
-from .exchange import App, Message, Receive, Scope, Send
+from .interface import App, Message, Receive, Scope, Send
 
 #: The coroutines that await a function in a worker thread. When a library renames its own, it is cancelled as any other.
 _IN_A_THREAD = {
@@ -25,8 +27,13 @@ def cancel(task: "asyncio.Task[Any]") -> bool:
     """
     frame: FrameType | None = None
     waiting: Any = task.get_coro()
-    while hasattr(waiting, "cr_frame"):
-        frame, waiting = waiting.cr_frame, waiting.cr_await
+    while waiting is not None:
+        if inspect.iscoroutine(waiting):
+            frame, waiting = waiting.cr_frame, waiting.cr_await
+        elif inspect.isasyncgen(waiting):
+            frame, waiting = waiting.ag_frame, waiting.ag_await
+        else:  # a future; or what asks a generator for its next item, and tells nobody else which one
+            waiting = next(filter(inspect.isasyncgen, gc.get_referents(waiting)), None)
     if frame and frame.f_code.co_qualname in _IN_A_THREAD and not frame.f_locals.get("abandon_on_cancel"):
         return False
     return task.cancel()

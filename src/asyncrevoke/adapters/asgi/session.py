@@ -4,19 +4,27 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, NoReturn
 
-from asyncrevoke.lowlevel import Revocation, Revokable, RevokedError, Wait, checkpoint, printable
+import anyio
+
+from asyncrevoke.lowlevel import Revocation, Revokable, RevokedError, Wait, printable
 
 from .endpoint import cancel
-from .exchange import Exchange
+from .goodbye import Goodbye, Terms
+from .interface import Message, Receive, Scope, Send
 
 logger = logging.getLogger("asyncrevoke")
 
 _LOOK = (
     60.0  # seconds after which a timer looks at the clock again: it may be set, and a machine that sleeps stops timers
 )
+_EARLIEST = (
+    1e9  # of the times at which something expires: a smaller one, of 2001 or before, may be meant as seconds from now
+)
+_NOTHING: Message = {"type": ""}  # was sent yet
+_BEGIN = {"http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start"}  # an answer
 
 
 class Session:
@@ -30,14 +38,19 @@ class Session:
 
     __slots__ = (
         "_cancelled",
-        "_exchange",
         "_expires",
-        "_find",
+        "_first",
         "_goodbye",
         "_handle",
+        "_last",
         "_operations",
         "_over",
+        "_receive",
+        "_saying",
+        "_send",
+        "_sending",
         "_task",
+        "_terms",
         "_timer",
         "keys",
         "scope",
@@ -45,21 +58,26 @@ class Session:
         "taken_away",
     )
 
-    def __init__(
-        self, find: Callable[[tuple[str, ...]], Revokable], exchange: Exchange, task: "asyncio.Task[Any]"
-    ) -> None:
-        self.scope = exchange.scope
+    def __init__(self, terms: Terms, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.tasks.current_task()
+        assert task is not None
+        self.scope = scope
         self.keys: list[tuple[str, ...]] = []
         self.since = time.time()
         self.taken_away = False
-        self._find = find
-        self._exchange = exchange
+        self._terms = terms
+        self._receive = receive
+        self._send = send
         self._task = task
         self._operations: list[Wait] = []
+        self._first: Message | None = None  # that was sent
+        self._last: Message = _NOTHING
+        self._sending: Awaitable[None] | None = None  # what hands on the last one
         self._handle: Revokable | None = None
         self._expires = float("inf")
         self._timer: asyncio.TimerHandle | None = None
-        self._goodbye: Revocation | None = None
+        self._goodbye: Goodbye | None = None
+        self._saying: Revocation | None = None
         self._cancelled = 0  # how often
         self._over = False  # whether the endpoint has ended
 
@@ -92,24 +110,11 @@ class Session:
         :param expires: the unix time at which it is taken away by itself. Of several, the earliest counts
         :raises RevokedError: if this key is just being revoked. The session is taken away, too: let the error pass
         :raises TypeError: if a part of the key is no string, or there is none
+        :raises ValueError: if `expires` is before 2001: a number of seconds, perhaps
         :raises RuntimeError: if the endpoint has ended, or in another thread, as of a dependency of FastAPI that is not async
         """
         self._refuse_unless_live()
-        if key not in self.keys:
-            operation = Wait(self._find(key), self._kicked)
-            try:
-                operation.enter()
-            except RevokedError as error:
-                self.revoke(error.reason)
-                raise
-            operation.task = self._task  # and not the one that told of it
-            self._operations.append(operation)
-            self.keys.append(key)
-            if self._handle is not None:
-                self._handle.join(operation.node)
-        if expires is not None and not expires >= self._expires:
-            self._expires = expires
-            self._look_at_clock()
+        self.enter(key, expires)
 
     def revoke(self, reason: str = "") -> None:
         """Take this one away, and no other of its keys: cancel the endpoint, and tell the client. Twice does no harm.
@@ -122,11 +127,16 @@ class Session:
         self.taken_away = True
         handle = self._handle = self._handle or Revokable(self.name)
         handle.revoke(reason)
-        self._exchange.refuse(lambda: RevokedError(handle))
-        logger.info("%s", printable(f"{self} was taken away: {reason or 'no reason given'}"))
+        sent = getattr(self._sending, "cr_frame", None) is None
+        goodbye = self._goodbye = Goodbye(
+            self._terms, self.scope, self._receive, self._send, first=self._first, last=self._last, sent=sent
+        )
+        # Before the endpoint is cancelled, which may be sending its last message.
+        self._receive = self._send = self._refuse
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("%s", printable(f"{self} was taken away: {reason or 'no reason given'}"))
         # The client is told while the endpoint ends, and even if it does not.
-        goodbye = Revokable(f"goodbye to {self.name}", release=lambda: self._exchange.end(reason))
-        self._goodbye = goodbye.revoke(reason)
+        self._saying = Revokable(f"goodbye to {self.name}", release=lambda: goodbye.say(reason)).revoke(reason)
         self._task.set_name(self.name)  # for the list of stragglers
         self._cancel()
 
@@ -150,8 +160,11 @@ class Session:
         """Once is enough for most. What swallows it, a library perhaps, is cancelled again when its clean-up had time."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self._exchange.limit, self._cancel)
+        self._timer = asyncio.get_running_loop().call_later(self._terms.limit, self._cancel)
         self._cancelled += cancel(self._task)
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise RevokedError(self._handle)
 
     def _refuse_elsewhere(self) -> None:
         with contextlib.suppress(RuntimeError):  # that none runs
@@ -162,7 +175,7 @@ class Session:
     def _refuse_unless_live(self) -> None:
         self._refuse_elsewhere()
         if self.taken_away:
-            raise RevokedError(self._handle)
+            self._refuse()
         if self._over:
             raise RuntimeError(f"{self.name!r} has ended: nothing more can belong to it, nor it to anybody")
 
@@ -181,30 +194,74 @@ class Session:
 
     # -- for the application around the endpoint --
 
-    def uncancel(self) -> bool:
-        """Take back that the endpoint was cancelled. It reports whether somebody else has cancelled it, too."""
-        for _ in range(self._cancelled):
-            self._task.uncancel()
-        return self._task.cancelling() > 0
+    def receive(self) -> Awaitable[Message]:
+        """What the endpoint calls. It hands on what the server's returns, as a coroutine of its own would cost more."""
+        return self._receive()
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """As `receive`. It remembers what the goodbye depends on."""
+        sending = self._sending = self._send(message)
+        self._last = message
+        if self._first is None and message["type"] in _BEGIN:
+            self._first = message
+        return sending
+
+    def enter(self, key: tuple[str, ...], expires: float | None) -> None:
+        """`belongs_to`, when it is known that it may."""
+        if expires is not None and not expires >= _EARLIEST:
+            raise ValueError(f"expires is {expires!r}: give a unix time, such as time.time() + 3600")
+        if key not in self.keys:
+            try:
+                operation = self._terms.enter(key, self._kicked)
+            except RevokedError as error:
+                self.revoke(error.reason)
+                raise
+            operation.task = self._task  # and not the one that told of it
+            self._operations.append(operation)
+            self.keys.append(key)
+            if self._handle is not None:
+                self._handle.join(operation.node)
+        if expires is not None and not expires >= self._expires:
+            self._expires = expires
+            self._look_at_clock()
 
     def ended(self) -> bool:
-        """The endpoint has ended. It reports whether there is something left to wait for, by `rest`."""
+        """The endpoint has ended. It reports whether that is all, or there is something to wait for, by `rest`."""
         self._over = True
         if self._timer is not None:
             self._timer.cancel()
-        return self._handle is not None
+        if self._handle is not None:
+            return False
+        self._leave()
+        return True
 
     async def rest(self) -> None:
         """Wait until what it has opened is released, and the client was told."""
-        if self._goodbye is not None:
-            with contextlib.suppress(asyncio.CancelledError):  # if it comes only now. `uncancel` knows of another's
-                await checkpoint()
-        if self._handle is not None:
-            await self._handle.aclose()
-        if self._goodbye is not None:
-            await self._goodbye.finish()
+        try:
+            while self._saying is not None:
+                # It is cancelled by us only now, perhaps, or by the server, which learns later that it was heard.
+                with contextlib.suppress(asyncio.CancelledError), anyio.CancelScope(shield=True):
+                    await self._saying.finish()
+                    break
+            if self._handle is not None:
+                await self._handle.aclose()
+        finally:
+            self._leave()
+            for _ in range(self._cancelled):
+                self._task.uncancel()
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         """Let those go on who revoke its keys."""
-        for operation in self._operations:
-            operation.leave()
+        while self._operations:
+            self._operations.pop().leave()
+
+    def raise_rest(self) -> None:
+        """Raise what the server has to know when the session was taken away.
+
+        :raises CancelledError: if somebody else has cancelled the endpoint, too
+        :raises RevokedError: if only the server can cut off the response
+        """
+        if self._task.cancelling():
+            raise asyncio.CancelledError
+        if self._goodbye is not None and self._goodbye.unended:
+            self._refuse()

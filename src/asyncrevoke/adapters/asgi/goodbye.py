@@ -1,23 +1,16 @@
-"""What the server and an endpoint say to each other, and how that is brought to an end by somebody else."""
+"""How a client learns that its session was taken away."""
 
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import anyio
 
-from asyncrevoke.lowlevel import Registry, checkpoint
+from asyncrevoke.lowlevel import Registry, Wait, checkpoint
 
 from .connection import below
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[
-    [Any, Any, Any], Awaitable[None]
-]  # of a scope, a receive and a send. Frameworks have types of their own for these
+from .interface import Message, Receive, Scope, Send
 
 _ROOM = 123  # bytes for the reason in the close frame of a websocket (RFC 6455, 5.5)
 #: What may be the last message of a response, and what says in it that it is not.
@@ -30,83 +23,64 @@ _LAST = {
 }
 
 
-class Exchange:
-    """Stands between the two. `receive` and `send` are what the endpoint gets.
+class Terms(NamedTuple):
+    """What is the same for all sessions of an application.
 
-    They hand on what the server's return, as a coroutine of their own would cost more than all else here.
-
-    :ivar limit: seconds for telling the client
-    :ivar refusal: makes the error that the endpoint gets, once nothing may pass any more
-    :ivar unended: whether it was ended in the midst of a response, and only the server can cut that off
+    :ivar enter: begins an operation on a key, and is given what ends it
+    :ivar limit: seconds for telling a client
     """
 
-    __slots__ = (
-        "_close_code",
-        "_complete",
-        "_first",
-        "_last",
-        "_live",
-        "_receive",
-        "_send",
-        "_sending",
-        "limit",
-        "refusal",
-        "scope",
-        "unended",
-    )
+    live: Registry
+    enter: Callable[[tuple[str, ...], Callable[[Exception], object]], Wait]
+    close_code: int
+    limit: float
+
+
+class Goodbye:
+    """How a client learns that its session was taken away, and how its connection ends.
+
+    :param first: of the messages that were sent, the one that has begun the answer
+    :param last: of them
+    :param sent: whether that has arrived at the server
+    :ivar unended: whether it was in the midst of a response, which only the server can cut off
+    """
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, *, live: Registry, close_code: int, limit: float
+        self,
+        terms: Terms,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        first: Message | None,
+        last: Message,
+        sent: bool,
     ) -> None:
-        self.scope = scope
-        self.refusal: Callable[[], Exception] | None = None
-        self.unended = False
+        self._terms = terms
+        self._scope = scope
         self._receive = receive
         self._send = send
-        self._live = live
-        self._close_code = close_code
-        self.limit = limit
-        self._first: Message | None = None  # that was sent
-        self._last: Message = {"type": ""}
-        self._sending: Awaitable[None] | None = None  # what hands on the last one
-        self._complete = False
+        self._first = first
+        self._last = last
+        self.unended = False
+        kind = last["type"]
+        trailers = kind == "http.response.body" and first is not None and first.get("trailers", False)
+        self._complete = sent and kind in _LAST and not (last.get(_LAST[kind], False) or trailers)
 
-    def receive(self) -> Awaitable[Message]:
-        if self.refusal is not None:
-            raise self.refusal()
-        return self._receive()
-
-    def send(self, message: Message) -> Awaitable[None]:
-        if self.refusal is not None:
-            raise self.refusal()
-        if self._first is None and message["type"].endswith((".start", ".accept", ".close")):  # and no early hint
-            self._first = message
-        self._last = message
-        sending = self._sending = self._send(message)
-        return sending
-
-    def refuse(self, refusal: Callable[[], Exception]) -> None:
-        """Let nothing pass any more. Call it before the endpoint is cancelled, which may be sending its last message."""
-        self.refusal = refusal
-        kind, last = self._last["type"], self._last
-        trailers = kind == "http.response.body" and self._first is not None and self._first.get("trailers", False)
-        sending = getattr(self._sending, "cr_frame", None) is not None
-        self._complete = kind in _LAST and not (last.get(_LAST[kind], False) or trailers or sending)
-
-    async def end(self, reason: str) -> None:
+    async def say(self, reason: str) -> None:
         """Tell the client, as well as that can still be done, and close the connection, or abort it when the limit is over."""
         if self._complete:
             return  # the connection may be in the midst of the next request
         connection = None if self._shared else below(self._send)
         if connection is not None and connection.lost.is_set():
             return  # some servers tell that only once
-        gone = self._live.root.revoked  # it is the server that goes then, and no fault of the token
+        gone = self._terms.live.root.revoked  # it is the server that goes then, and no fault of the token
         told = False
         with (
-            anyio.move_on_after(self.limit),
+            anyio.move_on_after(self._terms.limit),
             contextlib.suppress(Exception),
         ):  # the client may be gone, or the server's turn
-            told = await (self._end_websocket if self.scope["type"] == "websocket" else self._end_http)(reason, gone)
+            told = await (self._end_websocket if self._scope["type"] == "websocket" else self._end_http)(reason, gone)
             if told and connection is not None:
                 if not self._accepted:  # else the server closes it, when the client has answered
                     await checkpoint()  # for a server that writes in a task of its own
@@ -118,7 +92,7 @@ class Exchange:
 
     @property
     def _shared(self) -> bool:
-        return bool(self.scope.get("http_version", "1.1") >= "2")
+        return bool(self._scope.get("http_version", "1.1") >= "2")
 
     @property
     def _accepted(self) -> bool:
@@ -132,7 +106,7 @@ class Exchange:
             if self._accepted:
                 tasks.start_soon(self._throw_away)
             if self._last["type"] != "websocket.close":
-                code = 1012 if gone else self._close_code
+                code = 1012 if gone else self._terms.close_code
                 text = reason.encode(errors="replace")[:_ROOM].decode(errors="ignore")
                 await self._send({"type": "websocket.close", "code": code, "reason": text})
         return True
