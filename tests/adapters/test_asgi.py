@@ -194,6 +194,48 @@ async def test_a_request_that_was_not_answered_gets_401(kind: str, live: Registr
 
 
 @on_every_server
+async def test_a_request_may_be_refused_in_the_words_of_the_application(kind: str, live: Registry, here: Here) -> None:
+    """With its own status, headers and body, made of the reason; the connection is closed all the same."""
+
+    def refusal(reason: str) -> Any:
+        async def refused(_scope: Any, _receive: Any, send: Any) -> None:
+            headers = [(b"access-control-allow-origin", b"*"), (b"content-length", b"%d" % len(reason))]
+            await send({"type": "http.response.start", "status": 499, "headers": headers})
+            await send({"type": "http.response.body", "body": reason.encode()})
+
+        return refused
+
+    app = RevokableApp(applications(wait=waits(here)), live, token, refusal=refusal)
+    async with served(app, kind) as client, client.request("/wait") as (reader, _):
+        await here.noted("begun")
+        await live["alice"].revoke("logged out")
+        head, _, body = (await reader.read()).lower().partition(b"\r\n\r\n")
+        assert head.startswith(b"http/1.1 499")
+        assert b"access-control-allow-origin: *" in head
+        assert b"connection: close" in head
+        assert body == b"logged out"
+
+
+async def test_a_refusal_that_fails_is_logged(live: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    """Its client's connection is closed without an answer, and the log says why."""
+    caplog.set_level(logging.INFO, "asyncrevoke")
+    app = RevokableApp(applications(), live, token, valid=lambda *_: False, refusal=fails)
+    async with served(app, ONE) as client, client.request("/wait") as (reader, _):
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+    assert "the client of /wait was not told: ZeroDivisionError('oh')" in caplog.messages
+
+
+async def test_a_shutdown_is_no_refusal(live: Registry, here: Here) -> None:
+    """What says that a login has ended is not asked: clients get 503, and their tokens are good."""
+    app = RevokableApp(waits(here), live, lambda _: "alice", refusal=fails)
+    answered = asyncio.ensure_future(answer(app))
+    await here.noted("begun")
+    await live.root.revoke("maintenance")
+    assert await answered == (503, b"maintenance\n")
+
+
+@on_every_server
 async def test_an_upload_that_is_being_read_gets_401(kind: str, live: Registry, here: Here) -> None:
     """The endpoint gets no more of it, and the client is told while it has more to send."""
 
@@ -1027,7 +1069,7 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(live: Registry)
     gc.disable()
     try:
         assert await answer(RevokableApp(ok, live, lambda _: "alice")) == (200, b"ok")
-        assert not any(isinstance(each, Session) for each in gc.get_objects())
+        assert not any(type(each) is Session for each in gc.get_objects())
     finally:
         gc.enable()
 

@@ -54,6 +54,8 @@ class RevokableApp:
         look only before that would miss a revocation in between. May be async, and raise, as `key`
     :param close_code: of websockets. By default 4401, which clients of GraphQL and others know as "unauthorized"
     :param limit: seconds for telling the client and closing the connection
+    :param refusal: called with the reason, makes the ASGI application that answers in place of the 401, such as a response of
+        Starlette: ``lambda reason: JSONResponse({"error": reason}, 401)``. At a shutdown it is not asked
     :param shutdown: what clients are told on SIGTERM and SIGINT: see `revoke_at_shutdown`. None: leave signals alone
     :raises ValueError: if `limit` is negative or no number
     """
@@ -67,6 +69,7 @@ class RevokableApp:
         valid: Callable[..., bool | Awaitable[bool]] | None = None,
         close_code: int = 4401,
         limit: float = 2.0,
+        refusal: Callable[[str], App] | None = None,
         shutdown: str | None = "the server shuts down",
     ) -> None:
         if not 0.0 <= limit < float("inf"):
@@ -75,7 +78,7 @@ class RevokableApp:
         self._live = live
         self._key = key
         self._valid = valid
-        self._terms = Terms(live, self._enter, close_code, limit)
+        self._terms = Terms(live, self._enter, close_code, limit, refusal)
         self._shutdown = shutdown
         self._served = False  # any request yet
         self._waiting: asyncio.Task[None] | None = None  # which the loop alone would not keep

@@ -1,16 +1,18 @@
 """How a client learns that its session was taken away."""
 
-import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import anyio
 
-from asyncrevoke.lowlevel import Registry, Wait, checkpoint
+from asyncrevoke.lowlevel import Registry, Wait, checkpoint, printable
 
 from .connection import below
-from .interface import Message, Receive, Scope, Send
+from .interface import App, Message, Receive, Scope, Send
+
+logger = logging.getLogger("asyncrevoke")
 
 _ROOM = 123  # bytes for the reason in the close frame of a websocket (RFC 6455, 5.5)
 #: What may be the last message of a response, and what says in it that it is not.
@@ -28,12 +30,14 @@ class Terms(NamedTuple):
 
     :ivar enter: begins an operation on a key, and is given what ends it
     :ivar limit: seconds for telling a client
+    :ivar refusal: makes of a reason what answers a request in place of its endpoint
     """
 
     live: Registry
     enter: Callable[[tuple[str, ...], Callable[[Exception], object]], Wait]
     close_code: int
     limit: float
+    refusal: Callable[[str], App] | None
 
 
 class Goodbye:
@@ -76,16 +80,17 @@ class Goodbye:
             return  # some servers tell that only once
         gone = self._terms.live.root.revoked  # it is the server that goes then, and no fault of the token
         told = False
-        with (
-            anyio.move_on_after(self._terms.limit),
-            contextlib.suppress(Exception),
-        ):  # the client may be gone, or the server's turn
-            told = await (self._end_websocket if self._scope["type"] == "websocket" else self._end_http)(reason, gone)
-            if told and connection is not None:
-                if not self._accepted:  # else the server closes it, when the client has answered
-                    await checkpoint()  # for a server that writes in a task of its own
-                    connection.transport.close()
-                await connection.lost.wait()
+        try:
+            with anyio.move_on_after(self._terms.limit):
+                end = self._end_websocket if self._scope["type"] == "websocket" else self._end_http
+                told = await end(reason, gone)
+                if told and connection is not None:
+                    if not self._accepted:  # else the server closes it, when the client has answered
+                        await checkpoint()  # for a server that writes in a task of its own
+                        connection.transport.close()
+                    await connection.lost.wait()
+        except Exception as exc:  # noqa: BLE001  # the client may be gone, or the server's turn, or a refusal fails
+            logger.info("%s", printable(f"the client of {self._scope['path']} was not told: {exc!r}"))
         if connection is not None:
             await connection.abort()
         self.unended = connection is None and not told
@@ -119,19 +124,34 @@ class Goodbye:
     async def _end_http(self, reason: str, gone: bool) -> bool:
         """Answer a request, or end a stream of events. It reports whether that could be done."""
         if self._first is None:
-            body = f"{reason or 'it was revoked'}\n".encode(errors="replace")
-            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
-            if not self._shared:  # so that a further request, which waits in it, does not begin to be cut off
-                headers.append((b"connection", b"close"))
-            if not gone:
-                headers.append((b"www-authenticate", b'Bearer error="invalid_token"'))
-            await self._send({"type": "http.response.start", "status": 503 if gone else 401, "headers": headers})
-        elif _is_event_stream(self._first.get("headers") or ()):
-            body = f"\n\nevent: revoked\ndata: {json.dumps({'reason': reason})}\n\n".encode()
-        else:
+            refusal = _plain(reason, gone) if gone or self._terms.refusal is None else self._terms.refusal(reason)
+            await refusal(self._scope, self._receive, self._send_last)
+            return True
+        if not _is_event_stream(self._first.get("headers") or ()):
             return False
+        body = f"\n\nevent: revoked\ndata: {json.dumps({'reason': reason})}\n\n".encode()
         await self._send({"type": "http.response.body", "body": body})
         return True
+
+    async def _send_last(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and not self._shared:
+            # So that a further request, which waits in it, does not begin to be cut off.
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await self._send(message)
+
+
+def _plain(reason: str, gone: bool) -> App:
+    """The refusal of an application that has no words of its own."""
+
+    async def refusal(_scope: Scope, _receive: Receive, send: Send) -> None:
+        body = f"{reason or 'it was revoked'}\n".encode(errors="replace")
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+        if not gone:
+            headers.append((b"www-authenticate", b'Bearer error="invalid_token"'))
+        await send({"type": "http.response.start", "status": 503 if gone else 401, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return refusal
 
 
 def _is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
