@@ -16,6 +16,7 @@ PACKAGES = {
     "pyserial-asyncio": "serial_asyncio",
     "pyserial-asyncio-fast": "serial_asyncio_fast",
     "serialx": "serialx",
+    "uvicorn": "uvicorn",
     "uvloop": "uvloop",
 }
 PROGRAMS = ("ser2net", "valgrind")

@@ -23,6 +23,7 @@ import anyio
 from by_hand import ByHand
 from contest import Contest, Line
 from on_ports import DROP_IN, PYSERIAL, Open, by_open_serial, by_pair
+from web import endpoint, revokable, served
 
 from asyncrevoke import FdStream, Registry, Revokable
 from asyncrevoke.adapters.asyncio_streams import wrap_streams
@@ -142,6 +143,11 @@ CASES: dict[str, Make] = {
     "admit() of a held key": partial(session, admit, held=True),
     "admit() beside denied keys": partial(session, admit, held=True, denied=DENIED),
     "admit() of a key issued later": partial(session, admit_issued, denied=DENIED),
+    "asgi request (key in use)": lambda: served(revokable(in_use=True)),
+    "asgi request (key unused)": lambda: served(revokable(in_use=False)),
+    "uvicorn request": lambda: served(endpoint),
+    "asgi websocket message": lambda: served(revokable(in_use=False), websocket=True),
+    "uvicorn websocket message": lambda: served(endpoint, websocket=True),
 }
 
 
@@ -209,6 +215,9 @@ def contests(_scale: float) -> Iterator[Contest]:
         Line("admit() of a held key", "using() of a held key", 1.1),
         Line("admit() beside denied keys", "using() of a held key"),
         Line("admit() of a key issued later", "using() of a key"),
+        Line("asgi request (key in use)", "uvicorn request", 1.05),
+        Line("asgi request (key unused)", "uvicorn request", 1.05),
+        Line("asgi websocket message", "uvicorn websocket message", 1.05),
     ]
     yield Counted("instructions", "instr", {}, lines, needs="valgrind")
 
