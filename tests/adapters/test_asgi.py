@@ -878,6 +878,29 @@ async def test_a_key_is_left_when_the_client_was_told_though_the_server_cancels(
     assert here.log[-1] == "http.response.body"
 
 
+def test_a_loop_that_ends_cuts_a_goodbye_short(live: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    """It waits for no client that does not take its goodbye; the endpoint was cancelled, and nothing has failed."""
+
+    async def main() -> asyncio.Task[None]:
+        here = Here()
+
+        async def send(_message: Any) -> None:
+            here.note("telling")
+            await anyio.sleep_forever()
+
+        app: Any = RevokableApp(waits(here), live, lambda _: "alice", limit=60)
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+        serving: asyncio.Task[None] = asyncio.ensure_future(app(scope, anyio.sleep_forever, send))
+        await here.noted("begun")
+        live["alice"].revoke("logged out")
+        await here.noted("telling", "cleaned up")
+        return serving
+
+    serving = asyncio.run(main())
+    assert serving.cancelled()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_a_time_that_cannot_be_meant_is_refused(live: Registry) -> None:
     """Such as seconds from now: the error says what to give, and nothing has changed."""
 

@@ -1,5 +1,6 @@
 """How a client learns that its session was taken away."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -89,7 +90,7 @@ class Goodbye:
                         await checkpoint()  # for a server that writes in a task of its own
                         connection.transport.close()
                     await connection.lost.wait()
-        except Exception as exc:  # noqa: BLE001  # the client may be gone, or the server's turn, or a refusal fails
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # of client, server or refusal; or the loop ends
             logger.info("%s", printable(f"the client of {self._scope['path']} was not told: {exc!r}"))
         if connection is not None:
             await connection.abort()
