@@ -102,9 +102,13 @@ class ClusterReport:
         """Files released."""
         return sum(host.released for host in self.hosts)
 
-    def __str__(self) -> str:
+    @property
+    def head(self) -> str:
+        """The line without what single hosts say."""
         why = f" ({self.reason})" if self.reason else ""
         done = sum(host.state == "done" for host in self.hosts)
         said = f"on {done} of {len(self.hosts)} hosts: {self.kicked} kicked, {self.released} released"
-        rest = "".join(f"; {host}" for host in self.hosts if host.state != "done" or host.failed)
-        return printable(f"{self.name!r} revoked{why} {said}") + rest
+        return printable(f"{self.name!r} revoked{why} {said}")
+
+    def __str__(self) -> str:
+        return self.head + "".join(f"; {host}" for host in self.hosts if host.state != "done" or host.failed)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,10 @@ from typing import Any
 from .escape import HELP
 
 _SOCKET = "of the control server; left out: $ASYNCREVOKE_SOCKET, or all in your own folder and in /run/asyncrevoke"
+_CLUSTER = (
+    "log that all hosts follow, such as redis://db:6379 or sqlite:///var/lib/shop/log.db. Default: $ASYNCREVOKE_CLUSTER"
+)
+_PARTS = "the parts of the key are given one by one, slashes and all: alice token/7. For scripts"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,18 +42,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, more: str = "") -> Any:
-        return commands.add_parser(
+    def command(name: str, text: str, more: str = "", among: Any = commands) -> Any:
+        return among.add_parser(
             name,
             help=text,
             description=f"{text}. {more}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-        ).add_argument
+        )
 
     command("demo", "show a live shell session being taken away from those who share it")
 
-    add = command("share", "share a program, a serial device or a loopback, until it ends", _SHARE)
+    add = command("share", "share a program, a serial device or a loopback, until it ends", _SHARE).add_argument
     add("device", nargs="?", metavar="DEVICE", help="by-id name, USB serial number or path; or, after --, a command")
     add("--name", help="under which it is attached to; left out: that of the device or the program")
     add("--group", help="whose members may attach and look; to take away is for you and root")
@@ -57,32 +62,62 @@ def _parser() -> argparse.ArgumentParser:
     add("--socket", metavar="PATH", help="where to be found; left out: NAME.sock in your own folder")
     add("--config", metavar="FILE", help="share what this TOML file lists")
 
-    add = command("attach", "attach this terminal to a share", _ATTACH)
+    add = command("attach", "attach this terminal to a share", _ATTACH).add_argument
     add("name", metavar="NAME")
     add("--read-only", dest="mode", action="store_const", const="watch", default="write", help="never type")
     add("--force", dest="mode", action="store_const", const="force", help="take the keyboard from whoever has it")
     add("--wait", action="store_true", help="stay while the device is unplugged, until it is back")
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
-    add = command("ls", "list what is shared")
+    add = command("ls", "list what is shared").add_argument
     add("--who", action="store_true", help="and who is attached, and what is inside")
     add("--json", action="store_true", help="one JSON record per line")
     add("--watch", action="store_true", help="show what happens there, from now on, until they have all ended")
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
-    add = command("revoke", "take a share away, or a client from it, or any terminal by the kernel", _REVOKE)
+    add = command("revoke", "take away a share, a client of it, any terminal, or sessions on all hosts", _REVOKE)
+    one_of = add.add_mutually_exclusive_group().add_argument
+    add = add.add_argument
     add(
         "what",
-        metavar="NAME[/CLIENT]|PATH",
-        help="as `ls --who` shows it, or NAME/*; or the path of a device, or of a folder of them, beginning with / or ./",
+        nargs="+",
+        metavar="NAME[/CLIENT]|PATH|KEY",
+        help="as `ls --who` shows it, or NAME/*; or the path of a device, or of a folder of them, beginning with / or ./;"
+        " with --cluster: a key such as alice/token7. All below it goes, too: with alice all of hers, with '*' everybody",
     )
     add("--reason", default="", help="what everybody is told")
     add("--grace", type=_seconds, default=0.0, metavar="S", help="seconds to finish what is being done")
-    add("--timeout", type=_seconds, default=30.0, metavar="S", help="seconds to wait until it is gone (%(default)g)")
+    add(
+        "--timeout",
+        type=_seconds,
+        metavar="S",
+        help="seconds to wait until it is gone. Default: 30; with --cluster as long as the longest lease",
+    )
     add("--json", action="store_true", help="print the report as JSON")
-    add("--kernel", action="store_true", help="hang up the terminal at that path in all programs: vhangup, as root")
+    one_of("--cluster", metavar="URL", help=f"{_CLUSTER}, unless a socket is given")
+    add("--parts", action="store_true", help=f"with --cluster: {_PARTS}")
+    add(
+        "--expires",
+        type=_duration,
+        metavar="30d",
+        help="with --cluster: how long tokens live. Default: it stays for ever",
+    )
+    one_of("--kernel", action="store_true", help="hang up the terminal at that path in all programs: vhangup, as root")
     add("--yes", action="store_true", help="with --kernel: do not ask")
-    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
+    one_of("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
+
+    actions = command("cluster", "see and prepare the log by which sessions are revoked on all hosts").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    for name, text, more in _ACTIONS:
+        add = command(name, text, more, actions).add_argument
+        add("--cluster", metavar="URL", help=_CLUSTER)
+        if name == "readmit":
+            add("what", nargs="+", metavar="KEY", help="exactly as it was revoked")
+            add("--parts", action="store_true", help=_PARTS)
+            add("--reason", default="", help="for those who read the log")
+        if name in ("ls", "watch"):
+            add("--json", action="store_true", help="one JSON record per line")
     return parser
 
 
@@ -101,10 +136,27 @@ _REVOKE = """
 
 exit status:
   0  it is gone
-  1  it is not, as far as is known: unknown, forbidden, no server, or one that does not answer
+  1  it is not, as far as is known: unknown, forbidden, no server, no log, or one that does not answer
   2  wrong usage
-  3  it is refused to everybody, but still in use after the timeout: those inside are listed
+  3  it is refused to everybody, but still in use after the timeout: those inside are listed, and silent hosts
   4  it is gone, but something failed when it was released"""
+_ACTIONS = [
+    ("ls", "list the hosts that follow the log", ""),
+    (
+        "init",
+        "begin an empty log, which hosts do not follow before",
+        "Once, when you set it up, or when all of it was lost.",
+    ),
+    ("watch", "show what is appended, from now on, until ctrl-C", ""),
+    ("readmit", "lift what was revoked", "Who was thrown out does not come back by it, but may log in."),
+]
+
+
+def _duration(text: str) -> float:
+    with contextlib.suppress(ValueError, KeyError):
+        if 0 < (seconds := float(text[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[text[-1:]]) < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no time: give a number with s, m, h or d, such as 30d")
 
 
 def _seconds(text: str) -> float:

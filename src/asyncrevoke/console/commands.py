@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except ValueError as error:  # alone: in a group it is a bug
-        _complain(error)
+        complain(error)
         return FAILED
     except (*_EXPECTED, BaseExceptionGroup) as error:
         return _failed(error)
@@ -53,7 +53,7 @@ def _failed(error: BaseException) -> int:
         if isinstance(each, BrokenPipeError):  # nobody reads what we print
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         elif isinstance(each, _EXPECTED):
-            _complain(each)
+            complain(each)
         else:
             raise error
     return FAILED
@@ -67,7 +67,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _complain(error: BaseException | str) -> None:
+def complain(error: BaseException | str) -> None:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -172,12 +172,12 @@ def _ls(args: argparse.Namespace) -> int:
             found = await servers.nodes(who=args.who)
             records = [record for socket, nodes in found.items() for record in _records(socket, nodes, args.who)]
             for each in servers.unanswered if records else [f"nothing is shared: looked in {servers}"]:
-                _complain(each)
+                complain(each)
             if args.json:
                 for record in records:
                     print(json.dumps(record))
             elif records:
-                _print_table(_rows(records))
+                print_table(_rows(records))
             return 0
 
     return anyio.run(run)
@@ -196,19 +196,19 @@ def _rows(records: Sequence[Record]) -> Iterator[list[str]]:
     for record in records:
         name = "  " * record["path"].count("/") + record["path"]
         numbers = ["" if record[key] is None else str(record[key]) for key in ("generation", "clients", "in_use")]
-        yield [name, record["state"], *numbers, _ago(record["since"]), record["reason"]]
+        yield [name, record["state"], *numbers, ago(record["since"]), record["reason"]]
         for user in record.get("users", ()):
-            yield [f"{name}: {user['kind']}", "", "", "", "", _ago(user["since"]), user["where"]]
+            yield [f"{name}: {user['kind']}", "", "", "", "", ago(user["since"]), user["where"]]
 
 
-def _ago(seconds: float | None) -> str:
+def ago(seconds: float | None) -> str:
     if seconds is None:
         return ""
     minutes, hours = seconds // 60, seconds // 3600
     return f"{seconds:.0f} s" if not minutes else f"{minutes:.0f} min" if not hours else f"{hours:.0f} h"
 
 
-def _print_table(rows: Iterable[list[str]]) -> None:
+def print_table(rows: Iterable[list[str]]) -> None:
     shown = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for row in shown:
@@ -225,10 +225,10 @@ async def _watch(servers: Servers, *, as_json: bool) -> int:
                     more = "".join(f" ({event[key]})" for key in ("who", "reason") if event[key])
                     print(time.strftime("%H:%M:%S"), printable(f"{event['path']} {event['event']}{more}"), flush=True)
         except ControlError as error:
-            _complain(f"{socket}: {error}")
+            complain(f"{socket}: {error}")
 
     if not servers.controls:
-        _complain(f"nothing is shared: looked in {servers}")
+        complain(f"nothing is shared: looked in {servers}")
     async with anyio.create_task_group() as tasks:
         for socket, control in servers.controls.items():
             tasks.start_soon(watch, socket, control)
@@ -239,10 +239,22 @@ async def _watch(servers: Servers, *, as_json: bool) -> int:
 
 
 def _revoke(args: argparse.Namespace) -> int:
+    if args.yes and not args.kernel:
+        args.usage("revoke: --yes goes with --kernel")
+    if not (args.kernel or args.socket):
+        args.cluster = args.cluster or os.environ.get("ASYNCREVOKE_CLUSTER")
+    if args.cluster:
+        return _cluster(args)
+    if args.parts or args.expires or len(args.what) > 1:
+        args.usage("revoke: --parts, --expires and several words go with --cluster")
+    args.what = args.what[0]
     if args.kernel:
         return _revoke_by_kernel(args.what, asks=not args.yes)
-    if args.yes:
-        args.usage("revoke: --yes goes with --kernel")
+    return _revoke_here(args)
+
+
+def _revoke_here(args: argparse.Namespace) -> int:
+    args.timeout = 30.0 if args.timeout is None else args.timeout
     by_path = args.what.startswith(("/", "./", "../"))
     what = str(pathlib.Path(args.what).absolute()) if by_path else args.what
 
@@ -282,16 +294,16 @@ async def _revoke_by_path(servers: Servers, path: str, args: argparse.Namespace)
     await servers.nodes(path)  # finds out who does not answer
     answers: list[Record] = []
     for each in servers.unanswered:
-        _complain(each)
+        complain(each)
 
     async def ask(socket: str, server: Control) -> None:
         try:
             answers.append(await _revoke_at(server, path, args))
         except TimeoutError as error:
-            _complain(error)
+            complain(error)
         except ControlError as error:
             if error.code != "unknown-path":
-                _complain(f"{socket}: {error}")
+                complain(f"{socket}: {error}")
 
     async with anyio.create_task_group() as tasks:
         for socket, server in servers.controls.items():
@@ -326,7 +338,7 @@ def _revoke_by_kernel(path: str, *, asks: bool) -> int:
         print(f"{len(holders)} process{many}:" if holders else "no process that can be seen here.")
         if holders:
             rows = [[str(each.pid), each.user, each.how, each.command] for each in holders]
-            _print_table([["PID", "USER", "HOW", "COMMAND"], *rows])
+            print_table([["PID", "USER", "HOW", "COMMAND"], *rows])
         print("The kernel will take it away from all of them: they read the end, their writes fail with EIO,")
         print("and those whose controlling terminal it is get SIGHUP, of which most die.", flush=True)
         if asks:
@@ -341,4 +353,19 @@ def _revoke_by_kernel(path: str, *, asks: bool) -> int:
     return GONE
 
 
-_COMMANDS = {"demo": _demo, "share": _share, "attach": _attach, "ls": _ls, "revoke": _revoke}
+# -- on all hosts --
+
+
+def _cluster(args: argparse.Namespace) -> int:
+    from asyncrevoke.cluster import LogError  # noqa: PLC0415  # as for the server
+
+    from .cluster import run  # noqa: PLC0415
+
+    try:
+        return run(args)
+    except LogError as error:
+        complain(error)
+        return FAILED
+
+
+_COMMANDS = {"demo": _demo, "share": _share, "attach": _attach, "ls": _ls, "revoke": _revoke, "cluster": _cluster}
