@@ -135,7 +135,7 @@ class Cluster(Revoker):
 
     @property
     def admits(self) -> bool:
-        """Whether it admits anybody: it has caught up, and if it is strict, its lease is not over."""
+        """Whether it admits anybody: not before it has caught up nor, if strict, when its lease is over. Tell your load balancer so."""
         return clock() < self._view.until
 
     @property
@@ -158,12 +158,12 @@ class Cluster(Revoker):
         admission._issued = issued if issued is None or not isinstance(issued, str) else Position.parse(issued)
         return admission
 
-    def check(self, *path: str, issued: Position | None = None) -> None:
-        """Refuse a session that was revoked. Register it first, and do not await in between: see `admit`.
+    def check(self, *path: str, issued: Position | str | None = None) -> None:
+        """Refuse a session that was revoked. Then open it on `live`, without an await in between, as `admit` does.
 
-        :raises RevokedError, NotVouchedError: as `admit`
+        :raises RevokedError, NotVouchedError, ValueError: as `admit`
         """
-        self._check(path, issued)
+        self._check(path, Position.parse(issued) if isinstance(issued, str) else issued)
 
     def _check(self, path: tuple[str, ...], issued: Position | None) -> None:
         view = self._view

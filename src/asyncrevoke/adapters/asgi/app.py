@@ -7,13 +7,13 @@ from typing import Any
 
 from asyncrevoke.lowlevel import Registry, Revokable, RevokedError, Wait
 
-from .goodbye import Terms
+from .goodbye import CANNOT_VOUCH, GOES, Member, Terms
 from .interface import App, Message, Receive, Scope, Send
 from .session import Session
 from .shutdown import revoke_at_shutdown, revoke_when_terminated
 
-#: A key; or a key and the unix time at which it ends; or None.
-Found = str | tuple[str, ...] | tuple[tuple[str, ...], float | None] | None
+#: A key; or a key and the unix time at which it ends, and the position at which it was issued; or None.
+Found = str | tuple[str, ...] | tuple[tuple[str, ...], float | None] | tuple[tuple[str, ...], float | None, Any] | None
 
 _ROOM = 1024  # for nodes of keys, before those are forgotten that nobody uses
 
@@ -40,22 +40,24 @@ class RevokableApp:
     A route that revokes its own key, as a logout does, would be ended by that itself: let `key` return None for it.
 
     A request whose key is being revoked, is not valid, or has expired is refused in the same way. After `live.root` was
-    revoked, as at a shutdown, clients get close code 1012 and status 503: their tokens are good.
+    revoked, as at a shutdown, clients get close code 1012 and status 503: their tokens are good. While a member of a cluster
+    cannot vouch for them, they get 1013, which is "try again later", and 503.
 
     Make it the outermost middleware: it finds the connection below the `send` of uvicorn and hypercorn, which run in asyncio.
     Under other servers, and over HTTP/2, where others use the connection, it aborts nothing, and leaves it to the server to
     close and cut off.
 
-    :param live: the registry with the keys
+    :param live: the registry with the keys; or a `Cluster`, in which they are revoked on every host
     :param key: called with the scope, tells whose request it is: ``("alice", "token7")``, or that and the unix time at which
-        it expires, ``(("alice", "token7"), 1767225600)``. None: nobody's, unless `Session.belongs_to` tells later. May be
-        async. If it raises, the server answers 500, and logs which function it was
+        it expires, ``(("alice", "token7"), 1767225600)``, or in a cluster also the position at which it was issued,
+        ``(("alice", "token7"), None, position)``. None: nobody's, unless `Session.belongs_to` tells later. May be async. If it
+        raises, the server answers 500, and logs which function it was
     :param valid: called with the parts of the key, once the session is registered, tells whether the token is still good. To
         look only before that would miss a revocation in between. May be async, and raise, as `key`
     :param close_code: of websockets. By default 4401, which clients of GraphQL and others know as "unauthorized"
     :param limit: seconds for telling the client and closing the connection
     :param refusal: called with the reason, makes the ASGI application that answers in place of the 401, such as a response of
-        Starlette: ``lambda reason: JSONResponse({"error": reason}, 401)``. At a shutdown it is not asked
+        Starlette: ``lambda reason: JSONResponse({"error": reason}, 401)``. Where the token is good it is not asked
     :param shutdown: what clients are told on SIGTERM and SIGINT: see `revoke_at_shutdown`. None: leave signals alone
     :raises ValueError: if `limit` is negative or no number
     """
@@ -63,7 +65,7 @@ class RevokableApp:
     def __init__(
         self,
         app: App,
-        live: Registry,
+        live: Registry | Member,
         key: Callable[[Scope], Found | Awaitable[Found]] | None = None,
         *,
         valid: Callable[..., bool | Awaitable[bool]] | None = None,
@@ -75,10 +77,12 @@ class RevokableApp:
         if not 0.0 <= limit < float("inf"):
             raise ValueError(f"limit is {limit!r}: give seconds, 0 or more")
         self._app = app
-        self._live = live
+        self._member = None if isinstance(live, Registry) else live
+        self._live = live if isinstance(live, Registry) else live.live
         self._key = key
         self._valid = valid
-        self._terms = Terms(live, self._enter, close_code, limit, refusal)
+        self._close_code = close_code
+        self._terms = Terms(self._enter, self._code, limit, refusal)
         self._shutdown = shutdown
         self._served = False  # any request yet
         self._waiting: asyncio.Task[None] | None = None  # which the loop alone would not keep
@@ -113,8 +117,10 @@ class RevokableApp:
         if session.taken_away:
             session.raise_rest()
 
-    def _enter(self, key: tuple[str, ...], end: Callable[[Exception], object]) -> Wait:
+    def _enter(self, key: tuple[str, ...], issued: Any, end: Callable[[Exception], object]) -> Wait:
         """Enter the node of a key: the same as long as anybody is there, so that one that is being revoked takes in nobody."""
+        if self._member is not None:
+            self._member.check(*key, issued=issued)  # nothing comes between this and to enter
         operation = Wait(self._nodes.get(key) or self._node(key), end)
         try:
             operation.enter()
@@ -132,6 +138,12 @@ class RevokableApp:
             self._room = max(_ROOM, 2 * len(self._nodes))
         node = self._nodes[key] = self._live[key]
         return node
+
+    def _code(self) -> int:
+        """With which websockets are closed now."""
+        if self._live.root.revoked:
+            return GOES
+        return self._close_code if self._member is None or self._member.vouches else CANNOT_VOUCH
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._shutdown is None:
@@ -153,9 +165,9 @@ class RevokableApp:
             found = function(session.scope)
             if type(found) is not tuple and inspect.isawaitable(found):
                 found = await found
-            parts, expires = _parsed(found)
+            parts, expires, issued = _parsed(found)
             if parts:
-                session.enter(parts, expires)
+                session.enter(parts, expires, issued)
                 if self._valid is not None and not session.taken_away:
                     asked, function = "the function valid", self._valid
                     valid = function(*parts)
@@ -183,15 +195,15 @@ def _is_of_that(exc: BaseException) -> bool:
     return isinstance(exc, RevokedError | asyncio.CancelledError) or isinstance(wrapped, RevokedError)
 
 
-def _parsed(found: object) -> tuple[tuple[str, ...], float | None]:
-    """The key, and when it expires."""
+def _parsed(found: object) -> tuple[tuple[str, ...], float | None, Any]:
+    """The key, when it expires, and where it was issued."""
     if isinstance(found, tuple) and found and isinstance(found[0], str):  # most are
-        return found, None
+        return found, None, None
     match found:
         case None:
-            return (), None
+            return (), None, None
         case str():
-            return (found,), None
-        case (tuple() as key, int() | float() | None as expires) if key:
-            return key, expires
+            return (found,), None, None
+        case (tuple() as key, int() | float() | None as expires, *issued) if key and len(issued) < 2:
+            return key, expires, issued[0] if issued else None
     raise TypeError(f"{found!r} is no key: return a tuple of strings, that and when it expires, or None")

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 
@@ -15,6 +15,10 @@ from .interface import App, Message, Receive, Scope, Send
 
 logger = logging.getLogger("asyncrevoke")
 
+GOES, CANNOT_VOUCH = 1012, 1013  # close codes, "service restart" and "try again later"
+#: How requests are refused: tokens that are not good, and those that are, by the code that closes websockets.
+_REFUSED = 401, (b"www-authenticate", b'Bearer error="invalid_token"')
+_LATER = dict.fromkeys((GOES, CANNOT_VOUCH), (503, (b"retry-after", b"5")))
 _ROOM = 123  # bytes for the reason in the close frame of a websocket (RFC 6455, 5.5)
 #: What may be the last message of a response, and what says in it that it is not.
 _LAST = {
@@ -26,17 +30,30 @@ _LAST = {
 }
 
 
+class Member(Protocol):
+    """What is used of a `Cluster`."""
+
+    live: Registry
+
+    @property
+    def vouches(self) -> bool:
+        """Whether it can tell who was revoked."""
+
+    def check(self, *path: str, issued: Any) -> None:
+        """Raise a `RevokedError` for a session that was revoked, or if that cannot be told."""
+
+
 class Terms(NamedTuple):
     """What is the same for all sessions of an application.
 
-    :ivar enter: begins an operation on a key, and is given what ends it
+    :ivar enter: begins an operation on a key that was issued at a position, and is given what ends it
+    :ivar code: tells with which code a websocket is closed
     :ivar limit: seconds for telling a client
     :ivar refusal: makes of a reason what answers a request in place of its endpoint
     """
 
-    live: Registry
-    enter: Callable[[tuple[str, ...], Callable[[Exception], object]], Wait]
-    close_code: int
+    enter: Callable[[tuple[str, ...], Any, Callable[[Exception], object]], Wait]
+    code: Callable[[], int]
     limit: float
     refusal: Callable[[str], App] | None
 
@@ -79,12 +96,13 @@ class Goodbye:
         connection = None if self._shared else below(self._send)
         if connection is not None and connection.lost.is_set():
             return  # some servers tell that only once
-        gone = self._terms.live.root.revoked  # it is the server that goes then, and no fault of the token
+        code = self._terms.code()
+        if code == CANNOT_VOUCH:
+            reason = "try again later"  # and not what the host cannot reach, which is in our log
         told = False
         try:
             with anyio.move_on_after(self._terms.limit):
-                end = self._end_websocket if self._scope["type"] == "websocket" else self._end_http
-                told = await end(reason, gone)
+                told = await (self._end_websocket if self._closes(code) else self._end_http)(reason, code)
                 if told and connection is not None:
                     if not self._accepted:  # else the server closes it, when the client has answered
                         await checkpoint()  # for a server that writes in a task of its own
@@ -97,6 +115,10 @@ class Goodbye:
         self.unended = connection is None and not told
 
     @property
+    def _is_websocket(self) -> bool:
+        return bool(self._scope["type"] == "websocket")
+
+    @property
     def _shared(self) -> bool:
         return bool(self._scope.get("http_version", "1.1") >= "2")
 
@@ -104,7 +126,12 @@ class Goodbye:
     def _accepted(self) -> bool:
         return self._first is not None and self._first["type"] == "websocket.accept"
 
-    async def _end_websocket(self, reason: str, gone: bool) -> bool:
+    def _closes(self, code: int) -> bool:
+        """Whether a websocket is closed. In its handshake that is status 403, as for a token that is not good."""
+        can_answer = "websocket.http.response" in (self._scope.get("extensions") or ())
+        return self._is_websocket and not (self._first is None and code in _LATER and can_answer)
+
+    async def _end_websocket(self, reason: str, code: int) -> bool:
         """Close or refuse it. It reports whether the client was told."""
         if self._first is not None and not self._accepted:  # in the midst of a refusal
             return False
@@ -112,7 +139,6 @@ class Goodbye:
             if self._accepted:
                 tasks.start_soon(self._throw_away)
             if self._last["type"] != "websocket.close":
-                code = 1012 if gone else self._terms.close_code
                 text = reason.encode(errors="replace")[:_ROOM].decode(errors="ignore")
                 await self._send({"type": "websocket.close", "code": code, "reason": text})
         return True
@@ -122,15 +148,18 @@ class Goodbye:
         while (await self._receive())["type"] != "websocket.disconnect":
             pass
 
-    async def _end_http(self, reason: str, gone: bool) -> bool:
-        """Answer a request, or end a stream of events. It reports whether that could be done."""
+    async def _end_http(self, reason: str, code: int) -> bool:
+        """Answer a request, or a handshake, or end a stream of events. It reports whether that could be done."""
         if self._first is None:
-            refusal = _plain(reason, gone) if gone or self._terms.refusal is None else self._terms.refusal(reason)
+            own = None if code in _LATER else self._terms.refusal
+            refusal = _plain(reason, code) if own is None else own(reason)
             await refusal(self._scope, self._receive, self._send_last)
             return True
         if not _is_event_stream(self._first.get("headers") or ()):
             return False
         body = f"\n\nevent: revoked\ndata: {json.dumps({'reason': reason})}\n\n".encode()
+        if code == CANNOT_VOUCH:
+            body = b""  # it was not revoked: clients come back by themselves
         await self._send({"type": "http.response.body", "body": body})
         return True
 
@@ -138,18 +167,17 @@ class Goodbye:
         if message["type"] == "http.response.start" and not self._shared:
             # So that a further request, which waits in it, does not begin to be cut off.
             message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-        await self._send(message)
+        await self._send({**message, "type": f"websocket.{message['type']}"} if self._is_websocket else message)
 
 
-def _plain(reason: str, gone: bool) -> App:
+def _plain(reason: str, code: int) -> App:
     """The refusal of an application that has no words of its own."""
 
     async def refusal(_scope: Scope, _receive: Receive, send: Send) -> None:
         body = f"{reason or 'it was revoked'}\n".encode(errors="replace")
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
-        if not gone:
-            headers.append((b"www-authenticate", b'Bearer error="invalid_token"'))
-        await send({"type": "http.response.start", "status": 503 if gone else 401, "headers": headers})
+        status, more = _LATER.get(code, _REFUSED)
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, more]})
         await send({"type": "http.response.body", "body": body})
 
     return refusal

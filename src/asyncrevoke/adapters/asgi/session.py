@@ -102,19 +102,21 @@ class Session:
             self._handle = handle
         return self._handle
 
-    def belongs_to(self, *key: str, expires: float | None = None) -> None:
+    def belongs_to(self, *key: str, expires: float | None = None, issued: Any = None) -> None:
         """Be part of a key from now on: ``session.belongs_to("alice", "token7")``. May be called for further keys.
 
         Look whether the token is good after this, not only before: it may be revoked in between.
 
         :param expires: the unix time at which it is taken away by itself. Of several, the earliest counts
-        :raises RevokedError: if this key is just being revoked. The session is taken away, too: let the error pass
+        :param issued: in a cluster, the position that was stored with the token: ``str(cluster.position)``
+        :raises RevokedError: if this key is just being revoked, or was in a cluster. The session is taken away, too: let the
+            error pass
         :raises TypeError: if a part of the key is no string, or there is none
         :raises ValueError: if `expires` is before 2001: a number of seconds, perhaps
         :raises RuntimeError: if the endpoint has ended, or in another thread, as of a dependency of FastAPI that is not async
         """
         self._refuse_unless_live()
-        self.enter(key, expires)
+        self.enter(key, expires, issued)
 
     def revoke(self, reason: str = "") -> None:
         """Take this one away, and no other of its keys: cancel the endpoint, and tell the client. Twice does no harm.
@@ -206,13 +208,13 @@ class Session:
             self._first = message
         return sending
 
-    def enter(self, key: tuple[str, ...], expires: float | None) -> None:
+    def enter(self, key: tuple[str, ...], expires: float | None, issued: Any) -> None:
         """`belongs_to`, when it is known that it may."""
         if expires is not None and not expires >= _EARLIEST:
             raise ValueError(f"expires is {expires!r}: give a unix time, such as time.time() + 3600")
         if key not in self.keys:
             try:
-                operation = self._terms.enter(key, self._kicked)
+                operation = self._terms.enter(key, issued, self._kicked)
             except RevokedError as error:
                 self.revoke(error.reason)
                 raise
