@@ -50,9 +50,11 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def running(title: str, folder: pathlib.Path, *options: str) -> AsyncIterator[Service]:
+async def running(
+    title: str, folder: pathlib.Path, *options: str, programs: dict[str, str] = PROGRAMS
+) -> AsyncIterator[Service]:
     """The program below that title, in a server that is told to end by SIGTERM, and ends well."""
-    (folder / "service.py").write_text(PROGRAMS[title])
+    (folder / "service.py").write_text(programs[title])
     with listener() as sock:
         service = Service(sock.getsockname()[1])
     command = [
