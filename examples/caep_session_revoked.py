@@ -56,7 +56,7 @@ class Signals:
 
     def __init__(self, live: Registry, keys: jwk.KeySet, authorization: str) -> None:
         self.live, self.keys, self.authorization = live, keys, authorization
-        self.logins: set[Login] = set()
+        self.logins, self.ending = set[Login](), set[Login]()
         self.seen: deque[str] = deque(maxlen=10_000)  # the latest signals, by jti
         self.routes = [Route("/signals", self.receive, methods=["POST"], max_body_size=16_384)]
 
@@ -79,8 +79,8 @@ class Signals:
         if REVOKED in claims["events"]:
             meant = meant_by(claims.get("sub_id"))
             if claims["jti"] not in self.seen:  # once more is answered as the first time, and done once (section 2)
-                self.seen.append(claims["jti"])
                 await self.end(meant)
+                self.seen.append(claims["jti"])  # now, as one that was answered with 500 comes again
 
     def verified(self, text: bytes) -> dict[str, Any]:
         """The claims of a Security Event Token, if it is as Shared Signals has them (section 4.1 there)."""
@@ -94,10 +94,7 @@ class Signals:
         for wrong, why in (
             (token.header.get("typ") not in ("secevent+jwt", "application/secevent+jwt"), "typ is not secevent+jwt"),
             ("exp" in token.claims or "sub" in token.claims, "exp or sub is there, as in other tokens"),
-            (
-                not isinstance(events, dict) or not all(isinstance(event, dict) for event in events.values()),
-                "no events",
-            ),
+            (not isinstance(events, dict) or {*map(type, events.values())} - {dict}, "no events"),
         ):
             if wrong:
                 raise Refused("invalid_request", why)
@@ -105,15 +102,19 @@ class Signals:
 
     async def end(self, meant: dict[str, str]) -> None:
         """End the sessions of those whose logins have these claims."""
-        acts = []
-        for login in [*self.logins]:
-            if meant.items() <= login._asdict().items():
-                self.logins.remove(login)  # first: a session that begins meanwhile is refused
-                acts.append(self.live[login.sub, login.sid].revoke("revoked by the identity provider"))
+        ending = self.ending | {login for login in self.logins if meant.items() <= login._asdict().items()}
+        self.ending, self.logins = ending, self.logins - ending  # first: a session that begins meanwhile is refused
+        async with anyio.create_task_group() as tasks:
+            for login in ending:
+                tasks.start_soon(self.revoke, login.sub, login.sid)
+        self.ending -= ending
+
+    async def revoke(self, *key: str) -> None:
+        """In this process. For all hosts let it be ``await cluster.revoke(*key, limit=self.limit)``"""
+        act = self.live[key].revoke("revoked by the identity provider")
         with anyio.move_on_after(self.limit):
-            for act in acts:
-                await act.wait_closed()
-        if stragglers := [str(user) for act in acts for user in act.stragglers()]:
+            await act.wait_closed()
+        if stragglers := [str(user) for user in act.stragglers()]:
             logger.warning("still open: %s", stragglers)
 
 

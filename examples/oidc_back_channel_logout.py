@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from asyncrevoke import Registry, Revocation, RevokedError
+from asyncrevoke import Registry, RevokedError
 
 ISSUER, CLIENT, EVENT = "https://id.example.com", "shop", "http://schemas.openid.net/event/backchannel-logout"
 MUST: jwt.ClaimsOption = {"essential": True}
@@ -43,7 +43,7 @@ class BackChannelLogout:
     def __init__(self, live: Registry, keys: jwk.KeySet) -> None:
         self.live, self.keys = live, keys
         self.logins: set[Login] = set()
-        self.ending: dict[Login, Revocation] = {}  # logged out, and not closed yet
+        self.ending: set[Login] = set()  # logged out, and not closed yet
         self.used: deque[str] = deque(maxlen=10_000)  # the latest tokens, by jti
         self.routes = [Route("/logout", self.receive, methods=["POST"], max_body_size=16_384)]
 
@@ -90,17 +90,25 @@ class BackChannelLogout:
 
         for login in meant(self.logins):
             self.logins.remove(login)  # first: a session that begins meanwhile is refused
-            self.ending[login] = self.live[login].revoke("logged out at the provider")
-        acts = [self.ending[login] for login in meant(self.ending)]
-        try:
-            with anyio.fail_after(self.limit):
-                for act in acts:
-                    await act.wait_closed()
-        except TimeoutError as error:
-            logger.warning("still open: %s", [str(user) for act in acts for user in act.stragglers()])
-            raise Refused("server_error", "a session has not ended") from error
-        finally:
-            self.ending = {login: act for login, act in self.ending.items() if not act.done()}
+            self.ending.add(login)
+        async with anyio.create_task_group() as tasks:
+            for login in meant(self.ending):
+                tasks.start_soon(self.end, login)
+        if meant(self.ending):
+            raise Refused("server_error", "a session has not ended")
+
+    async def end(self, login: Login) -> None:
+        if await self.revoke(*login, reason="logged out at the provider"):
+            self.ending.discard(login)
+
+    async def revoke(self, *key: str, reason: str) -> bool:
+        """In this process. For all hosts let it be ``(await cluster.revoke(*key, reason=reason)).complete``"""
+        act = self.live[key].revoke(reason)
+        with anyio.move_on_after(self.limit):
+            await act.wait_closed()
+        if not act.done():
+            logger.warning("still open: %s", [str(user) for user in act.stragglers()])
+        return act.done()
 
 
 async def session(logout: BackChannelLogout, login: Login) -> None:

@@ -20,6 +20,7 @@ from joserfc import jwk, jws
 from starlette.applications import Starlette
 
 from asyncrevoke import Registry, RevokedError
+from asyncrevoke.cluster import Cluster, LogRefusedError, MemoryLog
 from conftest import settle
 
 pytestmark = pytest.mark.anyio
@@ -288,6 +289,73 @@ async def test_session_whose_login_went_meanwhile_is_refused() -> None:
             await oidc.session(shop.logout, LAPTOP[:2])
         with pytest.raises(PermissionError):
             await caep.session(shop.signals, caep.Login("carol", "desk", ""))
+
+
+# -- on every host --
+
+
+class LogoutEverywhere(oidc.BackChannelLogout):
+    """As the example's docstring says. The cable of its log can be pulled."""
+
+    def __init__(self, cluster: Cluster, keys: jwk.KeySet) -> None:
+        super().__init__(cluster.live, keys)
+        self.cluster = cluster
+
+    async def revoke(self, *key: str, reason: str) -> bool:
+        return (await self.cluster.revoke(*key, reason=reason)).complete
+
+
+class SignalsEverywhere(caep.Signals):
+    """As the example's docstring says."""
+
+    def __init__(self, cluster: Cluster, keys: jwk.KeySet) -> None:
+        super().__init__(cluster.live, keys, "Bearer secret")
+        self.cluster = cluster
+
+    async def revoke(self, *key: str) -> None:
+        await self.cluster.revoke(*key, reason="revoked by the identity provider", limit=self.limit)
+
+
+class Unwritable(MemoryLog):
+    """A log to which nothing can be appended while it is full."""
+
+    full = False
+
+    async def append(self, *texts: str) -> None:
+        if self.full:
+            raise LogRefusedError("the disk is full")
+        await super().append(*texts)
+
+
+@pytest.mark.parametrize("standard", ["oidc", "caep"])
+async def test_provider_tells_one_host_and_the_session_ends_on_another(standard: str) -> None:
+    """What fails, as nothing can be written to the log, may be sent again."""
+    log = Unwritable()
+    here, there = [Cluster(Registry(), log, host=name) for name in ("here", "there")]
+    async with opened() as shop, anyio.create_task_group() as tasks:
+        await here.init()
+        for each in here, there:
+            await tasks.start(each.run)
+        keys = shop.logout.keys
+        logout, signals = LogoutEverywhere(here, keys), SignalsEverywhere(here, keys)
+        logout.logins.update((LAPTOP[:2], DESK[:2]))
+        signals.logins.update((LAPTOP, DESK))
+        shop.app.router.routes[:] = [*logout.routes, *signals.routes]
+        closed = [anyio.Event(), anyio.Event()]
+        there.live[LAPTOP[:2]].open("websocket", release=closed[0].set)
+        there.live[DESK[:2]].open("websocket", release=closed[1].set)
+        told = logout_token(sid="laptop") if standard == "oidc" else event(sub_id=opaque("laptop"))
+        tell = shop.log_out if standard == "oidc" else shop.signal
+        log.full = True
+        with pytest.RaisesGroup(LogRefusedError):  # which a server answers with 500
+            await tell(told)
+        log.full = False
+        assert (await tell(told)).status_code == (200 if standard == "oidc" else 202)
+        assert [each.is_set() for each in closed] == [True, False]
+        assert not logout.ending | signals.ending
+        with pytest.raises(RevokedError), there.admit(*LAPTOP[:2]):
+            pass
+        tasks.cancel_scope.cancel()
 
 
 # -- session revoked --
