@@ -17,7 +17,7 @@ import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from asyncrevoke import Registry, RevokedError
-from asyncrevoke.cluster import Cluster, Entry, Member
+from asyncrevoke.cluster import Cluster, Entry, LogError, Member, Revoker
 from asyncrevoke.cluster.log import Mode
 from asyncrevoke.cluster.urls import open_log
 from asyncrevoke.console.cli import main
@@ -203,6 +203,23 @@ async def test_empty_log_is_refused_until_it_has_begun(url: str) -> None:
     assert [entry.do for entry in await appended(url)] == ["init", "revoke"]
 
 
+async def test_what_is_known_is_told_when_the_log_goes_away(url: str) -> None:
+    """Whether it was written, and only the hosts are not known."""
+    await says("cluster", "init")
+    log = open_log(url)
+    entry = Revoker(log).entry("alice", reason="stolen")
+    await Revoker(log).append(entry)
+    await log.aclose()
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite://"))) as file:
+        file.execute("drop table asyncrevoke_members")
+        file.execute("create table asyncrevoke_members (nonsense)")
+    log = open_log(url)
+    with pytest.raises(LogError, match="'alice' is revoked, but it is not known where: sqlite"):
+        await Revoker(log).report(entry)
+    await log.aclose()
+    assert "nothing is revoked: " in await says("revoke", "bob", status=1)
+
+
 async def test_ls_shows_the_hosts(url: str) -> None:
     """How far each is behind, for how long it may vouch, and how many keys are in use."""
     await says("cluster", "init")
@@ -281,7 +298,7 @@ async def test_watch_lives_through_a_loss(url: str) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        ("revoke --cluster sqlite:///nowhere/log.db alice", 1, "/nowhere/log.db: "),
+        ("revoke --cluster sqlite:///nowhere/log.db alice", 1, "nothing is revoked: sqlite:///nowhere/log.db: "),
         ("cluster ls --cluster sqlite:///nowhere/log.db", 1, "/nowhere/log.db: "),
         ("revoke --cluster gopher://x alice", 2, "--cluster: a log has no url of scheme 'gopher': give one of"),
         ("revoke alice token7", 2, "give one key, such as alice/token7; or its parts one by one: --parts alice token7"),

@@ -52,7 +52,7 @@ class Revoker:
         :param expires: how long tokens live, or the unix time until which; the entry is dropped then. Default: never
         :param grace: seconds to finish, as of `Revokable.revoke`
         :param limit: seconds for the report. Default: the longest lease of the members, and a bit
-        :raises LogError: if the log could not be written. The message tells whether nothing is revoked, or that is not known
+        :raises LogError: if the log could not be written, or its members not be read. The message tells what is known
         :raises ValueError: if a part of the path, or a number of seconds, can be none
         Cancellation: the revocation may have been appended. What is appended goes on.
         """
@@ -121,7 +121,10 @@ class Revoker:
 
         :raises LogError: if the members are not known, since the log cannot be read
         """
-        members = {member.id: member for member in await self.members()}
+        try:
+            members = {member.id: member for member in await self.members()}
+        except LogError as exc:
+            raise LogError(f"{entry.name!r} is revoked, but it is not known where: {exc}") from exc
         began = now = clock()
         ends = {key: lease_end(each, began) for key, each in members.items()}
         bound = max(ends.values(), default=began) if limit is None else began + limit

@@ -60,8 +60,11 @@ def _path(args: argparse.Namespace) -> tuple[str, ...]:
 async def _revoke(log: Log, args: argparse.Namespace) -> int:
     revoker = Revoker(log)
     path = _path(args)
-    if not await revoker.members() and not (await revoker.answered(log.read(0, 0.0))).texts:
-        raise LogRefusedError(f"nothing is revoked: {_empty(log)}")
+    try:
+        if not await revoker.members() and not (await revoker.answered(log.read(0, 0.0))).texts:
+            raise LogRefusedError(_empty(log))
+    except LogError as error:
+        raise LogError(f"nothing is revoked: {error}") from error
     expires = args.expires and time.time() + args.expires
     report = await revoker.revoke(*path, reason=args.reason, expires=expires, grace=args.grace, limit=args.timeout)
     if args.json:
