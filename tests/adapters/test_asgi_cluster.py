@@ -197,13 +197,13 @@ async def test_host_that_cannot_vouch_says_try_again_later(
     issued = Issued(alice=None)
     options: Any = {"mode": "strict", "lease": 0.5, "observers": (note,)}
     async with host(log, "web1", issued, kind, **options) as (client, cluster):
-        assert cluster.vouches
+        assert cluster.admits
         async with client.websocket("/echo") as socket, client.request("/news") as (news, _):
             await news.readuntil(b"data: 1")
             log.cut_off.add("web1")
             assert await closed(socket) == (1013, "try again later")
             assert b"revoked" not in await news.read()
-        assert not cluster.vouches
+        assert not cluster.admits
         assert await refused(client) == 503
         answer = await got(client)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
@@ -238,7 +238,7 @@ async def test_best_effort_goes_on_while_it_is_cut_off(log: Cut) -> None:
             assert await socket.recv() == "still here"
             log.cut_off.clear()
             assert await closed(socket) == (4401, "stolen")
-        assert cluster.vouches
+        assert cluster.admits
 
 
 async def test_member_that_has_left_admits_nobody(log: Cut) -> None:

@@ -135,7 +135,7 @@ class Cluster(Revoker):
 
     @property
     def admits(self) -> bool:
-        """Whether it admits anybody: not before it has caught up nor, if strict, when its lease is over. Tell your load balancer so."""
+        """Whether it admits: not before it has caught up nor, if strict, when its lease is over. Tell your load balancer so."""
         return clock() < self._view.until
 
     @property

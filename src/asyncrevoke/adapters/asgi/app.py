@@ -143,7 +143,7 @@ class RevokableApp:
         """With which websockets are closed now."""
         if self._live.root.revoked:
             return GOES
-        return self._close_code if self._member is None or self._member.vouches else CANNOT_VOUCH
+        return self._close_code if self._member is None or self._member.admits else CANNOT_VOUCH
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._shutdown is None:

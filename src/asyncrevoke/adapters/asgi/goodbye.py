@@ -36,7 +36,7 @@ class Member(Protocol):
     live: Registry
 
     @property
-    def vouches(self) -> bool:
+    def admits(self) -> bool:
         """Whether it can tell who was revoked."""
 
     def check(self, *path: str, issued: Any) -> None:
