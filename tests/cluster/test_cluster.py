@@ -24,6 +24,7 @@ from asyncrevoke.cluster import (
     Position,
     Revoker,
     cluster as cluster_module,
+    memory as memory_module,
     revoker as revoker_module,
 )
 from conftest import settle
@@ -394,6 +395,7 @@ async def test_a_session_without_a_position_counts_as_older() -> None:
 async def test_what_has_expired_admits_again_and_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """C8: it leaves the member and the log a day after it has expired, and the newest one stays in the log."""
     monkeypatch.setattr(cluster_module, "_SWEEP", 0.0)
+    monkeypatch.setattr(memory_module, "KEPT", 1)
     log = await begun()
     cluster = Cluster(Registry(), log, host="web1", lease=4)
     async with running(cluster):

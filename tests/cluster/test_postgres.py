@@ -115,7 +115,7 @@ class TestOwnTransactions:
                 await until_waiting(looks)
                 assert (await log.read(0, 0.0, ME)).texts == []
         found = (await log.read(0, 0.0)).texts
-        assert [text for _, text in found] == [entry.dump(), "b"]
+        assert [Entry.parse(found[0][1], 0), found[1][1]] == [entry, "b"]
         assert found[0][0] < found[1][0]
 
     async def test_while_somebody_commits_late_members_read_and_tell(self, log: PostgresLog, sql: Any) -> None:

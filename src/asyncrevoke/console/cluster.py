@@ -73,6 +73,8 @@ async def _revoke(log: Log, args: argparse.Namespace) -> int:
         print(report.head)
         for host in report.hosts:
             print(f"  {host}")
+    if not report.hosts:
+        complain(f"no host follows {log.name}: those that start will refuse it")
     if not report.complete:
         return STILL_IN_USE
     return RELEASE_FAILED if any(host.failed for host in report.hosts) else GONE
