@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+import answers_page
+from asyncrevoke import answers
+from asyncrevoke.answers import Answers
+
 RUN = pathlib.Path(__file__).with_name("vm") / "run.py"
 
 
@@ -17,3 +21,15 @@ def test_a_real_unplug_is_told_to_all_who_use_the_port() -> None:
         pytest.skip(done.stderr.strip())
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert len(done.stdout.splitlines()) == 4
+
+
+def test_the_page_has_our_tables_and_the_kernels() -> None:
+    """docs/kernel-answers.md says what the profiles say, of each cell, and so did each kernel, unless it says why not."""
+    rows = answers_page.rows()
+    assert len(rows) == 9 * len(answers_page.CELLS)
+    profiles = {name for name, each in vars(answers).items() if isinstance(each, Answers)}
+    assert {row[0] for row in rows} == profiles - {"RFC", "DEADFS"}  # which are no Linux's
+    for profile, _, cell, ours, *kernels, why_not in rows:
+        assert answers_page.ours(getattr(answers, profile))[cell] == ours
+        assert len(kernels) == 2
+        assert why_not or set(kernels) == {ours}, (profile, cell)

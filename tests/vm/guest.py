@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import anyio
 import anyio.lowlevel
 
+import cells
 import unplugs
 from outside import Outside, modprobe
 from unplugs import Row
@@ -17,6 +18,7 @@ SCENARIOS: dict[str, Callable[[Outside, int], Iterator[Row]]] = {
     "replugs": unplugs.replugs,
     "swaps": unplugs.swaps,
     "stalls": unplugs.stalls,
+    "answers": cells.answers,
 }
 
 

@@ -78,7 +78,7 @@ class Machine:
         for name, end in zip(names, far, strict=True):
             arguments += "-chardev", f"socket,id={name},fd={end.fileno()}"
         self._qemu = subprocess.Popen(
-            ["qemu-system-x86_64", *arguments],
+            ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *arguments],  # it ends with us, however we do
             stdin=subprocess.DEVNULL,
             pass_fds=[end.fileno() for end in far],
             env=os.environ | {"PATH": PATH},

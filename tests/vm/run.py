@@ -1,4 +1,4 @@
-"""Unplugs real devices of real kernels, in virtual machines: ``python tests/vm/run.py [--short] [--kernel RELEASE] [scenario ...]``
+"""Unplugs real devices of real kernels, in virtual machines: ``python tests/vm/run.py [--short] [--docs] [scenario ...]``
 
 Each scenario runs inside the machine, on the Python and the packages that run this, and prints its row. The program fails
 if a row does. It needs apt and qemu, a quarter of an hour, and no privilege: what is downloaded is kept in
@@ -11,32 +11,67 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from answers_page import Asked, write, wrong
 from image import RELEASES, Image, UnavailableError, image
 from machine import booted
 
 #: How often each is done, in full and in short.
-SCENARIOS = {"ttyUSB": (100, 9), "ttyACM": (100, 9), "replugs": (50, 1), "swaps": (20, 0), "stalls": (1, 0)}
-COLUMNS = {"kernel": 26, "scenario": 46, "times": 5, "right": 62, "took": 27, "left behind": 11, "busy": 4}
+SCENARIOS = {
+    "ttyUSB": (100, 9),
+    "ttyACM": (100, 9),
+    "replugs": (50, 1),
+    "swaps": (20, 0),
+    "stalls": (1, 0),
+    "answers": (1, 0),
+}
+COLUMNS = {"kernel": 20, "scenario": 48, "times": 5, "right": 62, "took": 27, "left behind": 11, "busy": 4}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenarios", nargs="*", help=f"some of {', '.join(SCENARIOS)}; left out: all")
+    parser.add_argument(
+        "scenarios",
+        nargs="*",
+        choices=[*SCENARIOS, []],
+        metavar="scenario",
+        help=f"some of {', '.join(SCENARIOS)}; left out: all",
+    )
     parser.add_argument("--short", action="store_true", help="a few times each, on one kernel")
     parser.add_argument("--kernel", action="append", choices=RELEASES, help="Debian's; left out: each of them")
+    parser.add_argument(
+        "--docs", action="store_true", help="ask for the answers of docs/kernel-answers.md, and write it"
+    )
     options = parser.parse_args()
-    counts = {
-        name: times[options.short]
-        for name, times in SCENARIOS.items()
-        if times[options.short] and name in (options.scenarios or SCENARIOS)
-    }
+    if options.docs and (options.short or options.kernel):
+        parser.error("--docs asks each kernel")
+    chosen = ["answers"] if options.docs else options.scenarios or [*SCENARIOS]
+    counts = {name: count for name in chosen if (count := SCENARIOS[name][options.short])}
     failed = 0
+    answers: dict[str, list[Asked]] = {}
     print(_line({column: column for column in COLUMNS}))
     for release in options.kernel or RELEASES[options.short :]:
         for row in rows(image(release), counts, limit=120 if options.short else 1500):
-            print(_line({"kernel": f"{row.pop('kernel')} ({release})", **row}), flush=True)
+            if "cells" in row:
+                answers.setdefault(row["kernel"], []).append(asked := Asked(row["profile"], row["cause"], row["cells"]))
+                row.update(as_table(asked))
+            print(_line(row), flush=True)
             failed += not row["ok"]
+    if options.docs and not failed:
+        write(answers)
     return int(failed > 0)
+
+
+def as_table(asked: Asked) -> dict[str, Any]:
+    """The row of the figures for what was answered."""
+    others = wrong(asked)
+    return {
+        "scenario": f"answers.{asked.profile}: {asked.cause}",
+        "times": len(asked.cells),
+        "right": f"not as in our table: {others}: {asked.cells}"
+        if others
+        else "as in our table, or told there why not",
+        "ok": not others,
+    }
 
 
 def rows(system: Image, counts: dict[str, int], limit: float) -> Iterator[dict[str, Any]]:

@@ -218,8 +218,9 @@ async def _swaps(outside: Outside, count: int) -> Row:
         for name in names:
             group.start_soon(_follow, name, opened)
         for number in range(count + 1):
-            for name in names:
+            for place, name in enumerate(names):
                 await outside.ask("plug", name)
+                await until(lambda place=place: there(f"/dev/ttyUSB{place}"))  # type: ignore[misc]
             devices = [await is_open.receive(), await is_open.receive()]
             for name, device in devices:
                 await outside.ask("send", name, f"{name} {number}\n")
