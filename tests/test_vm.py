@@ -20,7 +20,7 @@ def test_a_real_unplug_is_told_to_all_who_use_the_port() -> None:
     if "no virtual machine" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert len(done.stdout.splitlines()) == 4
+    assert len(done.stdout.splitlines()) == 1 + 5
 
 
 def test_the_page_has_our_tables_and_the_kernels() -> None:

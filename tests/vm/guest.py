@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 
 import cells
+import inputs
 import unplugs
 from outside import Outside, modprobe
 from unplugs import Row
@@ -15,6 +16,8 @@ from unplugs import Row
 SCENARIOS: dict[str, Callable[[Outside, int], Iterator[Row]]] = {
     "ttyUSB": unplugs.cables,
     "ttyACM": unplugs.gadgets,
+    "evdev": inputs.evdev,
+    "hidraw": inputs.hidraw,
     "replugs": unplugs.replugs,
     "swaps": unplugs.swaps,
     "stalls": unplugs.stalls,

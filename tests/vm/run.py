@@ -1,7 +1,7 @@
 """Unplugs real devices of real kernels, in virtual machines: ``python tests/vm/run.py [--short] [--docs] [scenario ...]``
 
 Each scenario runs inside the machine, on the Python and the packages that run this, and prints its row. The program fails
-if a row does. It needs apt and qemu, a quarter of an hour, and no privilege: what is downloaded is kept in
+if a row does. It needs apt and qemu, twenty minutes, and no privilege: what is downloaded is kept in
 ~/.cache/asyncrevoke-vm, or in the folder that the variable ASYNCREVOKE_VM names.
 """
 
@@ -19,6 +19,8 @@ from machine import booted
 SCENARIOS = {
     "ttyUSB": (100, 9),
     "ttyACM": (100, 9),
+    "evdev": (50, 3),
+    "hidraw": (50, 3),
     "replugs": (50, 1),
     "swaps": (20, 0),
     "stalls": (1, 0),
@@ -50,7 +52,7 @@ def main() -> int:
     answers: dict[str, list[Asked]] = {}
     print(_line({column: column for column in COLUMNS}))
     for release in options.kernel or RELEASES[options.short :]:
-        for row in rows(image(release), counts, limit=120 if options.short else 1500):
+        for row in rows(image(release), counts, limit=240 if options.short else 1500):
             if "cells" in row:
                 answers.setdefault(row["kernel"], []).append(asked := Asked(row["profile"], row["cause"], row["cells"]))
                 row.update(as_table(asked))
