@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 
 import anyio
 
+from answers_page import BITS
 from outside import Cable, Outside, Plug, gadget, modprobe, there
 from unplugs import Row
 
@@ -28,8 +29,6 @@ READ, WRITE, USERFAULTFD = 0, 1, 323  # arch/x86/entry/syscalls/syscall_64.tbl
 UFFDIO_API, UFFDIO_REGISTER, UFFDIO_COPY = 0xC018AA3F, 0xC020AA00, 0xC028AA03  # include/uapi/linux/userfaultfd.h
 LOOP_CTL_ADD, LOOP_CTL_REMOVE = 0x4C80, 0x4C81  # include/uapi/linux/loop.h
 HW_PARAMS, SW_PARAMS, PREPARE = 0xC2604111, 0xC0884113, 0x4140  # include/uapi/sound/asound.h
-_BITS = {"IN": select.POLLIN, "PRI": select.POLLPRI, "OUT": select.POLLOUT, "ERR": select.POLLERR}
-BITS = {**_BITS, "HUP": select.POLLHUP, "NVAL": select.POLLNVAL}
 
 
 @dataclasses.dataclass
