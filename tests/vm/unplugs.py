@@ -1,0 +1,319 @@
+"""Serial ports of real kernels that are unplugged while they are used in all ways, that come back, and that stall."""
+
+import contextlib
+import pathlib
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import pytest
+
+from asyncrevoke import RevokedError, SerialDevice, SerialStream, open_serial, serial_device
+from outside import Cable, Outside, Plug, gadget, there, until
+
+#: A scenario's figures, by the heads of their columns.
+Row = dict[str, object]
+Operation = Callable[[SerialStream], Awaitable[object]]
+
+
+async def _in_short_turns(stream: SerialStream) -> None:
+    with anyio.move_on_after(0.01):
+        await stream.receive()
+
+
+async def _seldom(stream: SerialStream) -> None:
+    """Nobody is in an operation when it happens."""
+    while not stream.handle.revoked:
+        await anyio.sleep(0.005)
+    await stream.receive()
+
+
+#: What the users of a port do, each again and again, when it is unplugged. In one of fifty drains on a ttyUSB the emulator
+#: loses the request that is under way; the kernel waits 5 s for it, and hangs the port up only then.
+KINDS: list[list[Operation]] = [
+    [SerialStream.receive],
+    [SerialStream.receive_line],
+    [lambda stream: stream.send(bytes(4096))],
+    [SerialStream.receive, lambda stream: stream.send(bytes(100))],
+    [SerialStream.modem_lines, lambda stream: stream.set_baudrate(115200)],
+    [_in_short_turns],
+    [_seldom],
+    [
+        SerialStream.receive,
+        SerialStream.receive_line,
+        lambda stream: stream.send(bytes(4096)),
+        SerialStream.drain,
+        _seldom,
+    ],
+]
+
+LOOPS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
+if sys.version_info >= (3, 12):
+    import asyncio
+
+    def _eager() -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        return loop
+
+    LOOPS["eager"] = {"backend": "asyncio", "backend_options": {"loop_factory": _eager}}
+
+BACKENDS = [
+    (backend, loop)
+    for backend in ("descriptor", "pyserial-asyncio", "serialx")
+    for loop in LOOPS
+    if backend == "descriptor" or loop != "trio"
+]
+
+
+class Told(NamedTuple):
+    """What a cycle has shown.
+
+    :ivar after: seconds from the request until the last user had been told
+    :ivar busy: part of a processor that was used when all was over, and nothing was left to do
+    :ivar left: descriptors, tasks and threads more than before
+    """
+
+    users: int
+    told: int
+    after: float
+    busy: float
+    left: int
+
+
+async def cycle(plug: Plug, backend: str, operations: list[Operation]) -> Told:
+    """Plug it in, use it, and unplug it in the midst of that."""
+    before = held()
+    await plug.plug()
+    options: dict[str, Any] = {"backend": backend, "fan_out": len(operations) > 2}
+    async with open_serial(plug.path, 115200, **options) as device:
+        told: list[float] = []
+        async with anyio.create_task_group() as users:
+            for operation in operations:
+                await users.start(_use, device, operation, told)
+            await anyio.lowlevel.checkpoint()
+            begun = time.monotonic()
+            await plug.unplug()
+            with anyio.fail_after(20):
+                await until(lambda: len(told) == len(operations))
+        assert device.node.reason.startswith("unplugged: "), device.node.reason
+        used = time.process_time()
+        await anyio.sleep(0.1)
+        busy = (time.process_time() - used) / 0.1
+    await until(lambda: not there(plug.path))
+    return Told(len(operations), len(told), max(told) - begun, busy, held() - before)
+
+
+async def _use(device: SerialDevice, operation: Operation, told: list[float], *, task_status: Any) -> None:
+    """Do it until told, which must be by one error, and by the same at once from then on."""
+    stream = device.open()
+    task_status.started()
+    await _until_told(stream, operation)
+    told.append(time.monotonic())
+    with anyio.fail_after(5), pytest.raises(RevokedError) as again:
+        await operation(stream)
+    assert not again.value.in_flight
+
+
+def held() -> int:
+    return len(list(pathlib.Path("/proc/self/fd").iterdir())) + len(anyio.get_running_tasks())
+
+
+def cables(outside: Outside, count: int) -> Iterator[Row]:
+    yield _cycles(Cable(outside), "ttyUSB", count)
+
+
+def gadgets(_: Outside, count: int) -> Iterator[Row]:
+    yield _cycles(gadget(), "ttyACM", count)
+
+
+def _cycles(plug: Plug, kind: str, count: int) -> Row:
+    """All kinds of use and all backends, in rotation."""
+    every = []
+    for number in range(count):
+        backend, loop = BACKENDS[number % len(BACKENDS)]
+        every.append(on(loop, cycle, plug, backend, KINDS[number % len(KINDS)]))
+    return figures(f"{kind}: unplugged in use", every)
+
+
+def on(loop: str, one: Callable[..., Awaitable[Told]], *args: object) -> Told:
+    """A cycle in a loop of its own, with the threads that this has left."""
+    threads = _threads()
+    told = anyio.run(one, *args, **LOOPS[loop])
+    return told._replace(left=told.left + _threads() - threads)
+
+
+def figures(scenario: str, every: list[Told]) -> Row:
+    told, users = sum(each.told for each in every), sum(each.users for each in every)
+    left, busy = sum(each.left for each in every), max(each.busy for each in every)
+    return {
+        "scenario": scenario,
+        "times": len(every),
+        "right": f"{told} of {users} users told, each once",
+        "took": _times([each.after for each in every]),
+        "left behind": left,
+        "busy": f"{busy:.0%}",
+        "ok": told == users and not left and busy < 0.5,
+    }
+
+
+def _threads() -> int:
+    return len([thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")])
+
+
+def _times(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.3f} s, at most {max(seconds):.3f}"
+
+
+# -- devices that come back, by their serial numbers --
+
+
+def replugs(outside: Outside, count: int) -> Iterator[Row]:
+    yield anyio.run(_replugs, outside, count)
+
+
+async def _replugs(outside: Outside, count: int) -> Row:
+    """One device, each time as the next generation, and its bytes."""
+    right, times, plugged = 0, [], 0.0
+    await outside.ask("plug", "usb1")
+    async with serial_device("RIG1", 115200) as devices:
+        async for device in devices:
+            if plugged:
+                times.append(time.monotonic() - plugged)
+            stream = device.open()
+            await outside.ask("send", "usb1", f"hello {len(times)}\n")
+            right += await stream.receive_line() == b"hello %d\n" % len(times)
+            async with anyio.create_task_group() as group:
+                group.start_soon(_until_told, stream, SerialStream.receive)
+                await outside.ask("unplug", "usb1")
+            if len(times) == count:
+                break
+            plugged = time.monotonic()
+            await outside.ask("plug", "usb1")
+    return {
+        "scenario": "replugged, followed by serial number",
+        "times": count,
+        "right": f"{right - 1} of {count} are back, with their bytes",
+        "took": _times(times),
+        "ok": right == count + 1,
+    }
+
+
+async def _until_told(stream: SerialStream, operation: Operation) -> None:
+    with contextlib.suppress(RevokedError):
+        while True:
+            await operation(stream)
+
+
+def swaps(outside: Outside, count: int) -> Iterator[Row]:
+    yield anyio.run(_swaps, outside, count)
+
+
+async def _swaps(outside: Outside, count: int) -> Row:
+    """Two devices that change places: each has the other's node then."""
+    names = ["usb1", "usb2"]
+    opened, is_open = anyio.create_memory_object_stream[tuple[str, SerialDevice]](2)
+    right, moved, nodes = 0, 0, set[tuple[str, str]]()
+    async with anyio.create_task_group() as group, opened, is_open:
+        for name in names:
+            group.start_soon(_follow, name, opened)
+        for number in range(count + 1):
+            for place, name in enumerate(names):
+                await outside.ask("plug", name)
+                await until(lambda place=place: there(f"/dev/ttyUSB{place}"))  # type: ignore[misc]
+            devices = [await is_open.receive(), await is_open.receive()]
+            for name, device in devices:
+                await outside.ask("send", name, f"{name} {number}\n")
+                right += await device.open().receive_line() == f"{name} {number}\n".encode()
+            before, nodes = nodes, {(name, device.url) for name, device in devices}
+            moved += bool(before) and not before & nodes
+            names.reverse()
+            for name in names:
+                await outside.ask("unplug", name)
+            await until(lambda nodes=nodes: not any(there(path) for _, path in nodes))  # type: ignore[misc]
+        group.cancel_scope.cancel()
+    return {
+        "scenario": "two devices swapped, followed by serial number",
+        "times": count,
+        "right": f"{moved} had the other's node, {right} of {2 * count + 2} reads their own bytes",
+        "ok": right == 2 * count + 2 and moved == count,
+    }
+
+
+async def _follow(name: str, opened: anyio.abc.ObjectSendStream[tuple[str, SerialDevice]]) -> None:
+    async with serial_device(name.replace("usb", "RIG"), 115200) as devices:
+        async for device in devices:
+            await opened.send((name, device))
+            await _until_told(device.open(), _seldom)
+
+
+# -- a line that is stalled: the kernel waits half a minute for what was sent, before it closes a port --
+
+
+def stalls(_: Outside, __: int) -> Iterator[Row]:
+    plug = gadget()
+    for scenario, name, low, high in (
+        (_revoked, "revoked", 25, 40),
+        (_given_up, "revoked, close_timeout=2", 2, 6),
+        (_unplugged, "revoked, and unplugged then", 0, 10),
+        (_reopened, "revoked, and opened again", 20, 40),
+    ):
+        told, took = anyio.run(_stalled, plug, scenario)
+        yield {
+            "scenario": f"ttyACM, stalled: {name}",
+            "times": 1,
+            "right": f"its user was told after {told:.3f} s",
+            "took": f"{took:.1f} s",
+            "ok": told < 5 and low <= took <= high,
+        }
+
+
+async def _stalled(plug: Plug, scenario: Callable[[Plug, SerialDevice], Awaitable[None]]) -> tuple[float, float]:
+    """The seconds from a revocation until the user is told, and until the scenario ends."""
+    await plug.plug()
+    device = await open_serial(plug.path, close_timeout=2 if scenario is _given_up else 40)
+    async with anyio.create_task_group() as group:
+        group.start_soon(_until_told, device.open(), lambda stream: stream.send(bytes(65536)))
+        await anyio.wait_all_tasks_blocked()
+        begun = time.monotonic()
+        device.node.revoke("a test")
+    told = time.monotonic()
+    await scenario(plug, device)
+    ended = time.monotonic()
+    if scenario is not _unplugged:
+        await plug.unplug()
+    await until(lambda: not there(plug.path))
+    return told - begun, ended - begun
+
+
+async def _revoked(_: Plug, device: SerialDevice) -> None:
+    await device.node.revoke()
+
+
+async def _given_up(_: Plug, device: SerialDevice) -> None:
+    report = anyio.Event()
+    try:
+        await device.node.revoke()
+    except* TimeoutError:
+        report.set()
+    assert report.is_set(), "a port that is not closed was said to be"
+
+
+async def _unplugged(plug: Plug, device: SerialDevice) -> None:
+    await plug.unplug()
+    await device.node.revoke()
+
+
+async def _reopened(plug: Plug, _: SerialDevice) -> None:
+    async with open_serial(plug.path):
+        pass
