@@ -109,9 +109,9 @@ def number(end: FarEnd) -> int:
     return pathlib.Path(end.path).stat().st_rdev
 
 
-def removed(rdev: int) -> DeviceEvent:
+def removed(rdev: int, subsystem: str = "tty") -> DeviceEvent:
     numbers = {"MAJOR": str(os.major(rdev)), "MINOR": str(os.minor(rdev))}
-    return DeviceEvent("remove", "/devices/x", {"SUBSYSTEM": "tty", "DEVNAME": "ttyX0", **numbers})
+    return DeviceEvent("remove", "/devices/x", {"SUBSYSTEM": subsystem, "DEVNAME": "ttyX0", **numbers})
 
 
 # -- the kernel's events --
@@ -325,7 +325,7 @@ async def settle_and(call: Callable[[], object]) -> None:
 
 
 def test_it_is_found_by_its_serial_number(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of the USB device, of its first port; others may have none, or one that is no text."""
+    """That of the USB device, of its first port, if only one has it; others may have none, or one that is no text."""
     monkeypatch.setattr(replugged, "BY_ID", tmp_path)
     monkeypatch.setattr(replugged, "TTYS", tmp_path / "tty")
     for name, usb, port in ("ttyUSB0", "1-2", 1), ("ttyUSB1", "1-2", 0), ("ttyUSB2", "1-1", 0), ("ttyUSB3", "1-3", 0):
@@ -340,6 +340,10 @@ def test_it_is_found_by_its_serial_number(tmp_path: pathlib.Path, monkeypatch: p
     assert replugged._find("A10K") == "/dev/ttyUSB1"
     with pytest.raises(OSError, match=r"no serial device has this name or serial number.*: 'A10'"):
         replugged._find("A10")
+    (tmp_path / "devices/1-1/serial").write_text("A10K\n")  # as makers give one number to all that they make
+    with pytest.raises(OSError, match=r"such as /dev/ttyUSB1 and /dev/ttyUSB2: give the path.*'A10K'") as caught:
+        replugged._find("A10K")
+    assert caught.value.errno == errno.ENOTUNIQ
     (tmp_path / "A10K").symlink_to("/dev/null")
     assert replugged._find("A10K") == "/dev/null"
 
@@ -390,7 +394,9 @@ async def test_the_kernels_events_end_and_begin_generations(tty: Tty, monkeypatc
 async def test_a_removal_that_was_told_before_it_was_open_is_not_its_own(
     plug: Plug, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That of its last generation, under the same number, may come late: only a later one takes it away."""
+    """That of its last generation, under the same number, may come late: only a later one takes it away. Block devices have
+    numbers of their own.
+    """
     end = plug.plug_in()
 
     def opening(*args: Any, **options: Any) -> Any:
@@ -408,7 +414,7 @@ async def test_a_removal_that_was_told_before_it_was_open_is_not_its_own(
         device = await anext(devices)
         await settle()
         assert not device.node.revoked
-        source.tell(removed(number(end) + 1))
+        source.tell(removed(number(end) + 1), removed(number(end), "block"))
         await settle()
         assert not device.node.revoked
         source.tell(removed(number(end)))

@@ -126,6 +126,9 @@ class Device(Resource, Generic[L]):
         idle_limit: float | None,
         close_timeout: float,
     ) -> None:
+        for option, seconds in ("close_timeout", close_timeout), ("idle_limit", idle_limit):
+            if seconds is not None and not seconds > 0:
+                raise ValueError(f"{option} is {seconds!r}: give seconds, more than 0")
         self.path = path
         self._owner = owner
         self.name = name

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, TypeVar, Unpack
+from typing import Any, ClassVar, Literal, TypeVar, Unpack
 
 import anyio.lowlevel
 from anyio.streams.file import FileStreamAttribute
 
-from asyncrevoke.lowlevel import RevokedError, SharedOptions, SharedStream
+from asyncrevoke.lowlevel import Fd, RevokedError, SharedOptions, SharedStream
 
 from .device import Device
 
@@ -21,12 +21,20 @@ class DeviceStream(SharedStream):
     Besides those of every stream, its operations are requests to the driver, which answer by the profile's `ioctl`. They
     are made in threads: cancelled or kicked, they end when the driver has answered.
 
+    :ivar fd: how the descriptor is read
+    :ivar subsystems: of the kernel, where such devices are
+
     :raises RevokedError: from each, if the device was or is taken away or unplugged
     :raises ~anyio.ClosedResourceError: from each, if this stream was or is closed
     :raises OSError: from each, if the driver refuses it, or no thread can be started
     """
 
-    def __init__(self, device: Device[Any], name: str, *, tty: bool = False, **options: Unpack[SharedOptions]) -> None:
+    fd: ClassVar[type[Fd]] = Fd
+    subsystems: ClassVar[tuple[str, ...]] = ("usbmisc", "tty")
+
+    def __init__(
+        self, device: Device[Any], name: str = "", *, tty: bool = False, **options: Unpack[SharedOptions]
+    ) -> None:
         super().__init__(device.shared, device.node, name, tty=tty, **options)
         self.device = device
 

@@ -154,9 +154,6 @@ class _Options:
         _check_baudrate(self.url, self.baudrate)
         if self.url.startswith(network.SCHEMES):
             network.address(self.url)
-        for option in "close_timeout", "idle_limit":
-            if (seconds := getattr(self, option)) is not None and not seconds > 0:
-                raise ValueError(f"{option} is {seconds!r}: give seconds, more than 0")
         for option, known in _KNOWN.items():
             if (given := getattr(self, option)) not in known:
                 raise ValueError(f"{self.url!r}: {option} is {given!r}: give one of {', '.join(map(repr, known))}")
