@@ -549,6 +549,13 @@ def test_an_identity_that_two_share_names_both() -> None:
     assert caught.value.errno == errno.ENOTUNIQ
 
 
+def test_a_device_that_goes_while_it_is_looked_for_is_not_there(tree: pathlib.Path) -> None:
+    """Sysfs still has its folder, but tells nothing of it any more."""
+    (tree / "devices/usb1/1-2/1-2:1.0/input/input3/event3/uevent").write_text("")
+    with pytest.raises(FileNotFoundError):
+        identity.find("1-2", ["input"])
+
+
 @pytest.mark.parametrize("runs", [True, False])
 def test_where_udev_does_not_run_that_is_said(tree: pathlib.Path, runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it gives the names."""

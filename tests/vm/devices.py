@@ -1,8 +1,7 @@
 """Devices that are no terminals, on a real kernel: as root, with the modules uinput, uhid and hid-generic.
 
-`main()` runs all and prints a line for each; each scenario may be called by itself, and raises what it has found. The
-kernel makes the devices (uinput, uhid), and removes them as it removes those of a bus; `usb` asks whoever runs the machine to
-plug a real driver's device.
+`rows` runs all, and `main` prints them: ``devices.py [count [backend ...]]``. Each scenario may be called by itself, and
+raises what it has found. The kernel makes the devices (uinput, uhid), and removes them as it removes those of a bus.
 """
 
 from __future__ import annotations
@@ -15,11 +14,12 @@ import gc
 import os
 import pathlib
 import struct
+import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -422,27 +422,41 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def main(*backends: str, share: float = 1.0) -> int:
-    """Run all scenarios on these backends, with that share of their cycles. It returns how many have failed."""
-    failed = 0
-    for backend in backends:
+def rows(_: object, count: int, *backends: str) -> Iterator[dict[str, object]]:
+    """Run all scenarios, those of many cycles with `count` of 50; what came of each.
+
+    :param backends: on which; none: all
+    """
+    for module in "evdev", "uinput", "uhid", "hid_generic":
+        subprocess.run(["/sbin/modprobe", module], check=True)
+    for backend in backends or BACKENDS:
         name, options = BACKENDS[backend]
         for make in PLUGS:
-            for scenario, cycles in SCENARIOS:
+            for scenario, most in SCENARIOS:
+                cycles = max(1, most * count // 50)
                 begun = time.monotonic()
+                ok = True
                 try:
-                    said = anyio.run(
-                        scenario, make, max(1, round(cycles * share)), backend=name, backend_options=options
-                    )
-                except BaseException as exc:  # noqa: BLE001  # told, and the others run
-                    traceback.print_exception(exc)
-                    said = f"FAILED: {exc!r}"
-                    failed += 1
-                line = f"{backend} {make.__name__} {scenario.__name__}: {said} [{time.monotonic() - begun:.1f} s]"
-                print(line, flush=True)
+                    said = anyio.run(scenario, make, cycles, backend=name, backend_options=options)
+                except Exception:  # noqa: BLE001  # told, and the others run
+                    said, ok = traceback.format_exc(), False
+                yield {
+                    "scenario": f"{backend}, {make.__name__}: {scenario.__name__}",
+                    "times": cycles,
+                    "right": said,
+                    "took": f"{time.monotonic() - begun:.1f} s",
+                    "ok": ok,
+                }
+
+
+def main(count: str = "50", *backends: str) -> int:
+    """Print a line for each scenario. It returns whether one has failed."""
+    failed = False
+    for row in rows(None, int(count), *backends):
+        print(*row.values(), sep="; ", flush=True)
+        failed |= not row["ok"]
     return failed
 
 
 if __name__ == "__main__":
-    share, *names = sys.argv[1:]
-    sys.exit(min(1, main(*names, share=float(share))))
+    sys.exit(main(*sys.argv[1:]))

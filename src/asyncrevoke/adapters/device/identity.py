@@ -56,7 +56,8 @@ def _telling(identity: str, subsystems: Iterable[str]) -> Iterator[str]:
                     if above not in known:
                         known[above] = os.fsencode(identity) in set(_told(above))
                     if known[above]:
-                        yield str(DEV / _properties(place)[b"DEVNAME"].decode())
+                        if name := _properties(place).get(b"DEVNAME"):
+                            yield str(DEV / name.decode())
                         break
 
 
