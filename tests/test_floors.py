@@ -20,6 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "adapters/alsa": ADAPTER,
     "adapters/asgi": {"lowlevel"},
     "adapters/entries": ADAPTER,
+    "adapters/lend": {"lowlevel"},
     "adapters/mapping": ADAPTER,
     "adapters/membrane": {"lowlevel"},
     "adapters/pty": ADAPTER,
