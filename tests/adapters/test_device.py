@@ -140,9 +140,10 @@ async def test_a_report_is_whole_whatever_its_length(driver: Driver, fan_out: bo
         assert [await stream.receive() for _ in reports] == reports
 
 
-async def test_a_report_that_was_cut_is_an_error(driver: Driver) -> None:
+@pytest.mark.parametrize("fan_out", [False, True])
+async def test_a_report_that_was_cut_is_an_error(driver: Driver, fan_out: bool) -> None:
     """A word is said, and the next report is whole."""
-    async with opened(driver, ReportStream) as device:
+    async with opened(driver, ReportStream, fan_out=fan_out) as device:
         stream = device.open()
         driver.far.send(bytes(65537))
         driver.far.send(b"next")
@@ -539,6 +540,20 @@ def tree(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
 def test_a_device_is_found_by_who_it_is(tree: pathlib.Path, who: str, node: str) -> None:
     """By udev's name, or what it tells in sysfs of itself or of the interface or device that it is of."""
     assert identity.find(who, ["hidraw", "input"]) == str(tree / "dev" / node)
+
+
+@pytest.mark.parametrize(("name", "driver"), [("event3", "evdev"), ("js0", "input"), ("hidraw0", "hidraw")])
+def test_the_driver_says_what_streams_are_made_of_it(tree: pathlib.Path, name: str, driver: str) -> None:
+    """Evdev of the input devices, not their older faces; a device that sysfs does not know has none."""
+    with open("/dev/null") as file:  # noqa: PTH123
+        number = os.fstat(file.fileno()).st_rdev
+        assert identity.driver_of(file.fileno()) == ""
+        (place,) = tree.glob(f"devices/**/{name}")
+        (tree / "class" / driver.replace("evdev", "input")).mkdir(exist_ok=True)
+        (place / "subsystem").symlink_to(tree / "class" / driver.replace("evdev", "input"))
+        (tree / "dev/char").mkdir()
+        (tree / f"dev/char/{os.major(number)}:{os.minor(number)}").symlink_to(place)
+        assert identity.driver_of(file.fileno()) == driver
 
 
 @pytest.mark.usefixtures("tree")

@@ -3,14 +3,14 @@
 What is lent is an open file, so what takes it back takes every copy of it: those that the borrower has made, handed on, or
 left to its children. It ends what they wait in, and needs none of them to run.
 
-=========== ============ ======================== ===============================================================
+=========== ============ ======================== ===================================================================
 what is lent by           the borrower, from then  and
-=========== ============ ======================== ===============================================================
-evdev       EVIOCREVOKE  ENODEV; poll ERR|HUP     a file of its own is lent: the lender's stays
+=========== ============ ======================== ===================================================================
+evdev       EVIOCREVOKE  ENODEV; poll ERR|HUP     a file of its own is lent: the lender's stays, and is not to be grabbed
 hidraw      HIDIOCREVOKE ENODEV; poll ERR|HUP     the same; Linux 6.12 and later
 a terminal  TIOCVHANGUP  b"", EIO; poll ERR|HUP   of everybody, the lender too; needs CAP_SYS_ADMIN
 a socket    shutdown(2)  b"" and EPIPE; poll HUP  of both, and the far end is told; what had come can still be read
-=========== ============ ======================== ===============================================================
+=========== ============ ======================== ===================================================================
 
 Anything else is refused: the kernel has no means to take a pipe, a file or memory back. Lend a socket, and copy.
 If the lender is killed, what it has lent stays lent.
@@ -24,7 +24,6 @@ import errno
 import fcntl
 import functools
 import os
-import pathlib
 import pty
 import select
 import socket
@@ -35,6 +34,7 @@ from typing import Any, Self
 
 import anyio
 
+from asyncrevoke.adapters.device.identity import driver_of
 from asyncrevoke.lowlevel import Resource, Revokable, close_off_loop
 
 _EVIOCREVOKE, _HIDIOCREVOKE = 0x40044591, 0x4004480D  # include/uapi/linux/input.h, include/uapi/linux/hidraw.h
@@ -67,6 +67,7 @@ def _shut_down(fd: int) -> None:
 
 EVDEV = Means("EVIOCREVOKE", False, _reopened, lambda fd: fcntl.ioctl(fd, _EVIOCREVOKE, 0))
 HIDRAW = Means("HIDIOCREVOKE", False, _reopened, lambda fd: fcntl.ioctl(fd, _HIDIOCREVOKE, 0))
+_DRIVERS = {"evdev": EVDEV, "hidraw": HIDRAW}
 TERMINAL = Means("TIOCVHANGUP", True, os.dup, lambda fd: fcntl.ioctl(fd, _TIOCVHANGUP))
 SOCKET = Means("shutdown", True, os.dup, _shut_down)
 
@@ -83,16 +84,11 @@ def means_for(fd: int) -> Means:
         raise _no_means("only sockets and character devices can be taken back: lend a socket, and copy")
     if os.isatty(fd):
         return _hang_up(fd)
-    place = pathlib.Path(f"/sys/dev/char/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}").resolve()
-    subsystem = (place / "subsystem").resolve().name
-    for means, ours in (
-        (HIDRAW, subsystem == "hidraw"),
-        (EVDEV, subsystem == "input" and place.name.startswith("event")),
-    ):
-        if ours:
-            _try(means, fd)
-            return means
-    raise _no_means(f"the kernel cannot take a device of {subsystem or 'its driver'!r} back: lend a socket, and copy")
+    driver = driver_of(fd)
+    if driver not in _DRIVERS:
+        raise _no_means(f"the kernel cannot take a device of {driver or 'its driver'!r} back: lend a socket, and copy")
+    _try(_DRIVERS[driver], fd)
+    return _DRIVERS[driver]
 
 
 def _hang_up(fd: int) -> Means:

@@ -7,14 +7,13 @@ import errno
 import fcntl
 import functools
 import os
-import pathlib
 import stat
 from collections.abc import Iterable, Iterator
 from types import EllipsisType
 from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from asyncrevoke.answers import Answers
-from asyncrevoke.lowlevel import Revokable, close_off_loop, off_loop
+from asyncrevoke.lowlevel import OffLoop, Revokable, close_off_loop, off_loop
 
 from . import identity
 from .device import PATIENCE, Device, FdLine, why_hung_up
@@ -26,6 +25,7 @@ S = TypeVar("S", bound=DeviceStream | MessageStream[Any])
 Mode = Literal["rw", "r", "w"]
 _FLAGS = {"rw": os.O_RDWR, "r": os.O_RDONLY, "w": os.O_WRONLY}
 _GONE = (errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN)
+_KINDS: dict[str, type[Any]] = {"hidraw": ReportStream, "evdev": EventStream}
 _EVIOCGRAB = 0x40044590  # include/uapi/linux/input.h
 
 
@@ -81,6 +81,8 @@ def open_device(
     It is opened by ``async with`` or by ``await``, in a thread. For a serial port take `open_serial`, which makes its line
     settings. It ends only when its driver says so: by ENODEV, ENXIO or ESHUTDOWN in any operation, by EIO or the end of data
     in a read or write, or by a hang-up or an error of poll(2) while nobody uses it.
+
+    Where poll(2) tells nothing of data, as USB-TMC's driver, have a thread read: ``stream.request(lambda fd: os.read(fd, n))``.
 
     :param device: its path; or who it is, in the words of udev's names in /dev/input/by-id and the like, or of its USB
         serial number, its `uniq` or `phys` in sysfs, or its place on the bus, such as "1-2:1.0"; or what another library
@@ -167,10 +169,9 @@ class CharacterDevice(Device[FdLine], Generic[S]):
 
     async def _connect(self, node: Revokable) -> FdLine:
         number = await off_loop(self._open_node, late=self._close_node, patience=PATIENCE)
-        node.release = functools.partial(close_off_loop, functools.partial(self._close_node, number))
+        node.release = functools.partial(self._closing, number)
         assert self._kind is not None
-        close = lambda fd: close_off_loop(functools.partial(self._close_node, fd))  # noqa: E731
-        return FdLine(self._kind.fd(number, node, close, shared=True))
+        return FdLine(self._kind.fd(number, node, self._closing, shared=True))
 
     def _open_node(self) -> int:
         if self._given is not None:
@@ -184,11 +185,14 @@ class CharacterDevice(Device[FdLine], Generic[S]):
             if self._grab:
                 with _needs_evdev():
                     fcntl.ioctl(fd, _EVIOCGRAB, 1)
-            self._kind = self._kind or _kind_of(fd)
+            self._kind = self._kind or _KINDS.get(identity.driver_of(fd), DeviceStream)
         except BaseException:
             self._close_node(fd)
             raise
         return fd
+
+    def _closing(self, fd: int) -> OffLoop[object] | None:
+        return close_off_loop(functools.partial(self._close_node, fd))
 
     def _close_node(self, fd: int) -> None:
         if self._grab:
@@ -216,16 +220,6 @@ class CharacterDevice(Device[FdLine], Generic[S]):
 def _explained(device: str, exc: OSError) -> OSError:
     own = exc.errno is None or exc.strerror != os.strerror(exc.errno)  # words, which say what to do already
     return explained(device, exc, {} if own else HINTS)
-
-
-def _kind_of(fd: int) -> type[Any]:
-    """What its driver's streams are."""
-    number = os.fstat(fd).st_rdev
-    place = pathlib.Path(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}").resolve()
-    subsystem = (place / "subsystem").resolve().name
-    if subsystem == "hidraw":
-        return ReportStream
-    return EventStream if subsystem == "input" and place.name.startswith("event") else DeviceStream
 
 
 @contextlib.contextmanager

@@ -35,6 +35,18 @@ def only(identity: str, nodes: Iterable[str]) -> str:
     return first
 
 
+def driver_of(fd: int) -> str:
+    """What a device that is open is to its users: "evdev", or the subsystem that it is of; "" if sysfs does not know it."""
+    number = os.fstat(fd).st_rdev
+    place = (SYS / f"dev/char/{os.major(number)}:{os.minor(number)}").resolve()
+    subsystem = (place / "subsystem").resolve().name if (place / "subsystem").exists() else ""
+    return "evdev" if _is_evdev(place, subsystem) else subsystem
+
+
+def _is_evdev(place: pathlib.Path, subsystem: str) -> bool:
+    return subsystem == "input" and place.name.startswith("event")
+
+
 def _named(identity: str) -> Iterator[str]:
     """Links of udev's, such as in /dev/input/by-id; those in /dev/disk lead to no character device."""
     for kind in "by-id", "by-path":
@@ -50,7 +62,7 @@ def _telling(identity: str, subsystems: Iterable[str]) -> Iterator[str]:
         for entry in (SYS / "class" / subsystem).glob("*/dev"):
             with contextlib.suppress(OSError):  # it has just gone
                 place = entry.parent.resolve()
-                if subsystem == "input" and not place.name.startswith("event"):  # the same device's older faces
+                if subsystem == "input" and not _is_evdev(place, subsystem):  # the same device's older faces
                     continue
                 for above in place, *place.parents:
                     if above not in known:
