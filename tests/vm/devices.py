@@ -409,25 +409,29 @@ async def vanishes_while_it_opens(make: type[Any], cycles: int) -> str:
     return str(outcomes)
 
 
-#: For each descriptor that it is lent: reads until that ends, in a copy; what it gets then, and what each answers later.
+_POLL = 7  # the system call's number on x86_64
+#: For each descriptor that it is lent: waits in a copy, for so many milliseconds; whether it is woken, and what each
+#: operation answers from then on.
 _BORROWER = """
-import os, select, socket, sys
+import os, select, socket, sys, time
 line = socket.socket(fileno=int(sys.argv[1]))
 def attempt(call, *args):
     try:
         return call(*args)
     except OSError as exc:
-        return exc.errno
+        return exc.strerror
 while (lent := socket.recv_fds(line, 1, 1))[0]:
     fd = lent[1][0]
     copy = os.dup(fd)
-    os.set_blocking(fd, True)
-    line.send(b"has it")
-    while isinstance(got := attempt(os.read, copy, 4096), bytes) and got:
-        pass
     poll = select.poll()
-    poll.register(fd, 0)
-    line.send(repr((got, attempt(os.read, fd, 4096), attempt(os.write, fd, bytes(24)), poll.poll(0)[0][1])).encode())
+    poll.register(copy, select.POLLIN)
+    line.send(b"has it")
+    patience, since = int(sys.argv[2]), time.monotonic()
+    poll.poll(patience)
+    woken = time.monotonic() - since < patience / 1000
+    line.recv(100)
+    said = attempt(os.read, fd, 4096), attempt(os.write, fd, bytes(24)), f"poll {poll.poll(0)[0][1]:#x}"
+    line.send(repr(("woken" if woken else "not woken", *said)).encode())
     os.close(fd)
     os.close(copy)
 """
@@ -439,15 +443,23 @@ async def lent_and_taken_back(make: type[Any], cycles: int) -> str:
     async with nothing_leaks(), plugged(make(f"vm-{make.__name__}-lent")) as plug, await opened(plug) as device:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with near, far:
-            borrower = subprocess.Popen([sys.executable, "-ISc", _BORROWER, str(far.fileno())], pass_fds=[far.fileno()])
+            # The kernel wakes nobody whose hidraw it revokes, so there is nothing to wait for.
+            patience = "20000" if make is Keyboard else "300"
+            command = [sys.executable, "-ISc", _BORROWER, str(far.fileno()), patience]
+            borrower = subprocess.Popen(command, pass_fds=[far.fileno()])
+            asleep = pathlib.Path(f"/proc/{borrower.pid}/syscall")
             far.close()
             with borrower:
                 try:
                     for _ in range(cycles):
                         loan = await lend(device.fileno(), to=near)
                         assert near.recv(100) == b"has it"
+                        while not asleep.read_text().startswith(f"{_POLL} "):
+                            os.sched_yield()
                         await loan.revoke("needed elsewhere")
-                        said = near.recv(100).decode()
+                        near.send(b"it is taken")
+                        said = near.recv(1000).decode()
+                        assert said.startswith("('woken'" if loan.means.wakes else "('not woken'"), said
                         answers[f"{loan.means.name}: {said}"] = answers.get(f"{loan.means.name}: {said}", 0) + 1
                 except OSError as exc:
                     if exc.errno != errno.EOPNOTSUPP:

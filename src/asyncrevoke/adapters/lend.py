@@ -1,15 +1,16 @@
 """Descriptors lent to another process, and taken back by the kernel's own means.
 
 What is lent is an open file, so what takes it back takes every copy of it: those that the borrower has made, handed on, or
-left to its children. It ends what they wait in, and needs none of them to run.
+left to its children. The borrower need not run for that. Asked of Linux 6.1 and 6.12:
 
 =========== ============ ======================== ===================================================================
 what is lent by           the borrower, from then  and
 =========== ============ ======================== ===================================================================
 evdev       EVIOCREVOKE  ENODEV; poll ERR|HUP     a file of its own is lent: the lender's stays, and is not to be grabbed
-hidraw      HIDIOCREVOKE ENODEV; poll ERR|HUP     the same; Linux 6.12 and later
+hidraw      HIDIOCREVOKE ENODEV; poll ERR|HUP     the same; Linux 6.12 and later. It wakes nobody: a read that waits gets
+                                                  nothing, and ends with the device
 a terminal  TIOCVHANGUP  b"", EIO; poll ERR|HUP   of everybody, the lender too; needs CAP_SYS_ADMIN
-a socket    shutdown(2)  b"" and EPIPE; poll HUP  of both, and the far end is told; what had come can still be read
+a socket    shutdown(2)  b"", EPIPE; poll HUP     of both, and the far end is told; what had come can still be read
 =========== ============ ======================== ===================================================================
 
 Anything else is refused: the kernel has no means to take a pipe, a file or memory back. Lend a socket, and copy.
@@ -47,10 +48,12 @@ class Means:
 
     :ivar name: the kernel's name of it
     :ivar from_all: whether the lender, and whoever else has it, loses it with the borrower
+    :ivar wakes: whether it ends what the borrower waits in; else it gets nothing there, but waits on
     """
 
     name: str
     from_all: bool
+    wakes: bool
     held: Callable[[int], int]  # a descriptor of what is to be lent, for a descriptor that was given
     take: Callable[[int], object]
 
@@ -65,11 +68,11 @@ def _shut_down(fd: int) -> None:
         lent.shutdown(socket.SHUT_RDWR)
 
 
-EVDEV = Means("EVIOCREVOKE", False, _reopened, lambda fd: fcntl.ioctl(fd, _EVIOCREVOKE, 0))
-HIDRAW = Means("HIDIOCREVOKE", False, _reopened, lambda fd: fcntl.ioctl(fd, _HIDIOCREVOKE, 0))
+EVDEV = Means("EVIOCREVOKE", False, True, _reopened, lambda fd: fcntl.ioctl(fd, _EVIOCREVOKE, 0))
+HIDRAW = Means("HIDIOCREVOKE", False, False, _reopened, lambda fd: fcntl.ioctl(fd, _HIDIOCREVOKE, 0))
 _DRIVERS = {"evdev": EVDEV, "hidraw": HIDRAW}
-TERMINAL = Means("TIOCVHANGUP", True, os.dup, lambda fd: fcntl.ioctl(fd, _TIOCVHANGUP))
-SOCKET = Means("shutdown", True, os.dup, _shut_down)
+TERMINAL = Means("TIOCVHANGUP", True, True, os.dup, lambda fd: fcntl.ioctl(fd, _TIOCVHANGUP))
+SOCKET = Means("shutdown", True, True, os.dup, _shut_down)
 
 
 def means_for(fd: int) -> Means:
@@ -126,7 +129,7 @@ def lend(fd: int, *, to: socket.socket, owner: Revokable | None = None, name: st
     """Lend a descriptor: ``async with lend(fd, to=socket, owner=alice): ...``; then ``alice.revoke()`` takes it back.
 
     It is lent by ``async with`` or by ``await``, and taken back when it is revoked, or closed, or its owner is. When that
-    has been awaited, what the borrower has is dead: the kernel was asked. How it is taken back says `Loan.means`.
+    has been awaited, what the borrower has is dead: the kernel was asked. `Loan.means` says how it is taken back.
 
     :param fd: what is lent. It stays yours
     :param to: a Unix socket, at whose other end is the borrower, who receives it by `socket.recv_fds`
