@@ -26,7 +26,6 @@ import fcntl
 import functools
 import os
 import pty
-import select
 import socket
 import stat
 from collections.abc import Callable, Generator
@@ -35,6 +34,7 @@ from typing import Any, Self
 
 import anyio
 
+from asyncrevoke.adapters.device.device import why_hung_up
 from asyncrevoke.adapters.device.identity import driver_of
 from asyncrevoke.lowlevel import Resource, Revokable, close_off_loop
 
@@ -199,9 +199,7 @@ class Loan(Resource):
         try:
             with contextlib.suppress(OSError):  # it has gone by itself, as by an unplug; else the kernel tells below
                 self.means.take(held)
-            poll = select.poll()
-            poll.register(held, 0)
-            if not poll.poll(0):
+            if why_hung_up(held) is None:
                 raise OSError(errno.EBUSY, f"{self._name}: {self.means.name} has not taken it back")
         finally:
             os.close(held)
