@@ -54,8 +54,9 @@ def serial_device(
     the ``async with`` closes it, and so does dropping what this returns, as a mere ``async for`` over it does.
 
     :param by_id: which device: its name in /dev/serial/by-id, its USB serial number (of several ports, the first is
-        taken), or a path, such as a link of yours. Under which node it comes back does not matter. Or what else
-        `open_serial` takes, such as ``socket://host:port``: no events tell of that, so it is looked for at intervals
+        taken; while two devices have it, neither is), or a path, such as a link of yours. Under which node it comes back
+        does not matter. Or what else `open_serial` takes, such as ``socket://host:port``: no events tell of that, so it is
+        looked for at intervals
     :param baudrate, options: as for `open_serial`, less `owner`
     :param reconnect: False: one turn, if the device is there
     :param debounce: seconds without further events until it is opened
