@@ -1,7 +1,8 @@
 """Descriptors lent to another process, and taken back by the kernel's own means.
 
 What is lent is an open file, so what takes it back takes every copy of it: those that the borrower has made, handed on, or
-left to its children. The borrower need not run for that. Asked of Linux 6.1 and 6.12:
+left to its children. The borrower need not run for that. Real kernels were asked: evdev of Linux 6.1 and 6.12, hidraw of
+6.12, the others of 6.18.
 
 =========== ============ ======================== ===================================================================
 what is lent by           the borrower, from then  and
