@@ -542,6 +542,13 @@ def test_a_device_is_found_by_who_it_is(tree: pathlib.Path, who: str, node: str)
     assert identity.find(who, ["hidraw", "input"]) == str(tree / "dev" / node)
 
 
+def test_a_physical_path_is_no_path(tree: pathlib.Path) -> None:
+    """Though it has a slash: a path begins with one, or with a dot."""
+    device = open_device("usb-0/input1", ReportStream)
+    device.find()
+    assert device.path == str(tree / "dev/hidraw1")
+
+
 @pytest.mark.parametrize(("name", "driver"), [("event3", "evdev"), ("js0", "input"), ("hidraw0", "hidraw")])
 def test_the_driver_says_what_streams_are_made_of_it(tree: pathlib.Path, name: str, driver: str) -> None:
     """Evdev of the input devices, not their older faces; a device that sysfs does not know has none."""

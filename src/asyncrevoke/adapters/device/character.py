@@ -84,7 +84,7 @@ def open_device(
 
     Where poll(2) tells nothing of data, as USB-TMC's driver, have a thread read: ``stream.request(lambda fd: os.read(fd, n))``.
 
-    :param device: its path; or who it is, in the words of udev's names in /dev/input/by-id and the like, or of its USB
+    :param device: its path, which begins with / or a dot; or who it is, in the words of udev's names in /dev/input/by-id and the like, or of its USB
         serial number, its `uniq` or `phys` in sysfs, or its place on the bus, such as "1-2:1.0"; or what another library
         has opened, which belongs to this from the opening on
     :param kind: what its streams are. Left out: `EventStream` for evdev, `ReportStream` for hidraw, else `DeviceStream`
@@ -164,7 +164,7 @@ class CharacterDevice(Device[FdLine], Generic[S]):
 
         :raises OSError: as `open_device`
         """
-        if self._given is None and "/" not in self.path:
+        if self._given is None and not self.path.startswith(("/", ".")):
             self.path = identity.find(self.path, self._subsystems)
 
     async def _connect(self, node: Revokable) -> FdLine:
