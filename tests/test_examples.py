@@ -19,6 +19,18 @@ SAYS = {
         "(generation 1) was revoked: unplugged",
         "generation 2: ",
     ],
+    "scanner_returns": [
+        "generation 1 scanned 42\n",
+        "(generation 1) was revoked: unplugged",
+        "generation 2 scanned 42\n",
+    ],
+    "hidraw_shared_by_two": [
+        "the stick got 00 01",
+        "alice got 17 03\n",
+        "bob got 17 04 05\n",
+        "'stick/alice' was revoked: unplugged: ",
+        "'stick/bob' was revoked: unplugged: ",
+    ],
     "home_automation": ["available: 20", "unavailable: unplugged: ", "available: 21"],
     "one_import_changed": ["measured b'17.3\\n'", "lost: '", "was revoked: unplugged: "],
     "alsa_disconnect": [

@@ -23,12 +23,14 @@ ROOMS: dict[str, set[str]] = {
     "adapters/mapping": ADAPTER,
     "adapters/membrane": {"lowlevel"},
     "adapters/pty": ADAPTER,
-    "adapters/serial": ADAPTER,
+    "adapters/device": ADAPTER,
+    "adapters/lend": {"lowlevel", "adapters/device"},
+    "adapters/serial": {*ADAPTER, "adapters/device"},
     "adapters/tty": ADAPTER,
     "adapters/asyncio_streams": {*ADAPTER, "adapters/serial"},
     "adapters/descriptor": {*ADAPTER, "adapters/tty"},
     "adapters/fuse": {"lowlevel", "adapters/entries"},
-    "adapters/hotplug": {"lowlevel", "adapters/serial"},
+    "adapters/hotplug": {"lowlevel", "adapters/device", "adapters/serial"},
     "control": {"lowlevel"},
     "cluster": {"lowlevel"},
     "console": {
@@ -129,8 +131,8 @@ def test_only_one_file_tells_asyncio_from_trio() -> None:
 PUBLIC = """
     Event Face FdStream Key Name OffLoop Owner Place PtySession PtyStream Registry Report Revocation Revokable
     RevokableAttribute RevokableStream RevokeDeadlock RevokedError SerialDevice SerialStream Shared SharedStream Tty Use
-    User Watch answer answers handle_of in_loop log_events observe off_loop open_pty open_serial places revoke_all
-    revoke_threadsafe serial_device start_pty stop_using_threadsafe watch_devices
+    User Watch answer answers follow_device handle_of in_loop log_events observe off_loop open_device open_pty open_serial places
+    revoke_all revoke_threadsafe serial_device start_pty stop_using_threadsafe watch_devices
 """
 
 

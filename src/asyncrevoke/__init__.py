@@ -33,7 +33,12 @@ if TYPE_CHECKING:
     from ._streams.fd import FdStream as FdStream
     from ._streams.shared import Shared as Shared, SharedStream as SharedStream
     from ._streams.wrapped import RevokableStream as RevokableStream
-    from .adapters.hotplug import serial_device as serial_device, watch_devices as watch_devices
+    from .adapters.device import open_device as open_device
+    from .adapters.hotplug import (
+        follow_device as follow_device,
+        serial_device as serial_device,
+        watch_devices as watch_devices,
+    )
     from .adapters.pty import (
         PtySession as PtySession,
         PtyStream as PtyStream,
@@ -59,7 +64,8 @@ else:
         "_streams.fd": ("FdStream",),
         "_streams.shared": ("Shared", "SharedStream"),
         "_streams.wrapped": ("RevokableStream",),
-        "adapters.hotplug": ("serial_device", "watch_devices"),
+        "adapters.device": ("open_device",),
+        "adapters.hotplug": ("follow_device", "serial_device", "watch_devices"),
         "adapters.pty": ("PtySession", "PtyStream", "open_pty", "start_pty"),
         "adapters.serial": ("SerialDevice", "SerialStream", "open_serial"),
         "adapters.tty": ("Tty",),

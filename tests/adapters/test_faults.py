@@ -19,7 +19,7 @@ import serialx.platforms.serial_posix
 from anyio.abc import AsyncResource
 from serial import SerialException
 
-from asyncrevoke import Registry, Revokable, open_serial
+from asyncrevoke import Registry, Revokable, open_device, open_serial
 from asyncrevoke.adapters.alsa import Cards
 from asyncrevoke.adapters.hotplug import serial_device, watch_devices
 from asyncrevoke.adapters.serial.device import BACKENDS
@@ -85,6 +85,10 @@ async def port(backend: str, path: str, owner: Revokable) -> AsyncResource:
     return await open_serial(path, backend=backend, owner=owner)  # type: ignore[arg-type]
 
 
+async def character(path: str, owner: Revokable) -> AsyncResource:
+    return await open_device(path, owner=owner)
+
+
 async def terminal(path: str, owner: Revokable) -> AsyncResource:
     tty = Tty(path)
     try:
@@ -122,7 +126,7 @@ async def sound(path: str, owner: Revokable) -> AsyncResource:
 
 OPENINGS: dict[str, Callable[[str, Revokable], Awaitable[AsyncResource]]] = {
     **{backend: functools.partial(port, backend) for backend in BACKENDS},
-    **{opening.__name__: opening for opening in (terminal, events, replugged, sound)},
+    **{opening.__name__: opening for opening in (character, terminal, events, replugged, sound)},
 }
 
 

@@ -35,7 +35,7 @@ from asyncrevoke.adapters.serial import SerialDevice, open_serial
 from asyncrevoke.testing import Subject, check_revokable
 from calls import awake
 from conftest import settle
-from ports import FarEnd, Plug, serial_line
+from ports import FarEnd, Plug, as_root, serial_line
 
 pytestmark = pytest.mark.anyio
 
@@ -109,9 +109,9 @@ def number(end: FarEnd) -> int:
     return pathlib.Path(end.path).stat().st_rdev
 
 
-def removed(rdev: int) -> DeviceEvent:
+def removed(rdev: int, subsystem: str = "tty") -> DeviceEvent:
     numbers = {"MAJOR": str(os.major(rdev)), "MINOR": str(os.minor(rdev))}
-    return DeviceEvent("remove", "/devices/x", {"SUBSYSTEM": "tty", "DEVNAME": "ttyX0", **numbers})
+    return DeviceEvent("remove", "/devices/x", {"SUBSYSTEM": subsystem, "DEVNAME": "ttyX0", **numbers})
 
 
 # -- the kernel's events --
@@ -174,6 +174,41 @@ async def test_pyudev_tells_of_them_where_it_is_installed(tty: Tty, monkeypatch:
         event = await of(tty, events)
     assert (event.action, event.number) == ("change", tty.number)
     assert event.path == f"/{event.properties['DEVPATH'].lstrip('/')}"
+
+
+UDEVD = """
+import ctypes, os, pathlib, socket, struct, anyio
+from asyncrevoke import watch_devices
+libc = ctypes.CDLL(None)
+# A /run and a network of its own, where it is udevd (src/libsystemd/sd-device/device-monitor.c).
+if libc.unshare(0x40020000) or libc.mount(b"none", b"/", None, 0x44000, None) or libc.mount(b"none", b"/run", b"tmpfs", 0, None):
+    raise SystemExit(77)
+pathlib.Path("/run/udev").mkdir()
+pathlib.Path("/run/udev/control").touch()
+TOLD = dict(ACTION="add", DEVPATH="/devices/x", SUBSYSTEM="hidraw", DEVNAME="/dev/hidraw0", MAJOR="245", MINOR="0")
+TOLD |= dict(SEQNUM="1", ID_SERIAL="Acme_A10K", DEVLINKS="/dev/stick")
+async def main():
+    data = b"".join(f"{key}={value}".encode() + bytes(1) for key, value in TOLD.items())
+    head = struct.pack("=8sI7I", b"libudev" + bytes(1), socket.htonl(0xFEEDCAFE), 40, 40, len(data), 0, 0, 0, 0)
+    async with watch_devices() as events:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 15) as udevd:
+            udevd.sendto(head + data, (0, 2))
+        with anyio.fail_after(20):
+            event = await anext(events)
+    print(event.action, event.subsystem, event.node, event.number == os.makedev(245, 0))
+    print(event.properties["ID_SERIAL"], event.properties["DEVLINKS"])
+anyio.run(main)
+"""
+
+
+@as_root
+def test_where_udev_runs_its_properties_come_with_the_event_of_any_subsystem() -> None:
+    """Its names and links, as it sends them when its rules are done."""
+    pytest.importorskip("pyudev")
+    done = subprocess.run([sys.executable, "-c", UDEVD], capture_output=True, text=True, timeout=60)
+    if done.returncode == 77:
+        pytest.skip("no namespace can be made here")
+    assert (done.stdout, done.stderr) == ("add hidraw /dev/hidraw0 True\nAcme_A10K /dev/stick\n", "")
 
 
 def test_what_other_processes_send_is_no_event(tty: Tty) -> None:
@@ -325,7 +360,7 @@ async def settle_and(call: Callable[[], object]) -> None:
 
 
 def test_it_is_found_by_its_serial_number(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of the USB device, of its first port; others may have none, or one that is no text."""
+    """That of the USB device, of its first port, if only one has it; others may have none, or one that is no text."""
     monkeypatch.setattr(replugged, "BY_ID", tmp_path)
     monkeypatch.setattr(replugged, "TTYS", tmp_path / "tty")
     for name, usb, port in ("ttyUSB0", "1-2", 1), ("ttyUSB1", "1-2", 0), ("ttyUSB2", "1-1", 0), ("ttyUSB3", "1-3", 0):
@@ -340,6 +375,10 @@ def test_it_is_found_by_its_serial_number(tmp_path: pathlib.Path, monkeypatch: p
     assert replugged._find("A10K") == "/dev/ttyUSB1"
     with pytest.raises(OSError, match=r"no serial device has this name or serial number.*: 'A10'"):
         replugged._find("A10")
+    (tmp_path / "devices/1-1/serial").write_text("A10K\n")  # as makers give one number to all that they make
+    with pytest.raises(OSError, match=r"such as /dev/ttyUSB1 and /dev/ttyUSB2: give the path.*'A10K'") as caught:
+        replugged._find("A10K")
+    assert caught.value.errno == errno.ENOTUNIQ
     (tmp_path / "A10K").symlink_to("/dev/null")
     assert replugged._find("A10K") == "/dev/null"
 
@@ -390,7 +429,9 @@ async def test_the_kernels_events_end_and_begin_generations(tty: Tty, monkeypatc
 async def test_a_removal_that_was_told_before_it_was_open_is_not_its_own(
     plug: Plug, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That of its last generation, under the same number, may come late: only a later one takes it away."""
+    """That of its last generation, under the same number, may come late: only a later one takes it away. Block devices have
+    numbers of their own.
+    """
     end = plug.plug_in()
 
     def opening(*args: Any, **options: Any) -> Any:
@@ -408,7 +449,7 @@ async def test_a_removal_that_was_told_before_it_was_open_is_not_its_own(
         device = await anext(devices)
         await settle()
         assert not device.node.revoked
-        source.tell(removed(number(end) + 1))
+        source.tell(removed(number(end) + 1), removed(number(end), "block"))
         await settle()
         assert not device.node.revoked
         source.tell(removed(number(end)))

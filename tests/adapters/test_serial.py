@@ -622,7 +622,7 @@ async def test_sends_that_are_cancelled_do_not_pile_up(backend: str) -> None:
                 start(group, stream.send, BIG)
                 await parked(stream.handle)
                 group.cancel_scope.cancel()
-        assert device._opened[1]._transport.get_write_buffer_size() <= 4096  # type: ignore[attr-defined]
+        assert device.line._transport.get_write_buffer_size() <= 4096  # type: ignore[attr-defined]
 
 
 # -- what is asked for at the opening --
@@ -1116,7 +1116,7 @@ async def test_a_transport_that_is_lost_by_itself_is_not_aborted_again(backend: 
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
     async with port(backend) as (device, _):
-        device._opened[1]._transport.abort()  # type: ignore[attr-defined]
+        device.line._transport.abort()  # type: ignore[attr-defined]
         await device.revoke("in the same step")
         await settle()
     assert failures == []

@@ -44,6 +44,31 @@ async def test_each_gets_what_it_asks_for_in_the_order_of_coming(wrap: Wrap) -> 
         assert await stream.receive() == b"chunk"
 
 
+def _end(ahead: bytearray) -> int:
+    """Of a record that begins with its length."""
+    end = 1 + ahead[0] if ahead else 1
+    return end if len(ahead) >= end else -1
+
+
+async def test_a_record_may_be_of_a_kind_of_your_own(wrap: Wrap) -> None:
+    """It ends where you say, however it comes; one that the data ends in can still be received."""
+    async with pair(wrap) as (stream, peer), anyio.create_task_group() as group:
+
+        async def read() -> list[bytes]:
+            return [await stream.receive_record(_end) for _ in range(3)]
+
+        reading = start(group, read)
+        for byte in b"\x02ab\x00\x01c\x09rest":
+            await settle()
+            peer.sendall(bytes([byte]))
+        await reading.done.wait()
+        assert reading.outcome == [b"\x02ab", b"\x00", b"\x01c"]
+        peer.close()
+        with pytest.raises(anyio.IncompleteRead):
+            await stream.receive_record(_end)
+        assert await stream.receive_exactly(5) == b"\x09rest"
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 async def test_a_record_may_come_in_pieces(wrap: Wrap, size: int) -> None:
     """Also where a delimiter is cut in two."""

@@ -92,7 +92,12 @@ class Watched:
         self._scope = anyio.CancelScope()
 
     def add(self, watch: Watch, number: int, events: int) -> None:
-        self._epoll.register(number, events)
+        try:
+            self._epoll.register(number, events)
+        except BaseException:
+            if not self._watches:
+                self._epoll.close()  # else whoever keeps the error would keep it, too
+            raise
         self._watches[number] = watch
         if self._home.watched is None:
             self._home.watched = self

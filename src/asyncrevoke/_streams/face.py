@@ -115,6 +115,20 @@ class Face(Handled, anyio.abc.ByteStream):
             raise anyio.IncompleteRead from None
         return record[: -len(delimiter)]
 
+    async def receive_record(self, end: Callable[[bytearray], int]) -> bytes:
+        """Receive a record of a kind of your own, such as one that begins with its length.
+
+        :param end: is given what has come, and tells where the first record in it ends, or -1 if more has to come
+        :raises: as `receive_exactly`, and what `end` raises
+        Cancellation: nothing was consumed.
+        """
+        try:
+            if not self._free():
+                await self._turn()
+            return await self._cut_when(end)
+        except anyio.EndOfStream:
+            raise anyio.IncompleteRead from None
+
     async def receive_line(self, max_bytes: int = 65536) -> bytes:
         r"""Receive a line with its ``b"\n"``; at the end of data, what is left.
 

@@ -1,4 +1,4 @@
-"""Devices that come and go: the kernel's events, and a serial device that is opened again whenever it is back."""
+"""A device that comes and goes, and is opened again whenever it is back."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import logging
 import os
 import pathlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar, overload
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from asyncrevoke.adapters.device import CharacterDevice, Device, open_device
+from asyncrevoke.adapters.device.character import S
+from asyncrevoke.adapters.device.identity import only
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
 from asyncrevoke.adapters.serial.port import SerialException, explained
 from asyncrevoke.lowlevel import Name, Registry, Resource, Watch, off_loop, revoke_threadsafe
@@ -26,6 +30,8 @@ logger = logging.getLogger("asyncrevoke")
 
 BY_ID = pathlib.Path("/dev/serial/by-id")
 TTYS = pathlib.Path("/sys/class/tty")
+
+D = TypeVar("D", bound=Device[Any])
 
 
 def serial_device(
@@ -48,8 +54,9 @@ def serial_device(
     the ``async with`` closes it, and so does dropping what this returns, as a mere ``async for`` over it does.
 
     :param by_id: which device: its name in /dev/serial/by-id, its USB serial number (of several ports, the first is
-        taken), or a path, such as a link of yours. Under which node it comes back does not matter. Or what else
-        `open_serial` takes, such as ``socket://host:port``: no events tell of that, so it is looked for at intervals
+        taken; while two devices have it, neither is), or a path, such as a link of yours. Under which node it comes back
+        does not matter. Or what else `open_serial` takes, such as ``socket://host:port``: no events tell of that, so it is
+        looked for at intervals
     :param baudrate, options: as for `open_serial`, less `owner`
     :param reconnect: False: one turn, if the device is there
     :param debounce: seconds without further events until it is opened
@@ -66,47 +73,128 @@ def serial_device(
     by_id = os.fspath(by_id)
     if not by_id:
         raise ValueError("by_id is empty: give the device's name in /dev/serial/by-id, its serial number, or a path")
-    if not 0 < debounce <= max_delay:
-        raise ValueError(f"debounce is {debounce!r} and max_delay {max_delay!r}: give seconds, debounce the smaller")
-    check_kind(source)
-    open_serial(by_id, baudrate, owner=None, name="", **options)  # says what is wrong with them, and opens nothing
-    name = name or pathlib.PurePath(by_id).name
-    node = Name(name, while_draining="queue") if registry is None else registry.name(name, while_draining="queue")
-    options["baudrate"] = baudrate
-    return SerialDevices(node, by_id, options, reconnect, debounce, max_delay, source, registry)
+
+    def make(owner: Name | None) -> SerialDevice:
+        path = by_id if owner is None else _find(by_id)
+        return open_serial(path, baudrate, owner=owner, name=pathlib.PurePath(path).name, **options)
+
+    make(None)  # says what is wrong with the options, and opens nothing
+    turns = Turns(reconnect, debounce, max_delay, source, registry)
+    return SerialDevices(turns.named(name or pathlib.PurePath(by_id).name), make, ("tty",), turns)
+
+
+@overload
+def follow_device(
+    identity: str | os.PathLike[str],
+    kind: type[S],
+    *,
+    reconnect: bool = ...,
+    debounce: float = ...,
+    max_delay: float = ...,
+    source: Kind = ...,
+    registry: Registry | None = ...,
+    name: str = ...,
+    **options: Any,
+) -> Devices[CharacterDevice[S]]: ...
+@overload
+def follow_device(
+    identity: str | os.PathLike[str],
+    kind: None = None,
+    *,
+    reconnect: bool = ...,
+    debounce: float = ...,
+    max_delay: float = ...,
+    source: Kind = ...,
+    registry: Registry | None = ...,
+    name: str = ...,
+    **options: Any,
+) -> Devices[CharacterDevice[Any]]: ...
+def follow_device(
+    identity: str | os.PathLike[str],
+    kind: type[Any] | None = None,
+    *,
+    reconnect: bool = True,
+    debounce: float = 0.1,
+    max_delay: float = 5.0,
+    source: Kind = None,
+    registry: Registry | None = None,
+    name: str = "",
+    **options: Any,
+) -> Devices[CharacterDevice[Any]]:
+    """Use any character device that comes and goes: ``async with follow_device("0001", EventStream) as devices: ...``
+
+    It is as `serial_device`, of which also the options are that are not told here.
+
+    :param identity: as for `open_device`. If two devices share it, it is waited for until one of them has gone
+    :param kind, options: as for `open_device`, less `owner`
+    :raises ValueError, TypeError: if an option makes no sense
+    From the loop:
+    :raises RevokedError, ~anyio.ClosedResourceError: if the name was revoked for good, or closed
+    :raises OSError: without `reconnect`, if it cannot be opened
+    """
+    identity = os.fspath(identity)
+
+    def make(owner: Name | None) -> CharacterDevice[Any]:
+        device = open_device(identity, kind, owner=owner, **options)
+        if owner is not None:
+            device.find()
+            device.name = pathlib.PurePath(device.path).name
+        return device
+
+    make(None)  # says what is wrong with the options, and opens nothing
+    turns = Turns(reconnect, debounce, max_delay, source, registry)
+    return Devices(turns.named(name or pathlib.PurePath(identity).name), make, (), turns)
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How a device is waited for, as `serial_device` explains."""
+
+    reconnect: bool
+    debounce: float
+    max_delay: float
+    source: Kind
+    registry: Registry | None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.debounce <= self.max_delay:
+            raise ValueError(
+                f"debounce is {self.debounce!r} and max_delay {self.max_delay!r}: give seconds, debounce the smaller"
+            )
+        check_kind(self.source)
+
+    def named(self, name: str) -> Name:
+        make = Name if self.registry is None else self.registry.name
+        return make(name, while_draining="queue")
 
 
 @dataclass(eq=False, repr=False)
-class SerialDevices(Resource):
-    """The generations of one serial device, one after another, as `serial_device` gives them. One task at a time waits
-    for the next, and takes the device from those who have it.
+class Devices(Resource, Generic[D]):
+    """The generations of one device, one after another, as `serial_device` and `follow_device` give them. One task at a
+    time waits for the next, and takes the device from those who have it.
 
-    To lend the port to another program, revoke the turn's device, and begin the next turn when it is to be opened again.
+    To lend the device to another program, revoke the turn's, and begin the next turn when it is to be opened again.
 
     :ivar node: the name, which stays. Revoke it to take the device away for good, also while it is waited for
     """
 
     node: Name
-    _by_id: str
-    _options: dict[str, Any]
-    _reconnect: bool
-    _debounce: float
-    _max_delay: float
-    _kind: Kind
-    _registry: Registry | None
+    _make: Callable[[Name], D]  # looks for it, in a thread
+    _subsystems: tuple[str, ...]  # whose events may have brought it; none: any's
+    _turns: Turns
 
     def __post_init__(self) -> None:
         self._events: _Events | None = None
         self._guard = anyio.ResourceGuard("waiting for")
-        self._delay = self._debounce
-        self._latest: SerialDevice | None = None  # of this turn
+        self._delay = self._turns.debounce
+        self._latest: D | None = None  # of this turn
         self._lasts_at = 0.0  # when this turn has lasted so long that the device is no flapping one
         self._told = ""
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> SerialDevice:
+    async def __anext__(self) -> D:
         """End this turn, and wait until the device is open again.
 
         :raises ~anyio.BusyResourceError: if another task is waiting
@@ -115,17 +203,17 @@ class SerialDevices(Resource):
         await anyio.lowlevel.checkpoint()
         with self._guard, self.node.using(idle=True):
             if self._events is None:
-                self._events = _Events(self.node, self._kind)
+                self._events = _Events(self.node, self._subsystems, self._turns.source)
             else:
                 await self._end_turn()
-                if not self._reconnect:
+                if not self._turns.reconnect:
                     raise StopAsyncIteration
                 await self._wait(self._events)
             while True:
                 try:
                     return await self._open(self._events)
                 except OSError as exc:
-                    if not self._reconnect:
+                    if not self._turns.reconnect:
                         raise
                     if str(exc) != self._told:
                         self._told = str(exc)
@@ -139,19 +227,18 @@ class SerialDevices(Resource):
         if not self.node.revoked:
             revoke_threadsafe(self.node, "nobody loops over it any more")
 
-    async def _open(self, events: _Events) -> SerialDevice:
-        path = await off_loop(lambda: _find(self._by_id))
-        device = await open_serial(path, owner=self.node, name=pathlib.PurePath(path).name, **self._options)
+    async def _open(self, events: _Events) -> D:
+        device = await (await off_loop(lambda: self._make(self.node)))
         try:
-            if self._registry is not None:
-                self._registry.locate(self.node, device.fileno())
+            if self._turns.registry is not None:
+                self._turns.registry.locate(self.node, device.fileno())
             events.begin(device)
         except BaseException:
             await device.aclose()
             raise
         self._told = ""
         self._latest = device
-        self._lasts_at = anyio.current_time() + self._max_delay
+        self._lasts_at = anyio.current_time() + self._turns.max_delay
         return device
 
     async def _end_turn(self) -> None:
@@ -162,7 +249,7 @@ class SerialDevices(Resource):
         except* Exception as group:  # noqa: BLE001  # a port that does not close is no reason not to open the next
             logger.warning("%s was not closed well: %s", self.node.name, group)
         if anyio.current_time() > self._lasts_at:
-            self._delay = self._debounce
+            self._delay = self._turns.debounce
         self._latest = None
 
     async def _wait(self, events: _Events) -> None:
@@ -170,11 +257,14 @@ class SerialDevices(Resource):
         delay = self._delay * random.uniform(0.75, 1)  # noqa: S311  # not all clients of a server at once
         with anyio.move_on_after(delay) as waiting:
             await events.changed.wait()
-        with anyio.move_on_after(self._max_delay):  # others' events may never end
+        with anyio.move_on_after(self._turns.max_delay):  # others' events may never end
             while events.changed.is_set():
                 events.changed = anyio.Event()
-                await anyio.sleep(self._debounce)
-        self._delay = min(2 * self._delay, self._max_delay) if waiting.cancelled_caught else self._debounce
+                await anyio.sleep(self._turns.debounce)
+        self._delay = min(2 * self._delay, self._turns.max_delay) if waiting.cancelled_caught else self._turns.debounce
+
+
+SerialDevices = Devices[SerialDevice]
 
 
 class _Events:
@@ -183,9 +273,10 @@ class _Events:
     :ivar changed: set by what may have brought it
     """
 
-    def __init__(self, node: Name, kind: Kind) -> None:
+    def __init__(self, node: Name, subsystems: tuple[str, ...], kind: Kind) -> None:
         self.changed = anyio.Event()
-        self._device: SerialDevice | None = None
+        self._subsystems = subsystems
+        self._device: Device[Any] | None = None
         self._number: int | None = None
         self._source: Source | None = None
         try:
@@ -197,7 +288,7 @@ class _Events:
             if source is not None:
                 source.close()
 
-    def begin(self, device: SerialDevice) -> None:
+    def begin(self, device: Device[Any]) -> None:
         """It is open. What was told up to here is about what was there before: the removal of its last generation."""
         with contextlib.suppress(OSError):  # the watch comes upon it, too
             while self._source is not None and next_event(self._source) is not None:
@@ -209,9 +300,10 @@ class _Events:
         source, self._source = self._source, None  # so it stays if the source is broken, which ends the watch
         assert source is not None
         while (event := next_event(source)) is not None:
-            if event.action == "remove" and self._device is not None and event.number == self._number:
+            ours = event.number == self._number and event.subsystem != "block"  # which has numbers of its own
+            if event.action == "remove" and self._device is not None and ours:
                 self._device.revoke(f"unplugged: the kernel has removed {event.node}")
-            elif event.subsystem in ("tty", ""):
+            elif not self._subsystems or event.subsystem in ("", *self._subsystems):
                 self.changed.set()
         self._source = source
 
@@ -227,12 +319,15 @@ def _find(by_id: str) -> str:
     try:
         if "/" in by_id or link.exists():
             return str(link.resolve(strict=True))
+        found: dict[pathlib.Path, str] = {}  # the first port of each USB device
         # Virtual terminals have no device.
         for device, tty in sorted((device.resolve(), device.parent.name) for device in TTYS.glob("*/device")):
             for above in device.parents:
                 serial = above / "serial"  # of a USB device, as it tells it itself
                 if serial.is_file() and serial.read_bytes().strip() == os.fsencode(by_id):
-                    return f"/dev/{tty}"
+                    found.setdefault(above, f"/dev/{tty}")
+        if found:
+            return only(by_id, found.values())
     except OSError as exc:
         raise explained(by_id, exc) from exc
     why = "" if uevents.UDEV_RUNS.exists() else f" (no {BY_ID}: udev is not running)"

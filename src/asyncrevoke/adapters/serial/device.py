@@ -1,52 +1,32 @@
-"""A serial device that several may use, and that is taken away from all of them when it is unplugged.
+"""A serial port: a `Device` that has line settings, modem lines, breaks and a queue to drain, and may be a connection.
 
-The device is a node; its streams are children of it. What tells that it is gone, whoever comes upon it, is one revocation
-of the node: the end of data or EIO, ENODEV, EPERM, ENXIO in any operation, or a hang-up while nobody uses it. Whether the
-path is still there tells nothing: after an unplug it often is.
+What any device has, `asyncrevoke.adapters.device` has. Here is what is special to a terminal, and to the libraries that
+may wait on it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
-import math
 import os
-import select
 import termios
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any, Literal, Self, TypeVar, Unpack
+from typing import Any, Literal, TypeVar, Unpack
 
 import anyio
-import anyio.abc
-import anyio.lowlevel
-from anyio.streams.file import FileStreamAttribute
 
+from asyncrevoke.adapters.device import Device, DeviceStream
 from asyncrevoke.answers import Answers
-from asyncrevoke.lowlevel import (
-    Deadline,
-    Fd,
-    OffLoop,
-    Resource,
-    Revokable,
-    RevokedError,
-    Shared,
-    SharedOptions,
-    SharedStream,
-    Watch,
-    off_loop,
-    os_errors,
-)
+from asyncrevoke.lowlevel import Fd, Revokable, RevokedError, SharedOptions, os_errors
 
 from . import network
 from .lines import AtOpen, ModemLines, drain, integer
 from .port import GONE, Backend, Port, SerialException, explained, explaining, open_descriptor
 from .rfc2217 import open_rfc2217
 from .transports import open_pyserial_asyncio, open_serialx
-
-logger = logging.getLogger("asyncrevoke")
 
 T = TypeVar("T")
 _KNOWN: dict[str, tuple[object, ...]] = {
@@ -174,9 +154,6 @@ class _Options:
         _check_baudrate(self.url, self.baudrate)
         if self.url.startswith(network.SCHEMES):
             network.address(self.url)
-        for option in "close_timeout", "idle_limit":
-            if (seconds := getattr(self, option)) is not None and not seconds > 0:
-                raise ValueError(f"{option} is {seconds!r}: give seconds, more than 0")
         for option, known in _KNOWN.items():
             if (given := getattr(self, option)) not in known:
                 raise ValueError(f"{self.url!r}: {option} is {given!r}: give one of {', '.join(map(repr, known))}")
@@ -190,71 +167,32 @@ class _Options:
         return {option: getattr(self, option) for option in (*_KNOWN, "baudrate", *_SWITCHES)}
 
 
-class SerialDevice(Resource):
+class SerialDevice(Device[Port]):
     """An open serial port, as `open_serial` gives it. Closing it closes the port, and waits for that. A thread closes it;
     where none can be started, the loop's own does.
 
-    :ivar url: what was opened
     :ivar finished: it is gone because the far end of a connection has closed it, in order
     """
 
     def __init__(self, options: _Options, owner: Revokable | None, name: str, answers: Answers | EllipsisType) -> None:
-        self.url = options.url
+        super().__init__(
+            options.url,
+            owner,
+            name,
+            answers,
+            backlog=options.backlog,
+            history=options.history,
+            exact=options.open is open_descriptor,
+            idle_limit=options.idle_limit,
+            close_timeout=options.close_timeout,
+        )
         self.finished = False
         self._options = options
-        self._owner = owner
-        self._name = name
-        self._answers = answers
-        exact = options.open is open_descriptor
-        self._shared = Shared(
-            self._receive,
-            self._send_some,
-            backlog=options.backlog,
-            exact=exact,
-            history=options.history,
-            failed=self.failed,
-        )
-        self._used = False
-        self._node: Revokable | None = None
-        self._port: Port | None = None
-        self._watch: Watch | None = None
-
-    def __await__(self) -> Generator[Any, Any, Self]:
-        """Open it."""
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Self:
-        return self if self._node is not None else await self
-
-    async def _open(self) -> Self:
-        if self._used:
-            raise RuntimeError(f"{self.url!r} was opened already: call open_serial() again")
-        self._used = True
-        try:
-            async with (self._owner or Revokable()).opening(self._name, answers=self._answers) as node:
-                settings = self._options.settings()
-                with explaining(self.url, settings):
-                    self._port = await self._options.open(self.url, node, settings, self._options.at_open)
-                    self._shared.fd = self._port.fd
-                    node.release = self._release
-                    self._exclude(termios.TIOCEXCL)
-                    # Once for each event: what a far end has sent before it closed stays there to be received.
-                    events = select.EPOLLRDHUP | select.EPOLLET
-                    if self._options.idle_limit is not None:
-                        events |= select.EPOLLIN
-                        self._port.deadline = Deadline(self._options.idle_limit, self._idle)
-                        if self._port.fd is not None:
-                            self._port.fd.heard = self._port.deadline.put_off
-                    self._watch = Watch(self._port, self._stirred, events=events, closes=False)
-                self._node = node
-        except RevokedError as error:
-            raise SerialRevokedError.of(error) from None
-        return self
 
     @property
-    def node(self) -> Revokable:  # type: ignore[override]  # it has none before
-        """The node that is taken away, once it is open."""
-        return self._opened[0]
+    def url(self) -> str:
+        """What was opened."""
+        return self.path
 
     def open(self, name: str = "", **options: Unpack[SharedOptions]) -> SerialStream:
         """Open a stream on the port.
@@ -263,7 +201,7 @@ class SerialDevice(Resource):
         :raises RevokedError, ~anyio.ClosedResourceError: if the device is gone
         """
         try:
-            return SerialStream(self, self._shared, name, **options)
+            return SerialStream(self, name, tty=True, **options)
         except RevokedError as error:
             raise SerialRevokedError.of(error) from None
 
@@ -276,27 +214,13 @@ class SerialDevice(Resource):
         with self.node.using(), os_errors(self.url):
             termios.tcflush(self.fileno(), termios.TCOFLUSH)
 
-    def failed(self, exc: Exception) -> RevokedError:
-        """Take it from all, as an operation on its descriptor has failed or ended so. It returns the operation's error."""
-        ended = isinstance(exc, anyio.EndOfStream | anyio.BrokenResourceError)
-        self._gone((exc.__cause__ or self._opened[1].why_over() or "end of data") if ended else exc)
-        return RevokedError(self.node, in_flight=True)
-
-    def _gone(self, why: object) -> None:
-        self.finished |= why == network.FINISHED and not self.node.revoked
-        self.node.revoke(f"unplugged: {why}")
-
-    def fileno(self) -> int:
-        """The port's descriptor."""
-        return self._opened[1].fileno()
-
     @property
     def fd(self) -> Fd:
         """The port's descriptor with our own waits on it, for what waits otherwise than our streams.
 
         :raises ValueError: if a library waits: open it with the backend "descriptor"
         """
-        if (fd := self._opened[1].fd) is None:
+        if (fd := self.line.fd) is None:
             raise ValueError(
                 f"{self.url!r}: open it with the backend 'descriptor'; {self._options.backend} waits itself"
             )
@@ -305,108 +229,50 @@ class SerialDevice(Resource):
     @property
     def serial(self) -> Any:
         """The library's own object for the port. What is done with it is not guarded, and may block."""
-        return self._opened[1].serial
+        return self.line.serial
 
-    @property
-    def _opened(self) -> tuple[Revokable, Port]:
-        if self._node is None or self._port is None:
-            raise RuntimeError(f"{self.url!r} is not open: use `async with`, or await it")
-        return self._node, self._port
-
-    def __repr__(self) -> str:
-        return f"<SerialDevice {self.url!r} {'not open' if self._node is None else f'of {self._node!r}'}>"
-
-    def _stirred(self) -> None:
-        port = self._opened[1]
-        why = port.why_over()
-        if why is not None:
-            self._gone(why)
-        elif port.deadline is not None:
-            port.deadline.put_off()
-
-    def _idle(self) -> None:
-        self.node.revoke(f"nothing has come for {self._options.idle_limit:g} s")
-
-    async def _receive(self, max_bytes: int) -> bytes:
-        return await self._attempt(lambda: self._opened[1].receive(max_bytes))
-
-    async def _send_some(self, item: memoryview) -> int:
-        return await self._attempt(lambda: self._opened[1].send_some(item))
-
-    async def _attempt(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Await what goes to the port, inside an operation of a stream's. If the port is gone, it is taken from all.
-
-        :raises SerialException: if the driver refuses it
-        """
-        try:
-            return await operation()
-        except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
-            error = self.failed(exc)
-        except OSError as exc:
-            refused = explained(self._name, exc)
-            if refused.errno not in GONE:
-                raise refused from exc
-            error = self.failed(exc)
-        await anyio.lowlevel.checkpoint()  # where the kick comes, unless the owner opened it with none
-        raise error
-
-    async def _request(self, call: Callable[[int], T]) -> T:
-        """Have a thread make a request to the driver, as `_attempt`. It is short, and waited for in any case."""
-
-        def request() -> T:
-            with os_errors(self._name):
-                return call(self.fileno())
-
-        return await self._attempt(lambda: off_loop(request, patience=math.inf))
-
-    async def _set_baudrate(self, baudrate: int) -> None:
-        """Change the baud rate, as `_request`."""
-        _check_baudrate(self._name, baudrate)
-        await self._ask(lambda port: port.set_baudrate(baudrate))
-
-    async def _reset_input_buffer(self) -> None:
-        """Throw away what has come, as `_request`."""
-        await self._ask(lambda port: port.discard())
-
-    async def _ask(self, request: Callable[[Port], Awaitable[T]]) -> T:
-        """Have the port itself make a request, as `_attempt`."""
+    async def ask(self, request: Callable[[Port], Awaitable[T]]) -> T:
+        """Have the port itself make a request, as `Device.attempt`."""
 
         async def ask() -> T:
-            with os_errors(self._name):
-                return await request(self._opened[1])
+            with os_errors(self.name):
+                return await request(self.line)
 
-        return await self._attempt(ask)
+        return await self.attempt(ask)
 
-    def _exclude(self, request: int) -> None:
+    async def _connect(self, node: Revokable) -> Port:
+        port = await self._options.open(self.url, node, self._options.settings(), self._options.at_open)
+        self._exclude(port, termios.TIOCEXCL)
+        return port
+
+    def _explaining(self) -> AbstractContextManager[None]:
+        return explaining(self.url, self._options.settings())
+
+    def _explained(self, exc: OSError) -> OSError:
+        return explained(self.name, exc)
+
+    def _is_end(self, exc: OSError, *, of_data: bool) -> bool:
+        return of_data or explained(self.name, exc).errno in GONE
+
+    def revoked_error(self, error: RevokedError) -> SerialRevokedError:
+        return SerialRevokedError.of(error)
+
+    def _gone(self, why: object) -> None:
+        self.finished |= why == network.FINISHED and not self.node.revoked
+        super()._gone(why)
+
+    def _exclude(self, port: Port, request: int) -> None:
         """Keep others out, or not any more: the kernel sets a bit, and asks no driver."""
-        assert self._port is not None
         with contextlib.suppress(OSError):  # it is no terminal, or hung up
             if self._options.exclusive:
-                fcntl.ioctl(self._port.fileno(), request)
+                fcntl.ioctl(port.fileno(), request)
 
     def _release(self) -> Awaitable[None] | None:
-        assert self._port is not None
-        for background in self._watch, self._port.deadline:
-            if background is not None:
-                background.close()
-        self._exclude(termios.TIOCNXCL)  # or it lasts as long as any other program has the port open
-        closing = self._port.close()
-        return None if closing is None else self._closed(closing)
-
-    async def _closed(self, closing: OffLoop[object]) -> None:
-        try:
-            with anyio.fail_after(self._options.close_timeout):
-                await closing
-        except anyio.get_cancelled_exc_class():  # by a loop that ends: nobody is left to be told
-            if not closing.done():
-                logger.warning("%r: its line is stalled, and the loop ends before the kernel has closed it", self.url)
-        except TimeoutError as exc:
-            raise TimeoutError(
-                f"{self.url!r}: the kernel has not closed it in {self._options.close_timeout:g} s, as its line is stalled; it goes on"
-            ) from exc
+        self._exclude(self.line, termios.TIOCNXCL)  # or it lasts as long as any other program has the port open
+        return super()._release()
 
 
-class SerialStream(SharedStream):
+class SerialStream(DeviceStream):
     """One stream on a `SerialDevice`, as `SerialDevice.open` gives it.
 
     Besides those of every stream, its operations are requests to the driver, which answer by the profile's `ioctl`. They
@@ -417,28 +283,27 @@ class SerialStream(SharedStream):
     :raises SerialException: from each, an OSError, if the driver refuses it, or no thread can be started
     """
 
-    def __init__(self, device: SerialDevice, shared: Shared, name: str, **options: Unpack[SharedOptions]) -> None:
-        super().__init__(shared, device.node, name, tty=True, **options)
-        self._device = device
-
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return {**super().extra_attributes, FileStreamAttribute.fileno: self._device.fileno}
+    device: SerialDevice
 
     async def modem_lines(self) -> ModemLines:
         """Read the lines."""
-        return await self._guarded(lambda: self._device._ask(lambda port: port.modem_lines()))
+        return await self.guarded(lambda: self.device.ask(lambda port: port.modem_lines()))
 
     async def set_modem_lines(self, *, rts: bool | None = None, dtr: bool | None = None) -> None:
         """Set those that are given."""
-        await self._guarded(lambda: self._device._ask(lambda port: port.set_modem_lines(rts=rts, dtr=dtr)))
+        await self.guarded(lambda: self.device.ask(lambda port: port.set_modem_lines(rts=rts, dtr=dtr)))
 
     async def set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, for all streams.
 
         :raises ValueError: if it is none
         """
-        await self._guarded(lambda: self._device._set_baudrate(baudrate))
+
+        async def change() -> None:
+            _check_baudrate(self.device.name, baudrate)
+            await self.device.ask(lambda port: port.set_baudrate(baudrate))
+
+        await self.guarded(change)
 
     async def send_break(self, seconds: float = 0.25) -> None:
         """Hold the line in its break condition.
@@ -448,14 +313,14 @@ class SerialStream(SharedStream):
 
         async def hold() -> None:
             try:
-                await self._device._ask(lambda port: port.set_break(state=True))
+                await self.device.ask(lambda port: port.set_break(state=True))
                 await anyio.sleep(seconds)
             finally:
                 # What it says the first has said, or the port is gone; and a cancellation is not to be hidden.
                 with contextlib.suppress(SerialException, RevokedError):
-                    await self._device._ask(lambda port: port.set_break(state=False))
+                    await self.device.ask(lambda port: port.set_break(state=False))
 
-        await self._guarded(hold)
+        await self.guarded(hold)
 
     async def drain(self) -> None:
         """Wait until the driver has sent what it was given.
@@ -472,38 +337,25 @@ class SerialStream(SharedStream):
 
         async def sent() -> bool:
             async with self.shared.turn_to_write:  # or another stream's data could stall the tcdrain
-                if await self._device._request(_queued):
+                if await self.device.request(_queued):
                     return False
-                await self._device._request(drain)
-                await self._device._request(_queued)
+                await self.device.request(drain)
+                await self.device.request(_queued)
                 return True
 
-        await self._guarded(wait)
+        await self.guarded(wait)
 
     async def reset_input_buffer(self) -> None:
         """Throw away what has come and was not received, by this stream; in the driver, by any."""
-        await self._guarded(self._device._reset_input_buffer)
+        await self.guarded(lambda: self.device.ask(lambda port: port.discard()))
         self.forget()
 
     async def reset_output_buffer(self) -> None:
         """Throw away what the driver was given by any stream, and has not sent."""
-        await self._guarded(lambda: self._device._request(lambda fd: termios.tcflush(fd, termios.TCOFLUSH)))
-
-    async def _guarded(self, operation: Callable[[], Awaitable[T]]) -> T:
-        await anyio.lowlevel.checkpoint()
-        try:
-            with self.handle.using():
-                return await operation()
-        except RevokedError as error:
-            self._answer(error, "ioctl")
-            raise
+        await self.guarded(lambda: self.device.request(lambda fd: termios.tcflush(fd, termios.TCOFLUSH)))
 
     async def _send_eof(self) -> None:
         raise NotImplementedError(f"{self.handle.path!r} is a serial port: it has no end of data but aclose()")
-
-    def _answer(self, error: RevokedError, kind: Literal["read", "write", "ioctl"]) -> None:
-        super()._answer(error, kind)
-        raise SerialRevokedError.of(error) from error.__cause__
 
 
 def _check_baudrate(port: str, baudrate: int) -> None:

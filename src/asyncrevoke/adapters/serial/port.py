@@ -12,14 +12,15 @@ import importlib
 import io
 import math
 import os
-import select
 import socket
 import termios
 import types
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from asyncrevoke.lowlevel import Deadline, Fd, OffLoop, Revokable, close_off_loop, off_loop
+from asyncrevoke.adapters.device.device import PATIENCE, FdLine, Line, why_hung_up
+from asyncrevoke.adapters.device.explained import HINTS, explained as device_explained
+from asyncrevoke.lowlevel import Fd, Revokable, close_off_loop, off_loop
 
 from . import network
 from .lines import AtOpen, ModemLines, discard_input, modem_lines, set_break, set_modem_lines
@@ -34,37 +35,16 @@ else:
 
 #: What the kernel answers when the device behind a port is gone; EPERM while its driver lets go of it.
 GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EPERM))
-#: Seconds for which a cancelled open waits until the port is closed again, as most are at once: the next open needs it free.
-PATIENCE = 0.5
 
 T = TypeVar("T")
 
 
-class Port(Protocol):
-    """An open port. One task reads at a time, and one writes.
-
-    :ivar fd: the descriptor with our own waits on it, or None where a library waits
-    :ivar deadline: put off by whatever takes from the descriptor what has come: the watch may find nothing there then
-    """
-
-    fd: Fd | None
-    deadline: Deadline | None
+class Port(Line, Protocol):
+    """An open port."""
 
     @property
     def serial(self) -> Any:
         """The library's own object."""
-
-    def fileno(self) -> int:
-        """The descriptor, for requests to the driver. It stays the port's until `close`."""
-
-    async def receive(self, max_bytes: int, /) -> bytes:
-        """Receive some bytes. The end of data, or an error, means that the port is gone."""
-
-    async def send_some(self, item: memoryview, /) -> int:
-        """Send at least one byte, and return how many were taken."""
-
-    def why_over(self) -> object:
-        """Why it is over, or None: it is not, or what has come is not received yet."""
 
     # Requests, which are waited for in any case: a driver may be inside the descriptor.
 
@@ -82,9 +62,6 @@ class Port(Protocol):
 
     async def set_break(self, *, state: bool) -> None:
         """Begin or end a break."""
-
-    def close(self) -> OffLoop[object] | None:
-        """Begin to close it, when nobody is inside any more. Awaiting what it returns is awaiting that it is closed."""
 
 
 #: Opens a port, and has its node release it as soon as there is something to release.
@@ -166,9 +143,7 @@ def why_over(fd: int, *, unread: bool = False) -> object:
     try:
         connection = socket.socket(fileno=fd)
     except OSError:
-        poll = select.poll()
-        poll.register(fd, 0)  # which tells of hang-ups and errors unasked
-        return "the kernel has hung it up" if poll.poll(0) else None
+        return why_hung_up(fd)
     try:
         return None if unread else network.why_over(connection)
     finally:
@@ -192,16 +167,15 @@ def explaining(url: str, settings: dict[str, Any]) -> Iterator[None]:
 
 def explained(port: str, exc: BaseException) -> OSError:
     """The error of a request that failed, with the name of the port and what to do."""
-    number, words = next(filter(None, map(_told, _causes(exc))), (errno.EIO, f"it failed: {exc}"))
-    if number == errno.EAGAIN:  # it is locked; where TIOCEXCL keeps it, the kernel says EBUSY
-        number = errno.EBUSY
-    return SerialException(number, _HINTS.get(number, words), port)
+    error = device_explained(port, exc, _HINTS, SerialException)
+    if error.errno == errno.EAGAIN:  # it is locked; where TIOCEXCL keeps it, the kernel says EBUSY
+        error = SerialException(errno.EBUSY, _HINTS[errno.EBUSY], port)
+    return error
 
 
 _HINTS: dict[int, str] = {
+    **HINTS,
     errno.ENOENT: "there is no such port: is it plugged in?",
-    errno.ENXIO: "the device behind it is gone: wait until it is plugged in again",
-    errno.ENODEV: "the device behind it is gone: wait until it is plugged in again",
     errno.EIO: "the device behind it does not answer: plug it in again",
     errno.EACCES: "you may not use it: be in the group that owns it, such as dialout",
     errno.EPERM: "you may not use it: be in the group that owns it, such as dialout",
@@ -211,20 +185,6 @@ _HINTS: dict[int, str] = {
     errno.EINVAL: "it does not take these settings",
     errno.ECONNREFUSED: "nobody serves it there",
 }
-
-
-def _causes(exc: BaseException | None) -> Iterator[BaseException]:
-    while exc is not None:
-        yield exc
-        exc = exc.__cause__ or exc.__context__
-
-
-def _told(exc: BaseException) -> tuple[int, str] | None:
-    """The number and the words of the kernel's, if the error has them."""
-    match exc.args if isinstance(exc, (OSError, termios.error)) else ():
-        case int() as number, str() as words:
-            return number, words
-    return None
 
 
 def imported(module: str, extra: str) -> Any:
@@ -256,29 +216,13 @@ class Driven:
         return await off_loop(lambda: call(self.fileno()), patience=math.inf)
 
 
-class _DescriptorPort(Driven):
-    fd: Fd | None
-    deadline: Deadline | None = None
-
+class _DescriptorPort(FdLine, Driven):
     def __init__(self, serial: Any, node: Revokable) -> None:
         self.serial = serial
-        self.fd = self._fd = Fd(serial.fileno(), node, lambda _: None, shared=True)  # `close` closes it
-
-    def fileno(self) -> int:
-        return self._fd.number
-
-    async def receive(self, max_bytes: int) -> bytes:
-        return await self._fd.read(max_bytes)
-
-    async def send_some(self, item: memoryview) -> int:
-        return await self._fd.write_some(item)
+        super().__init__(Fd(serial.fileno(), node, lambda _: close_off_loop(serial.close), shared=True))
 
     def why_over(self) -> object:
-        return why_over(self._fd.number)
+        return why_over(self.fileno())
 
     async def set_baudrate(self, baudrate: int) -> None:
         await off_loop(functools.partial(setattr, self.serial, "baudrate", baudrate), patience=math.inf)
-
-    def close(self) -> OffLoop[object] | None:
-        self._fd.close()
-        return close_off_loop(self.serial.close)

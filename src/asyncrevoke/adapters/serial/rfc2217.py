@@ -12,11 +12,12 @@ from typing import Any
 
 import anyio
 
+from asyncrevoke.adapters.device.device import PATIENCE
 from asyncrevoke.lowlevel import Deadline, Fd, Revokable, off_loop
 
 from . import network
 from .lines import AtOpen, ModemLines
-from .port import PATIENCE, Port, imported, why_over
+from .port import Port, imported, why_over
 
 _ANSWER = 5.0  # seconds
 _BACKLOG = 65536  # bytes that are taken while nobody reads

@@ -1,0 +1,11 @@
+"""Devices that several may use, and that are taken away from all of them when they are unplugged."""
+
+from .character import CharacterDevice as CharacterDevice, open_device as open_device
+from .device import Device as Device
+from .messages import (
+    EventStream as EventStream,
+    InputEvent as InputEvent,
+    MessageStream as MessageStream,
+    ReportStream as ReportStream,
+)
+from .stream import DeviceStream as DeviceStream

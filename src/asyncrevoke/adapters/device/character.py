@@ -1,0 +1,232 @@
+"""Any character device: its bytes, or its messages, where its driver has bounds between them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from types import EllipsisType
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
+
+from asyncrevoke.answers import Answers
+from asyncrevoke.lowlevel import OffLoop, Revokable, close_off_loop, off_loop
+
+from . import identity
+from .device import PATIENCE, Device, FdLine, why_hung_up
+from .explained import HINTS, explained
+from .messages import EventStream, MessageStream, ReportStream
+from .stream import DeviceStream
+
+S = TypeVar("S", bound=DeviceStream | MessageStream[Any])
+Mode = Literal["rw", "r", "w"]
+_FLAGS = {"rw": os.O_RDWR, "r": os.O_RDONLY, "w": os.O_WRONLY}
+_GONE = (errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN)
+_KINDS: dict[str, type[Any]] = {"hidraw": ReportStream, "evdev": EventStream}
+_EVIOCGRAB = 0x40044590  # include/uapi/linux/input.h
+
+
+class Opened(Protocol):
+    """What another library has opened, such as an `InputDevice` of python-evdev's."""
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> object: ...
+
+
+class DeviceOptions(TypedDict, total=False):
+    """What `open_device` takes, besides the device.
+
+    :ivar mode: what for, as some may only be read
+    :ivar grab: have the events of an input device for itself: no other program and no console gets them (EVIOCGRAB)
+    :ivar subsystem: of the kernel, to find it in by who it is. Left out: that of the kind, or hidraw, input, usbmisc, tty
+    :ivar fan_out: each stream gets each message, or all bytes. Else one task may receive at a time
+    :ivar backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow; a report takes 4 more
+        than it has. What the driver has no room for is lost to all
+    :ivar close_timeout: seconds to wait for the kernel to close it
+    :ivar idle_limit: seconds after which it is taken away if nothing has come, whether anybody reads or not. None: never
+    :ivar owner: what it is opened on; a `Name` gives it a generation
+    :ivar name: for errors and reports; left out: what it was asked for by
+    :ivar answers: a profile of `asyncrevoke.answers` for its streams. Left out: as the owner's
+    """
+
+    mode: Mode
+    grab: bool
+    subsystem: str
+    fan_out: bool
+    backlog: int
+    close_timeout: float
+    idle_limit: float | None
+    owner: Revokable | None
+    name: str
+    answers: Answers | EllipsisType
+
+
+@overload
+def open_device(
+    device: str | os.PathLike[str] | Opened, kind: type[S], **options: Unpack[DeviceOptions]
+) -> CharacterDevice[S]: ...
+@overload
+def open_device(
+    device: str | os.PathLike[str] | Opened, kind: None = None, **options: Unpack[DeviceOptions]
+) -> CharacterDevice[Any]: ...
+def open_device(
+    device: str | os.PathLike[str] | Opened, kind: type[Any] | None = None, **options: Unpack[DeviceOptions]
+) -> CharacterDevice[Any]:
+    """Open a character device: ``async with open_device("/dev/hidraw0") as device: stream = device.open()``
+
+    It is opened by ``async with`` or by ``await``, in a thread. For a serial port take `open_serial`, which makes its line
+    settings. It ends only when its driver says so: by ENODEV, ENXIO or ESHUTDOWN in any operation, by EIO or the end of data
+    in a read or write, or by a hang-up or an error of poll(2) while nobody uses it.
+
+    Where poll(2) tells nothing of data, as USB-TMC's driver, have a thread read: ``stream.request(lambda fd: os.read(fd, n))``.
+
+    :param device: its path, which begins with / or a dot; or who it is, in the words of udev's names in /dev/input/by-id and the like, or of its USB
+        serial number, its `uniq` or `phys` in sysfs, or its place on the bus, such as "1-2:1.0"; or what another library
+        has opened, which belongs to this from the opening on
+    :param kind: what its streams are. Left out: `EventStream` for evdev, `ReportStream` for hidraw, else `DeviceStream`
+    :param options: as `DeviceOptions` says
+    :raises ValueError: if an option makes no sense
+    Opening raises, too:
+    :raises OSError: with errno, the device and what to do: missing, forbidden, grabbed, no character device, nothing to wait
+        for; ENOTUNIQ, with both names, if two devices share the identity; or no thread, descriptor or memory is left
+    :raises RevokedError: if the owner was revoked, also meanwhile; the device is closed then
+    Cancellation: waits half a second at most until what was opened is closed again; a thread closes what comes later.
+    """
+    return CharacterDevice(device, kind, **options)
+
+
+class CharacterDevice(Device[FdLine], Generic[S]):
+    """An open character device, as `open_device` gives it.
+
+    :ivar path: what was opened: the node, even where it was found by who it is
+    """
+
+    def __init__(
+        self,
+        device: str | os.PathLike[str] | Opened,
+        kind: type[S] | None,
+        *,
+        mode: Mode = "rw",
+        grab: bool = False,
+        subsystem: str = "",
+        fan_out: bool = False,
+        backlog: int = 65536,
+        close_timeout: float = 40.0,
+        idle_limit: float | None = None,
+        owner: Revokable | None = None,
+        name: str = "",
+        answers: Answers | EllipsisType = ...,
+    ) -> None:
+        if mode not in _FLAGS:
+            raise ValueError(f"mode is {mode!r}: give one of {', '.join(map(repr, _FLAGS))}")
+        if fan_out and backlog < 4096:
+            raise ValueError(f"backlog is {backlog!r}: give bytes, 4096 or more")
+        given: Opened | None = None
+        if isinstance(device, str | os.PathLike):
+            path = os.fspath(device)
+        else:
+            given, path = device, f"fd {device.fileno()}"
+        if not path:
+            raise ValueError("device is empty: give a path, or who it is")
+        super().__init__(
+            path,
+            owner,
+            name or path,
+            answers,
+            backlog=backlog if fan_out else None,
+            idle_limit=idle_limit,
+            close_timeout=close_timeout,
+        )
+        self._given = given
+        self._kind = kind
+        self._flags = _FLAGS[mode]
+        self._grab = grab
+        kinds = (ReportStream, EventStream, DeviceStream) if kind is None else (kind,)
+        self._subsystems = [subsystem] if subsystem else [name for each in kinds for name in each.subsystems]
+
+    def open(self, name: str = "", *, also: Iterable[Revokable] = (), answers: Answers | EllipsisType = ...) -> S:
+        """Open a stream on the device.
+
+        :param also: further parents, such as a token; whichever goes first takes the stream
+        :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
+        :raises RevokedError, ~anyio.ClosedResourceError: if the device is gone
+        """
+        node = self.node
+        assert self._kind is not None, node
+        return self._kind(self, name, also=also, answers=answers)
+
+    def find(self) -> None:
+        """Find its node, if it was asked for by who it is; else the opening does so. It reads files: call it in a thread.
+
+        :raises OSError: as `open_device`
+        """
+        if self._given is None and not self.path.startswith(("/", ".")):
+            self.path = identity.find(self.path, self._subsystems)
+
+    async def _connect(self, node: Revokable) -> FdLine:
+        number = await off_loop(self._open_node, late=self._close_node, patience=PATIENCE)
+        node.release = functools.partial(self._closing, number)
+        assert self._kind is not None
+        return FdLine(self._kind.fd(number, node, self._closing, shared=True))
+
+    def _open_node(self) -> int:
+        if self._given is not None:
+            fd = self._given.fileno()
+        else:
+            self.find()
+            fd = os.open(self.path, self._flags | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            if self._given is None and not stat.S_ISCHR(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "it is no character device")  # noqa: TRY301
+            if self._grab:
+                with _needs_evdev():
+                    fcntl.ioctl(fd, _EVIOCGRAB, 1)
+            self._kind = self._kind or _KINDS.get(identity.driver_of(fd), DeviceStream)
+        except BaseException:
+            self._close_node(fd)
+            raise
+        return fd
+
+    def _closing(self, fd: int) -> OffLoop[object] | None:
+        return close_off_loop(functools.partial(self._close_node, fd))
+
+    def _close_node(self, fd: int) -> None:
+        if self._grab:
+            with contextlib.suppress(OSError):  # it is gone, or was not grabbed
+                fcntl.ioctl(fd, _EVIOCGRAB, 0)  # or it lasts as long as anybody else has this descriptor, too
+        if self._given is not None:
+            self._given.close()
+        else:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise _explained(self.path, exc) from exc
+
+    def _explained(self, exc: OSError) -> OSError:
+        return _explained(self.name, exc)
+
+    def _is_end(self, exc: OSError, *, of_data: bool) -> bool:
+        return exc.errno in _GONE or (of_data and exc.errno == errno.EIO) or why_hung_up(self.fileno()) is not None
+
+
+def _explained(device: str, exc: OSError) -> OSError:
+    own = exc.errno is None or exc.strerror != os.strerror(exc.errno)  # words, which say what to do already
+    return explained(device, exc, {} if own else HINTS)
+
+
+@contextlib.contextmanager
+def _needs_evdev() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTTY, errno.EINVAL):
+            raise
+        raise OSError(errno.EOPNOTSUPP, "it is no evdev device, and cannot be grabbed: leave grab out") from exc

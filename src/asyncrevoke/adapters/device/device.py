@@ -1,0 +1,303 @@
+"""What all devices have in common, whichever kind: several may use one, and it is taken away from all when it is unplugged.
+
+The device is a node; its streams are children of it. What tells that it is gone, whoever comes upon it, is one revocation
+of the node: the end of data or an error in any operation, or a hang-up while nobody uses it. Whether the path is still
+there tells nothing: after an unplug it often is.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import select
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager
+from types import EllipsisType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from asyncrevoke.answers import Answers
+from asyncrevoke.lowlevel import (
+    Deadline,
+    Fd,
+    OffLoop,
+    Resource,
+    Revokable,
+    RevokedError,
+    Shared,
+    Watch,
+    off_loop,
+    os_errors,
+)
+
+logger = logging.getLogger("asyncrevoke")
+
+#: Seconds for which a cancelled open waits until the device is closed again, as most are at once: the next open needs it free.
+PATIENCE = 0.5
+
+T = TypeVar("T")
+
+
+class Line(Protocol):
+    """What a device is used through while it is open. One task reads at a time, and one writes.
+
+    :ivar fd: the descriptor with our own waits on it, or None where a library waits
+    :ivar deadline: put off by whatever takes from the descriptor what has come: the watch may find nothing there then
+    """
+
+    fd: Fd | None
+    deadline: Deadline | None
+
+    def fileno(self) -> int:
+        """The descriptor, for requests to the driver. It stays the line's until `close`."""
+
+    async def receive(self, max_bytes: int, /) -> bytes:
+        """Receive some bytes. The end of data, or an error, may mean that the device is gone."""
+
+    async def send_some(self, item: memoryview, /) -> int:
+        """Send at least one byte, and return how many were taken."""
+
+    def why_over(self) -> object:
+        """Why it is over, or None: it is not, or what has come is not received yet."""
+
+    def close(self) -> OffLoop[object] | None:
+        """Begin to close it, when nobody is inside any more. Awaiting what it returns is awaiting that it is closed."""
+
+
+class FdLine:
+    """A line whose waits are our own."""
+
+    fd: Fd | None
+    deadline: Deadline | None = None
+
+    def __init__(self, fd: Fd) -> None:
+        self.fd = self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd.number
+
+    async def receive(self, max_bytes: int) -> bytes:
+        return await self._fd.read(max_bytes)
+
+    async def send_some(self, item: memoryview) -> int:
+        return await self._fd.write_some(item)
+
+    def why_over(self) -> object:
+        return why_hung_up(self._fd.number)
+
+    def close(self) -> OffLoop[object] | None:
+        closing: OffLoop[object] | None = self._fd.close()
+        return closing
+
+
+def why_hung_up(fd: int) -> str | None:
+    """Why it is over, if its driver says so."""
+    poll = select.poll()
+    poll.register(fd, 0)  # which tells of hang-ups and errors unasked
+    return "the kernel has hung it up" if poll.poll(0) else None
+
+
+L = TypeVar("L", bound=Line)
+
+
+class Device(Resource, Generic[L]):
+    """An open device. Closing it closes what it was opened as, and waits for that. A thread closes it; where none can be
+    started, the loop's own does. A kind of device is made by `_connect`, and by what it says of errors.
+
+    :ivar path: what was opened
+    :ivar name: for errors and reports
+    :ivar shared: the line, for its streams
+    """
+
+    def __init__(
+        self,
+        path: str,
+        owner: Revokable | None,
+        name: str,
+        answers: Answers | EllipsisType,
+        *,
+        backlog: int | None,
+        history: int = 0,
+        exact: bool = True,
+        idle_limit: float | None,
+        close_timeout: float,
+    ) -> None:
+        for option, seconds in ("close_timeout", close_timeout), ("idle_limit", idle_limit):
+            if seconds is not None and not seconds > 0:
+                raise ValueError(f"{option} is {seconds!r}: give seconds, more than 0")
+        self.path = path
+        self._owner = owner
+        self.name = name
+        self._answers = answers
+        self._idle_limit = idle_limit
+        self._close_timeout = close_timeout
+        self.shared = Shared(
+            self._receive, self._send_some, backlog=backlog, exact=exact, history=history, failed=self.failed
+        )
+        self._used = False
+        self._node: Revokable | None = None
+        self._line: L | None = None
+        self._watch: Watch | None = None
+
+    @abstractmethod
+    async def _connect(self, node: Revokable) -> L:
+        """Open it, and have the node release it as soon as there is something to release."""
+
+    @abstractmethod
+    def _explaining(self) -> AbstractContextManager[object]:
+        """Say of an open that failed what is wrong, with the name of the device and what to do."""
+
+    @abstractmethod
+    def _explained(self, exc: OSError) -> OSError:
+        """The same of an operation."""
+
+    @abstractmethod
+    def _is_end(self, exc: OSError, *, of_data: bool) -> bool:
+        """Whether the error says that it is gone, and not that its driver refuses something.
+
+        :param of_data: it is that of a read or a write
+        """
+
+    def revoked_error(self, error: RevokedError) -> RevokedError:
+        """The error of this kind of device."""
+        return error
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        """Open it."""
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Self:
+        return self if self._node is not None else await self
+
+    async def _open(self) -> Self:
+        if self._used:
+            raise RuntimeError(f"{self.path!r} was opened already: make another")
+        self._used = True
+        try:
+            async with (self._owner or Revokable()).opening(self.name, answers=self._answers) as node:
+                with self._explaining():
+                    line = self._line = await self._connect(node)
+                    self.shared.fd = line.fd
+                    node.release = self._release
+                    self._begin_to_watch(line)
+                self._node = node
+        except RevokedError as error:
+            raise self.revoked_error(error) from None
+        return self
+
+    def _begin_to_watch(self, line: L) -> None:
+        # Once for each event: what a far end has sent before it closed stays there to be received.
+        events = select.EPOLLRDHUP | select.EPOLLET
+        if self._idle_limit is not None:
+            events |= select.EPOLLIN
+            line.deadline = Deadline(self._idle_limit, self._idle)
+            if line.fd is not None:
+                line.fd.heard = line.deadline.put_off
+        try:
+            self._watch = Watch(line, self._stirred, events=events, closes=False)
+        except PermissionError as exc:
+            raise OSError(errno.EOPNOTSUPP, "nobody can wait for it: its driver has no poll") from exc
+
+    @property
+    def node(self) -> Revokable:  # type: ignore[override]  # it has none before
+        """The node that is taken away, once it is open."""
+        if self._node is None:
+            raise self._not_open()
+        return self._node
+
+    def failed(self, exc: Exception) -> Exception:
+        """What is to be raised for an operation on its descriptor that has failed or ended so. If that says that the device
+        is gone, it is taken from all, and this is a `RevokedError`.
+        """
+        of_data = isinstance(exc, anyio.EndOfStream | anyio.BrokenResourceError)
+        why = exc.__cause__ if of_data else exc
+        if isinstance(why, OSError) and not self._is_end(why, of_data=of_data):
+            return self._explained(why)
+        self._gone(why or self.line.why_over() or "end of data")
+        return RevokedError(self.node, in_flight=True)
+
+    def _gone(self, why: object) -> None:
+        self.node.revoke(f"unplugged: {why}")
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self.line.fileno()
+
+    @property
+    def line(self) -> L:
+        """What it is used through, as soon as there is something to use."""
+        if self._line is None:
+            raise self._not_open()
+        return self._line
+
+    def _not_open(self) -> RuntimeError:
+        return RuntimeError(f"{self.path!r} is not open: use `async with`, or await it")
+
+    def __repr__(self) -> str:
+        of = "not open" if self._node is None else f"of {self._node!r}"
+        return f"<{type(self).__name__} {self.path!r} {of}>"
+
+    def _stirred(self) -> None:
+        line = self.line
+        why = line.why_over()
+        if why is not None:
+            self._gone(why)
+        elif line.deadline is not None:
+            line.deadline.put_off()
+
+    def _idle(self) -> None:
+        self.node.revoke(f"nothing has come for {self._idle_limit:g} s")
+
+    async def _receive(self, max_bytes: int) -> bytes:
+        return await self.attempt(lambda: self.line.receive(max_bytes))
+
+    async def _send_some(self, item: memoryview) -> int:
+        return await self.attempt(lambda: self.line.send_some(item))
+
+    async def attempt(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Await what goes to the device, inside an operation of a stream's. If it is gone, it is taken from all.
+
+        :raises OSError: if the driver refuses it
+        """
+        try:
+            return await operation()
+        except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
+            error = self.failed(exc)
+        except OSError as exc:
+            error = self.failed(exc)
+            if not isinstance(error, RevokedError):
+                raise error from exc
+        await anyio.lowlevel.checkpoint()  # where the kick comes, unless the owner opened it with none
+        raise error
+
+    async def request(self, call: Callable[[int], T]) -> T:
+        """Have a thread make a request to the driver, as `attempt`. It is short, and waited for in any case."""
+
+        def request() -> T:
+            with os_errors(self.name):
+                return call(self.fileno())
+
+        return await self.attempt(lambda: off_loop(request, patience=math.inf))
+
+    def _release(self) -> Awaitable[None] | None:
+        for background in self._watch, self.line.deadline:
+            if background is not None:
+                background.close()
+        closing = self.line.close()
+        return None if closing is None else self._closed(closing)
+
+    async def _closed(self, closing: OffLoop[object]) -> None:
+        try:
+            with anyio.fail_after(self._close_timeout):
+                await closing
+        except anyio.get_cancelled_exc_class():  # by a loop that ends: nobody is left to be told
+            if not closing.done():
+                logger.warning("%r: its line is stalled, and the loop ends before the kernel has closed it", self.path)
+        except TimeoutError as exc:
+            raise TimeoutError(
+                f"{self.path!r}: the kernel has not closed it in {self._close_timeout:g} s, as its line is stalled; it goes on"
+            ) from exc

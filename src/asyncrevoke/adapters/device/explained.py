@@ -1,0 +1,37 @@
+"""Errors of devices, with the name of the device and what to do."""
+
+import errno
+import termios
+from collections.abc import Iterator, Mapping
+
+#: What to do, where the kernel's own words do not say it.
+HINTS: Mapping[int, str] = {
+    errno.ENOENT: "there is no such device: is it plugged in?",
+    errno.ENXIO: "the device behind it is gone: wait until it is plugged in again",
+    errno.ENODEV: "the device behind it is gone: wait until it is plugged in again",
+    errno.EACCES: "you may not use it: be in the group that owns it, or have a rule of udev's give it to you",
+    errno.EPERM: "you may not use it: be in the group that owns it, or have a rule of udev's give it to you",
+    errno.EBUSY: "another program has it for itself, or this one has already: find it by `fuser`",
+}
+
+
+def explained(
+    device: str, exc: BaseException, hints: Mapping[int, str] = HINTS, kind: type[OSError] = OSError
+) -> OSError:
+    """The error of what failed."""
+    number, words = next(filter(None, map(_told, _causes(exc))), (errno.EIO, f"it failed: {exc}"))
+    return kind(number, hints.get(number, words), device)
+
+
+def _causes(exc: BaseException | None) -> Iterator[BaseException]:
+    while exc is not None:
+        yield exc
+        exc = exc.__cause__ or exc.__context__
+
+
+def _told(exc: BaseException) -> tuple[int, str] | None:
+    """The number and the words of the kernel's, if the error has them."""
+    match exc.args if isinstance(exc, (OSError, termios.error)) else ():
+        case int() as number, str() as words:
+            return number, words
+    return None
