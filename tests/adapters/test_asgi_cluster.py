@@ -226,7 +226,7 @@ async def test_best_effort_goes_on_while_it_is_cut_off(log: Cut) -> None:
             cut_off.set()
 
     issued = Issued(alice=None)
-    async with host(log, "web1", issued, lease=0.2, observers=(note,)) as (client, cluster):
+    async with host(log, "web1", issued, lease=1, observers=(note,)) as (client, cluster):
         async with client.websocket("/echo") as socket:
             log.cut_off.add("web1")
             with anyio.fail_after(20):
