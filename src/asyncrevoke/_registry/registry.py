@@ -66,6 +66,11 @@ class Registry:
         """The node of a key, if somebody uses it, or has used it and is not gone yet. Nothing is made otherwise."""
         return self[key] if key in self._keys or key in self._draining else None
 
+    def draining(self, *key: str) -> list[Revokable]:
+        """The nodes that a key had before, which were revoked and are not gone yet."""
+        self.get(*key)  # which finds out whether the last one is of them
+        return list(self._draining.get(key, ()))
+
     def _let_drain(self, path: tuple[str, ...], key: Key) -> None:
         draining = self._draining.setdefault(path, {})
         draining[key] = None

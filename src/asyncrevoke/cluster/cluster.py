@@ -197,9 +197,9 @@ class Cluster(Revoker):
         return node.in_use > len(self._keys(node, path))
 
     def _keys(self, node: Revokable, path: tuple[str, ...]) -> list[tuple[Revokable, tuple[str, ...]]]:
-        """The keys in use below a node, with their paths."""
+        """The keys in use below a node, with their paths; also those that were revoked and are not gone yet."""
         keys = [(child, (*path, child.name)) for child in node.children]
-        return [(child, there) for child, there in keys if self.live[there] is child]
+        return [(child, there) for child, there in keys if child.revoked or self.live[there] is child]
 
     # -- following the log --
 
@@ -339,18 +339,18 @@ class Cluster(Revoker):
         return act is not None
 
     def _revoke(self, path: tuple[str, ...], reason: str, entry: Entry | None = None) -> Revocation | None:
-        """Take away what is open on a key and below, or of it what is older than the entry says."""
+        """Take away what is open on a key and below, or of it what is older than the entry says.
+
+        What was revoked before and is not gone yet is waited for, too, and hurried if it has more grace.
+        """
         node = self.live.get(*path) if path else self.live.root
-        found = self._older(path, node, entry) if node is not None else []
-        if not found:
-            return None
+        found = [*self.live.draining(*path), *self._older(path, node, entry)] if node is not None else []
         grace = 0.0 if entry is None else entry.grace
-        # One alone waits for what was revoked under its name before.
-        return found[0].revoke(reason, grace=grace) if len(found) == 1 else revoke_all(found, reason, grace=grace)
+        return revoke_all(found, reason, grace=grace) if found else None
 
     def _older(self, path: tuple[str, ...], node: Revokable, entry: Entry | None) -> list[Revokable]:
         """The topmost nodes that an entry speaks of. Where old and new sessions use the very same key, all of them."""
-        if path and (entry is None or not self._issued):
+        if path and (entry is None or node.revoked or not self._issued):
             return [node]
         keys = self._keys(node, path)
         found = [each for child, there in keys for each in self._older(there, child, entry)]
