@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Self
+from urllib.parse import urlsplit
 
 Mode = Literal["strict", "best_effort"]
 KEPT = 1000  # entries that are never dropped
@@ -118,3 +119,19 @@ class Log(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Close the connections. Twice does no harm."""
+
+
+def place(url: str) -> str:
+    """The hosts and the path of a url, for messages: without its password, and what it is asked for.
+
+    :raises ValueError: if the port is no number, as where a password has what has to be quoted. It is not in the message
+    """
+    try:
+        parts = urlsplit(url)
+        for host in parts.netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{host}").port
+    except ValueError:
+        raise ValueError(
+            "the url has a port that is no number: quote what is special in the password, such as %2F for a slash"
+        ) from None
+    return (parts.netloc + parts.path).rpartition("@")[2]

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlencode
 import asyncpg
 
 from .entry import Entry, LogError, LogRefusedError
+from .log import place
 from .tables import APPEND, Rows, TableLog
 
 T = TypeVar("T")
@@ -67,9 +68,8 @@ class PostgresLog(TableLog):
     def __init__(self, url: str, *, table: str = "asyncrevoke", accept_loss: bool = False) -> None:
         url, _, options = url.partition("?")
         query = dict(parse_qsl(options))
-        where = url.partition("://")[2].rpartition("@")[2]
         table = query.pop("table", table)
-        super().__init__(f"postgresql://{query.get('host', '')}{where}", table)
+        super().__init__(f"postgresql://{query.get('host', '')}{place(url)}", table)
         self._table = table
         self.tables = self._sql(_TABLES)
         self._accept_loss = query.pop("accept_loss", "no") == "yes" or accept_loss

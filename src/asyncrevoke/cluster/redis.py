@@ -9,7 +9,6 @@ Whoever may write to `PREFIX:log` may revoke and readmit.
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import parse_url
@@ -18,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from .entry import LogError, LogRefusedError
-from .log import KEPT, Batch, Log, Member
+from .log import KEPT, Batch, Log, Member, place
 
 _MANY = 1000  # entries in one answer
 _PATIENCE = 2.0  # seconds that the server may take to answer
@@ -44,9 +43,9 @@ class RedisLog(Log):
     """
 
     def __init__(self, url: str, *, prefix: str = "asyncrevoke", accept_loss: bool = False) -> None:
-        parts = urlsplit(url.replace("valkey", "redis", 1) if url.startswith("valkey") else url)
-        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        options: dict[str, Any] = {**parse_url(parts.geturl())}
+        url = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
+        self.name = f"{url.partition(':')[0]}://{place(url)}"
+        options: dict[str, Any] = {**parse_url(url)}
         self._prefix = options.pop("prefix", prefix)
         self._accept_loss = options.pop("accept_loss", "no") == "yes" or accept_loss
         # No retries, as an answer to the second try is none to the first. The time of an answer is bounded in `_ask`.
@@ -54,6 +53,10 @@ class RedisLog(Log):
         options |= {"socket_timeout": None, "socket_connect_timeout": _PATIENCE}
         options |= {"protocol": 2, "decode_responses": True}
         self._pool: Any = ConnectionPool(**options)
+        try:
+            self._pool.make_connection()  # type: ignore[no-untyped-call]  # it connects to nothing yet
+        except TypeError as exc:
+            raise ValueError(f"{self.name} has an option that redis-py does not know: {exc}") from None
         self._log = f"{self._prefix}:log"
         self._members = f"{self._prefix}:members"
 
