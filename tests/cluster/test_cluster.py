@@ -1,6 +1,7 @@
 """A member, its revocations and its reports, over a log in memory."""
 
 import contextlib
+import pathlib
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -27,6 +28,7 @@ from asyncrevoke.cluster import (
     memory as memory_module,
     revoker as revoker_module,
 )
+from asyncrevoke.cluster.sqlite import SqliteLog
 from conftest import settle
 
 pytestmark = pytest.mark.anyio
@@ -228,6 +230,30 @@ async def test_a_member_runs_once() -> None:
     async with running(cluster):
         with pytest.raises(RuntimeError, match="web1 runs already"):
             await cluster.run()
+
+
+def test_a_member_runs_again_in_another_loop(tmp_path: pathlib.Path) -> None:
+    """As one of a module does whose application is begun for each test."""
+    cluster = Cluster(Registry(), SqliteLog(tmp_path / "log.db"), host="web1")
+
+    async def served() -> None:
+        async with running(cluster):
+            assert (await cluster.revoke("alice")).complete
+        await cluster.log.aclose()
+
+    anyio.run(cluster.init)
+    for _ in range(2):
+        anyio.run(served)
+
+
+@pytest.mark.parametrize("issued", [5, ("e", 5), ["e", 5], b"e.5", "e"])
+async def test_what_is_no_position_is_refused_at_once(issued: Any) -> None:
+    """It would end the member later, when an entry is compared with it."""
+    cluster = Cluster(Registry(), await begun(), host="web1")
+    async with running(cluster):
+        for admit in cluster.admit, cluster.check:
+            with pytest.raises(ValueError, match="is no position"):
+                admit("alice", issued=issued)
 
 
 async def test_a_log_that_has_begun_is_not_begun_again() -> None:

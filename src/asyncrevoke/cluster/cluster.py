@@ -120,8 +120,6 @@ class Cluster(Revoker):
         self._cut_off = True  # until it has caught up
         self._why = "it has not caught up yet"
         self._answers: list[tuple[str, str]] = []  # acknowledgements to be sent
-        self._to_send = anyio.Event()
-        self._renewed = anyio.Event()
 
     @property
     def position(self) -> Position:
@@ -155,7 +153,7 @@ class Cluster(Revoker):
         admission = Admission(self.live[path], False)  # as `using` does; with no `__init__`, since each frame shows
         admission._cluster = self
         admission._path = path
-        admission._issued = issued if issued is None or not isinstance(issued, str) else Position.parse(issued)
+        admission._issued = issued if issued is None or isinstance(issued, Position) else Position.parse(issued)
         return admission
 
     def check(self, *path: str, issued: Position | str | None = None) -> None:
@@ -163,7 +161,7 @@ class Cluster(Revoker):
 
         :raises RevokedError, NotVouchedError, ValueError: as `admit`
         """
-        self._check(path, Position.parse(issued) if isinstance(issued, str) else issued)
+        self._check(path, issued if issued is None or isinstance(issued, Position) else Position.parse(issued))
 
     def _check(self, path: tuple[str, ...], issued: Position | None) -> None:
         view = self._view
@@ -216,6 +214,8 @@ class Cluster(Revoker):
         """
         if self._tasks is not None:
             raise RuntimeError(f"{self.host} runs already")
+        self._to_send = anyio.Event()  # of this loop, which need not be that of an earlier run
+        self._renewed = anyio.Event()
         try:
             async with anyio.create_task_group() as self._tasks:
                 await self._begin()

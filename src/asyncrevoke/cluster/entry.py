@@ -35,12 +35,12 @@ class Position(NamedTuple):
         return f"{self.epoch}.{self.number}"
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: object) -> Self:
         """Read what `str` has made.
 
         :raises ValueError: if it is no position
         """
-        epoch, _, number = text.partition(".")
+        epoch, _, number = text.partition(".") if isinstance(text, str) else ("", "", "")
         if not (number.isascii() and number.isdigit()):
             raise ValueError(
                 f"{text!r} is no position: give str(cluster.position), as it was when the token was issued"
