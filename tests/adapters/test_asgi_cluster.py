@@ -12,9 +12,9 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from asgi_servers import SERVERS, Client, applications, served
-from asyncrevoke import Registry
+from asyncrevoke import Registry, RevokedError
 from asyncrevoke.adapters.asgi import RevokableApp
-from asyncrevoke.cluster import Batch, Cluster, LogError, Member, MemoryLog, Position
+from asyncrevoke.cluster import Batch, Cluster, ClusterEvent, LogError, Member, MemoryLog, Position
 from conftest import BACKENDS
 
 pytestmark = [
@@ -262,3 +262,45 @@ async def test_position_that_is_none_is_a_fault(log: Cut, caplog: pytest.LogCapt
     async with host(log, "web1", Issued(alice="yesterday")) as (client, _):
         assert (await got(client)).status_code == 500
         assert "'yesterday' is no position" in caplog.text
+
+
+async def test_host_that_has_caught_up_meanwhile_still_says_try_again_later(log: Cut) -> None:
+    """It makes a lost log good sooner than it can tell thousands: none of them is told that its token is not good."""
+    caught_up = anyio.Event()
+    codes: list[int] = []
+
+    def note(event: ClusterEvent) -> None:
+        if event.what == "caught up" and cluster.position.number:
+            caught_up.set()
+
+    async def connected(_scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    async def client() -> None:
+        async def receive() -> Any:
+            await anyio.sleep_forever()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "websocket.close":
+                codes.append(message["code"])
+
+        with contextlib.suppress(RevokedError):  # which the server is told, as this client does not answer
+            await app({"type": "websocket", "path": "/"}, receive, send)
+
+    cluster = Cluster(Registry(), log, host="web1", mode="strict")
+    app = RevokableApp(connected, cluster, lambda _: "alice", limit=0.1, shutdown=None)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(cluster.run)
+            cluster.observers.append(note)
+            async with anyio.create_task_group() as clients:
+                for _ in range(1000):
+                    clients.start_soon(client)
+                while len(app.sessions()) < 1000:
+                    await anyio.sleep(0)
+                await cluster.revoke("nobody")
+                log.wipe()
+                await caught_up.wait()
+            tasks.cancel_scope.cancel()
+    assert codes == [1013] * 1000

@@ -64,6 +64,12 @@ class NotVouchedError(RevokedError):
     """The member cannot tell whether it was revoked, since it cannot read the log. Try again, here or at another host."""
 
 
+class _Own(str):
+    """A reason that is the member's own, and no entry's."""
+
+    __slots__ = ()
+
+
 class Admission(Use):
     """What `Cluster.admit` returns: `Use` of the key, for a session that is not revoked anywhere."""
 
@@ -141,6 +147,10 @@ class Cluster(Revoker):
         """The number of paths that are refused, to all or to those whose tokens were issued before."""
         return len(self._view.denied)
 
+    def is_own(self, reason: str) -> bool:
+        """Whether this member has taken a session away for itself, as when its lease was over: the token may be good."""
+        return isinstance(reason, _Own)
+
     def admit(self, *path: str, issued: Position | str | None = None) -> Admission:
         """Use a key: ``with cluster.admit("alice", "token7", issued=position): await ...``. As `Revokable.using` otherwise.
 
@@ -173,7 +183,7 @@ class Cluster(Revoker):
             self._note(path, issued)
 
     def _not_vouched(self, path: tuple[str, ...]) -> NotVouchedError:
-        return NotVouchedError(None, told=(5, "/".join(path), f"{self.host} admits nobody: {self._why}", None))
+        return NotVouchedError(None, told=(5, "/".join(path), _Own(f"{self.host} admits nobody: {self._why}"), None))
 
     def _note(self, path: tuple[str, ...], issued: Position | None) -> None:
         """Remember when the sessions of a key were issued: of several, the earliest (C7)."""
@@ -230,7 +240,7 @@ class Cluster(Revoker):
             self._cut_off = True
             self._why = "it does not follow the log"
             self._view = View(self._lease, strict=self._mode == "strict")
-            self._revoke((), f"{self.host} has left")
+            self._revoke((), _Own(f"{self.host} has left"))
             with anyio.CancelScope(shield=True), contextlib.suppress(LogError):
                 await self.answered(self.log.leave(self._me))
 
@@ -324,7 +334,7 @@ class Cluster(Revoker):
         self._why = str(why)
         self._tell(what, self._why)
         if self._mode == "strict":
-            self._revoke((), f"{self.host} cannot vouch for it: {why}")
+            self._revoke((), _Own(f"{self.host} cannot vouch for it: {why}"))
 
     # -- taking away --
 

@@ -139,11 +139,12 @@ class RevokableApp:
         node = self._nodes[key] = self._live[key]
         return node
 
-    def _code(self) -> int:
-        """With which websockets are closed now."""
+    def _code(self, reason: str) -> int:
+        """With which websockets are closed now, for that reason. A member may have caught up since it gave one of its own."""
         if self._live.root.revoked:
             return GOES
-        return self._close_code if self._member is None or self._member.admits else CANNOT_VOUCH
+        member = self._member
+        return self._close_code if member is None or (member.admits and not member.is_own(reason)) else CANNOT_VOUCH
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._shutdown is None:

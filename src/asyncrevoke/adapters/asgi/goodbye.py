@@ -39,6 +39,9 @@ class Member(Protocol):
     def admits(self) -> bool:
         """Whether it can tell who was revoked."""
 
+    def is_own(self, reason: str) -> bool:
+        """Whether it has taken a session away for itself, so that the token may be good."""
+
     def check(self, *path: str, issued: Any) -> None:
         """Raise a `RevokedError` for a session that was revoked, or if that cannot be told."""
 
@@ -47,13 +50,13 @@ class Terms(NamedTuple):
     """What is the same for all sessions of an application.
 
     :ivar enter: begins an operation on a key that was issued at a position, and is given what ends it
-    :ivar code: tells with which code a websocket is closed
+    :ivar code: tells with which code a websocket is closed for a reason
     :ivar limit: seconds for telling a client
     :ivar refusal: makes of a reason what answers a request in place of its endpoint
     """
 
     enter: Callable[[tuple[str, ...], Any, Callable[[Exception], object]], Wait]
-    code: Callable[[], int]
+    code: Callable[[str], int]
     limit: float
     refusal: Callable[[str], App] | None
 
@@ -96,7 +99,7 @@ class Goodbye:
         connection = None if self._shared else below(self._send)
         if connection is not None and connection.lost.is_set():
             return  # some servers tell that only once
-        code = self._terms.code()
+        code = self._terms.code(reason)
         if code == CANNOT_VOUCH:
             reason = "try again later"  # and not what the host cannot reach, which is in our log
         told = False
