@@ -277,3 +277,18 @@ class TestUrls:
         for url in "mysql://h", "h:6379":
             with pytest.raises(ValueError, match="give one of redis, rediss"):
                 open_log(url)
+
+
+@pytest.mark.parametrize("said", ["nobody", "9999999999 0 nonsense", "x y {}", b"\xff"])
+async def test_members_of_another_program_are_refused(log: RedisLog, redis: Any, said: Any) -> None:
+    """Its hash has our name: to go on would be to count nobody, or to end by an error of ours."""
+    await redis.hset("asyncrevoke:members", "foo", said)
+    with pytest.raises(LogError, match=r"another program|no member|decode"):
+        await log.members()
+
+
+async def test_bytes_that_are_no_text_are_an_error_of_the_log(log: RedisLog, redis: Any) -> None:
+    """A member is cut off by them, and does not end by an error of ours."""
+    await redis.xadd("asyncrevoke:log", {"t": b"\xff"})
+    with pytest.raises(LogError, match="decode"):
+        await log.read(0, 0.0)

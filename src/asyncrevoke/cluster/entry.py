@@ -104,7 +104,9 @@ class Entry:
                 path = facts.pop("path", [])
                 return cls(path=tuple(path) if isinstance(path, list) else path, before=before, **facts)
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-            raise LogRefusedError(f"{text[:80]!r} at {where} is no entry: only members may write to the log") from None
+            raise LogRefusedError(
+                f"{str(text)[:80]!r} at {where} is no entry: only members may write to the log"
+            ) from None
         raise LogRefusedError(f"the entry at {where} has version {version!r}, this host knows {VERSION}: upgrade it")
 
     def __post_init__(self) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
+from .entry import LogRefusedError
+
 Mode = Literal["strict", "best_effort"]
 KEPT = 1000  # entries that are never dropped
 
@@ -40,11 +42,17 @@ class Member:
 
     @classmethod
     def parse(cls, text: str, age: float) -> Self:
-        """Read what `dump` has made. What a later version has added is left out."""
-        facts = json.loads(text)
-        return cls(
-            **{name: facts[name] for name in cls.__slots__ if name in facts and name != "age"}, age=max(0.0, age)
-        )
+        """Read what `dump` has made. What a later version has added is left out.
+
+        :raises LogRefusedError: if it is something else
+        """
+        try:
+            facts = json.loads(text)
+            return cls(
+                **{name: facts[name] for name in cls.__slots__ if name in facts and name != "age"}, age=max(0.0, age)
+            )
+        except (ValueError, TypeError, RecursionError):
+            raise LogRefusedError(f"{str(text)[:80]!r} is no member: only members may write to the log") from None
 
 
 class Batch(NamedTuple):

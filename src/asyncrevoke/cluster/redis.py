@@ -126,7 +126,10 @@ class RedisLog(Log):
         now, said = await self._ask(("TIME",), ("HGETALL", self._members))
         found, gone = [], []
         for key, text in zip(said[::2], said[1::2], strict=True):
-            seconds, micros, facts = text.split(" ", 2)
+            seconds, _, rest = text.partition(" ")
+            micros, _, facts = rest.partition(" ")
+            if not (seconds.isdecimal() and micros.isdecimal()):
+                raise LogRefusedError(f"{self.name} has another program's {self._members}: give another prefix")
             age = _seconds(now) - _seconds((seconds, micros))
             if age > _DAY:
                 gone.append(key)
@@ -180,7 +183,7 @@ class RedisLog(Log):
                     await self._pool.release(connection)
         except TimeoutError as exc:
             raise LogError(f"{self.name} has not answered for {wait + _PATIENCE:.1f} s") from exc
-        except (RedisError, OSError) as exc:
+        except (RedisError, OSError, UnicodeDecodeError) as exc:
             asked = (
                 f" (to {' '.join(map(str, commands[len(answers)]))[:120]})" if isinstance(exc, ResponseError) else ""
             )
