@@ -5,9 +5,12 @@ lets the engine or a member fail. It counts in each round:
 
 - lost: sessions that stayed or came back, though their revocation was appended
 - late: sessions that ended after the report had said that they were gone
-- wrong: logins that a revocation took which is older
+- wrong: sessions that were refused by a revocation which does not speak of them
+- waiting: sessions that a host had neither admitted nor refused for good after 20 s
 - closed: seconds from the failure until nobody is inside of a host that is cut off: the lease, and half a second
 - healed: seconds from the end of the failure until sessions are admitted again: a read, and what it takes to fail
+- lag: seconds that the loop of a member was late, at the worst: it has a thousand sessions to end, and a part of the machine.
+  Each bound is later by so much. A member that is stopped is late by as much
 """
 
 import argparse
@@ -15,6 +18,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import pathlib
 import random
 import signal
@@ -45,6 +49,7 @@ from asyncrevoke.cluster import (
 from asyncrevoke.cluster.view import clock
 
 LIMIT = 20.0  # seconds after which what has not happened will not
+LAP = 0.02  # seconds between two looks for how late a loop is
 
 
 class RedisHere(RedisServer):
@@ -95,11 +100,12 @@ class Host:
         self._ended: dict[str, float] = {}
         self._vouched = anyio.Event()
         self._changed = anyio.Event()
-        self._came = self._went = 0.0
+        self._came = self._went = self._lag = 0.0
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[Self]) -> None:
         """Be a member, until stopped."""
         async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self._measure_lag)
             while True:
                 try:
                     await self._tasks.start(self._cluster.run)
@@ -118,32 +124,49 @@ class Host:
         """Up to where it has read."""
         return str(self._cluster.position)
 
-    async def login(self, sessions: dict[str, str]) -> list[str]:
-        """Sessions by key, with the position at which each was issued. It tells who is not inside in the end."""
+    async def login(self, sessions: dict[str, str]) -> dict[str, str]:
+        """Sessions by key, with the position at which each was issued. It tells where those are that are not inside."""
         self._refused.difference_update(sessions)
         for key, issued in sessions.items():
             self._tasks.start_soon(self._session, key, Position.parse(issued))
         await self._until(lambda: self._inside | self._refused >= sessions.keys())
-        return sorted(sessions.keys() - self._inside)
+        return self._not("inside", sessions)
 
-    async def gone(self, keys: list[str]) -> dict[str, float | None]:
-        """Wait until sessions are refused. It tells when they ended; None: they are there."""
+    async def gone(self, keys: list[str]) -> dict[str, str]:
+        """Wait until sessions are refused. It tells where those are that are not."""
         await self._until(lambda: self._refused.issuperset(keys) and self._inside.isdisjoint(keys))
-        return {key: self._ended.get(key, 0.0) if key in self._refused - self._inside else None for key in keys}
+        return self._not("refused", keys)
+
+    async def back(self, keys: list[str]) -> dict[str, str]:
+        """Wait until sessions are inside. It tells where those are that are not."""
+        await self._until(lambda: self._inside.issuperset(keys))
+        return self._not("inside", keys)
 
     async def ended(self, key: str) -> float | None:
         """When a session ended; None: it is there."""
         return None if key in self._inside else self._ended.get(key, 0.0)
 
-    async def back(self, keys: list[str]) -> list[str]:
-        """Wait until sessions are inside. It tells who is not."""
-        await self._until(lambda: self._inside.issuperset(keys))
-        return sorted(set(keys) - self._inside)
-
     async def times(self) -> tuple[float, float]:
         """When the first session came and the last one went, since this was asked."""
         times, self._came, self._went = (self._came, self._went), 0.0, 0.0
         return times
+
+    async def lag(self) -> float:
+        """How late its loop was at the worst, since this was asked."""
+        lag, self._lag = self._lag, 0.0
+        return lag
+
+    def _not(self, expected: str, keys: Iterable[str]) -> dict[str, str]:
+        def place(key: str) -> str:
+            return "inside" if key in self._inside else "refused" if key in self._refused else "waiting"
+
+        return {key: place(key) for key in keys if place(key) != expected}
+
+    async def _measure_lag(self) -> None:
+        while True:
+            began = clock()
+            await anyio.sleep(LAP)
+            self._lag = max(self._lag, clock() - began - LAP)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         with anyio.move_on_after(LIMIT):
@@ -286,8 +309,20 @@ class Count:
     lost: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
     closed: list[float] = field(default_factory=list)
     healed: list[float] = field(default_factory=list)
+    lag: float = 0.0
+
+    @property
+    def faults(self) -> list[str]:
+        """All that should not be, in words."""
+        return [f"{what}: {each}" for what in ("lost", "late", "wrong", "waiting") for each in getattr(self, what)]
+
+    def note(self, host: str, places: dict[str, str]) -> None:
+        """Sessions of a host which are where they should not be."""
+        for key, place in places.items():
+            {"inside": self.lost, "refused": self.wrong, "waiting": self.waiting}[place].append(f"{host} {key}")
 
 
 class Rig:
@@ -334,8 +369,12 @@ class Rig:
     async def login(self, sessions: dict[str, str]) -> None:
         """Sessions on every host."""
         self.issued |= sessions
-        for outside in await self.all("login", sessions):
-            self.count.wrong += outside
+        await self.see("login", sessions)
+
+    async def see(self, do: str, sessions: Any) -> None:
+        """Note whose sessions are not where they are to be."""
+        for host, places in zip(self.hosts, await self.all(do, sessions), strict=True):
+            self.count.note(host, places)
 
     def pick(self) -> str:
         """A key whose sessions are to be revoked."""
@@ -358,10 +397,8 @@ class Rig:
 
     async def settle(self, *keys: str) -> None:
         """See that what was revoked is gone, all others are inside, and that who logs in again is not taken for the same."""
-        for host, ended in zip(self.hosts, await self.all("gone", [*keys]), strict=True):
-            self.count.lost += [f"{host} {key}" for key in keys if ended[key] is None]
-        for outside in await self.all("back", [*self.issued]):
-            self.count.wrong += outside
+        await self.see("gone", [*keys])
+        await self.see("back", [*self.issued])
         again = keys[: len(keys) // 2]
         await self.login(dict.fromkeys(again, await self.members[0].ask("position")))
         for key in again:
@@ -371,13 +408,14 @@ class Rig:
         """Note when those who were cut off had nobody inside, once they have. It returns the end of that."""
         await anyio.sleep(max(0.0, began + self.lease + 0.6 - clock()))
         for _, went in await self.all("times", members=members):
-            self.count.closed.append(went - began)
+            self.count.closed.append(went - began if went else math.inf)
         return clock()
 
     async def healed(self, ended: float, members: Iterable[Process] = ()) -> None:
         """Note when they let somebody in again."""
         for came, _ in await self.all("times", members=members):
-            self.count.healed.append(max(0.0, came - ended))  # before we hear that the engine has started
+            # It may come before we hear that the engine has started.
+            self.count.healed.append(max(0.0, came - ended) if came else math.inf)
 
 
 async def kill(rig: Rig) -> None:
@@ -467,9 +505,8 @@ async def begin_late(rig: Rig) -> None:
     await rig.spare.ask("start", rig.engine.url, "late", rig.lease)
     keys = {**rig.issued, **dead}
     outside = await rig.spare.ask("login", keys)
-    gone = await rig.spare.ask("gone", [*dead])
-    rig.count.lost += [f"late {key}" for key, ended in gone.items() if ended is None]
-    rig.count.wrong += set(outside) - rig.dead.keys()
+    rig.count.note("late", await rig.spare.ask("gone", [*dead]))
+    rig.count.note("late", {key: place for key, place in outside.items() if key not in rig.dead})
     await rig.spare.ask("stop")
 
 
@@ -481,8 +518,10 @@ async def run(engine: str, disaster: str, *, rounds: int, sessions: int, lease: 
     with tempfile.TemporaryDirectory() as folder:
         server = ENGINES[engine](pathlib.Path(folder))
         async with Rig.built(server, sessions=sessions, lease=lease, seed=seed, wired=disaster == "cut") as rig:
+            await rig.all("lag")
             for _ in range(rounds):
                 await DISASTERS[disaster](rig)
+            rig.count.lag = max(await rig.all("lag"))
             if disaster != "late":
                 await begin_late(rig)
             return rig.count
@@ -494,8 +533,9 @@ def row(engine: str, disaster: str, rounds: int, count: Count) -> str:
     def said(seconds: list[float]) -> str:
         return f"{statistics.median(seconds):.2f} / {max(seconds):.2f} s ({len(seconds)})" if seconds else "-"
 
-    found = [len(each) for each in (count.lost, count.late, count.wrong)]
-    cells = [engine, disaster, rounds, count.revoked, *found, said(count.closed), said(count.healed)]
+    found = [len(each) for each in (count.lost, count.late, count.wrong, count.waiting)]
+    times = [said(count.closed), said(count.healed), f"{count.lag:.2f} s"]
+    cells = [engine, disaster, rounds, count.revoked, *found, *times]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -508,14 +548,16 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=[name for name, each in ENGINES.items() if not each.missing])
     parser.add_argument("--disasters", nargs="*", default=[*DISASTERS])
     args = parser.parse_args()
-    print("| engine | disaster | rounds | revoked | lost | late | wrong | closed: median / worst | healed |")
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    print(
+        "| engine | disaster | rounds | revoked | lost | late | wrong | waiting | closed: median / worst | healed | lag |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for engine, disaster in itertools.product(args.engines, args.disasters):
         count = asyncio.run(
             run(engine, disaster, rounds=args.rounds, sessions=args.sessions, lease=args.lease, seed=args.seed)
         )
         print(row(engine, disaster, args.rounds, count), flush=True)
-        for each in count.lost + count.late + count.wrong:
+        for each in count.faults:
             print(each, file=sys.stderr)
 
 
