@@ -542,7 +542,7 @@ def row(engine: str, disaster: str, rounds: int, count: Count) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=20, help="of each disaster")
-    parser.add_argument("--sessions", type=int, default=1000, help="of each member")
+    parser.add_argument("--sessions", type=int, default=1000, help="of each member; a round takes up to two")
     parser.add_argument("--lease", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=17, help="of what is left to chance")
     parser.add_argument("--engines", nargs="*", default=[name for name, each in ENGINES.items() if not each.missing])
