@@ -656,13 +656,13 @@ def test_ls_watch_shows_what_happens(folder: pathlib.Path) -> None:
         ("revoke x --timeout soon", 2, "'soon' is no number of seconds"),
         ("revoke /dev/ttyS0", 1, "/dev/ttyS0: no server has taken it away: looked in "),
         ("revoke ./pyproject.toml", 1, "/pyproject.toml: no server has taken it away: looked in "),
-        ("revoke /dev/ttyS0", 1, ". --kernel takes a terminal from all programs"),
+        ("revoke /dev/ttyS0", 1, ". --kernel takes it from all programs"),
         ("revoke /dev/ttyS0 --yes", 2, "--yes goes with --kernel"),
         ("revoke x --timeout 86401", 2, "'86401' is no number of seconds from 0 to 86400"),
         ("revoke x --yes", 2, "--yes goes with --kernel"),
         ("revoke --kernel /nowhere", 1, "/nowhere: No such file"),
-        ("revoke --kernel /dev/null", 1, "/dev/null: not a terminal"),
-        ("revoke --kernel pyproject.toml", 1, "pyproject.toml: not a terminal"),
+        ("revoke --kernel /dev/null", 1, "/dev/null: the kernel cannot take a device of 'mem' away"),
+        ("revoke --kernel pyproject.toml", 1, "pyproject.toml: the kernel takes away terminals, "),
     ],
 )
 def test_error_is_one_line(words: str, status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -1276,6 +1276,91 @@ def test_kernel_revocation_asks_on_a_terminal() -> None:
         assert child.stdout.readline() == "b''\n"
     with Client("revoke", "--kernel", "/dev/tty") as client:
         assert client.ends("is your own terminal") == 1
+
+
+LISTENS = """
+import socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print(flush=True)
+accepted, _ = listener.accept()
+other = open("/dev/null")
+print(accepted.recv(1), flush=True)
+for call in lambda: accepted.send(b"x"), listener.accept:
+    try:
+        call()
+    except OSError as exc:
+        print(exc.strerror, flush=True)
+"""
+
+
+def test_kernel_revocation_shuts_a_socket_down_in_its_server(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its server meets the end of what it has accepted, and no longer listens; its clients are told, other sockets stay."""
+    path, other = tmp_path / "server", tmp_path / "other"
+    command = [sys.executable, "-ISc", LISTENS]
+    with (
+        subprocess.Popen([*command, path], stdout=-1, text=True) as child,
+        subprocess.Popen([*command, other], stdout=-1, text=True) as bystander,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        assert child.stdout
+        assert bystander.stdout
+        for each in child, bystander:
+            assert each.stdout
+            assert each.stdout.readline() == "\n"
+        client.connect(str(path))
+        assert main(["revoke", "--kernel", str(path)]) == 1
+        said = capsys.readouterr()
+        assert "(socket) is held by 1 process:\n" in said.out
+        assert f"\n{child.pid} " in said.out
+        assert "give --yes" in said.err
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.recv(1)
+        client.setblocking(True)
+        assert main(["revoke", "--kernel", "--yes", str(path)]) == 0
+        assert "is taken away from all of them by shutdown" in capsys.readouterr().out
+        assert client.recv(1) == b""
+        assert child.stdout.read() == "b''\nBroken pipe\nInvalid argument\n"
+        with socket.socket(socket.AF_UNIX) as alive:
+            alive.connect(str(other))
+            alive.send(b"x")
+            assert bystander.stdout.readline() == "b'x'\n"
+            bystander.kill()
+
+
+@privileged
+def test_kernel_revocation_promises_nothing_of_what_it_may_not_see(tmp_path: pathlib.Path) -> None:
+    """Whoever may not look into another process takes nothing from it."""
+    path = tmp_path / "server"
+    drop = functools.partial(ctypes.CDLL(None).prctl, 24, 19, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_SYS_PTRACE
+    with (
+        subprocess.Popen([sys.executable, "-ISc", LISTENS, path], stdout=-1, text=True) as child,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        assert child.stdout
+        assert child.stdout.readline() == "\n"
+        command = [*COMMAND, "revoke", "--kernel", "--yes", str(path)]
+        done = subprocess.run(command, preexec_fn=drop, capture_output=True, text=True, timeout=60)
+        client.connect(str(path))
+        client.send(b"x")
+        assert child.stdout.readline() == "b'x'\n"
+        child.kill()
+    assert done.returncode == 1
+    assert done.stderr == f"asyncrevoke: {path}: nobody who can be seen here has it, so nothing was done\n"
+
+
+def test_kernel_revocation_of_what_nobody_has_does_nothing(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a socket that a server has left behind: it is not said to be taken from all of them."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "stale"))
+    assert main(["revoke", "--kernel", "--yes", str(tmp_path / "stale")]) == 1
+    assert "nothing was done" in capsys.readouterr().err
 
 
 # -- what the documentation refers to --

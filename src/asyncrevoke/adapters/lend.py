@@ -71,7 +71,8 @@ def _shut_down(fd: int) -> None:
 
 EVDEV = Means("EVIOCREVOKE", False, True, _reopened, lambda fd: fcntl.ioctl(fd, _EVIOCREVOKE, 0))
 HIDRAW = Means("HIDIOCREVOKE", False, False, _reopened, lambda fd: fcntl.ioctl(fd, _HIDIOCREVOKE, 0))
-_DRIVERS = {"evdev": EVDEV, "hidraw": HIDRAW}
+#: By what `driver_of` tells.
+DRIVERS = {"evdev": EVDEV, "hidraw": HIDRAW}
 TERMINAL = Means("TIOCVHANGUP", True, True, os.dup, lambda fd: fcntl.ioctl(fd, _TIOCVHANGUP))
 SOCKET = Means("shutdown", True, True, os.dup, _shut_down)
 
@@ -89,10 +90,10 @@ def means_for(fd: int) -> Means:
     if os.isatty(fd):
         return _hang_up(fd)
     driver = driver_of(fd)
-    if driver not in _DRIVERS:
+    if driver not in DRIVERS:
         raise _no_means(f"the kernel cannot take a device of {driver or 'its driver'!r} back: lend a socket, and copy")
-    _try(_DRIVERS[driver], fd)
-    return _DRIVERS[driver]
+    _try(DRIVERS[driver], fd)
+    return DRIVERS[driver]
 
 
 def _hang_up(fd: int) -> Means:

@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--watch", action="store_true", help="show what happens there, from now on, until they have all ended")
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
-    add = command("revoke", "take away a share, a client of it, any terminal, or sessions on all hosts", _REVOKE)
+    add = command(
+        "revoke", "take away a share, a client of it, what any program holds, or sessions on all hosts", _REVOKE
+    )
     one_of = add.add_mutually_exclusive_group().add_argument
     add = add.add_argument
     add(
@@ -102,7 +104,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="30d",
         help="with --cluster: how long tokens live. Default: it stays for ever",
     )
-    one_of("--kernel", action="store_true", help="hang up the terminal at that path in all programs: vhangup, as root")
+    one_of(
+        "--kernel",
+        action="store_true",
+        help="have the kernel take a terminal, an input device or a socket from all programs, as root",
+    )
     add("--yes", action="store_true", help="with --kernel: do not ask")
     one_of("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 

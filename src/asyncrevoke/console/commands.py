@@ -21,7 +21,7 @@ from asyncrevoke.control.lines import ControlError
 from asyncrevoke.lowlevel import printable
 
 from .attach import attach
-from .kernel import HeldTerminal
+from .kernel import held
 from .share import Share, read_config
 from .sockets import Servers, look, new_socket
 
@@ -311,7 +311,7 @@ async def _revoke_by_path(servers: Servers, path: str, args: argparse.Namespace)
     if not answers:
         raise ControlError(
             "unknown-path",
-            f"{path}: no server has taken it away: looked in {servers}. --kernel takes a terminal from all programs",
+            f"{path}: no server has taken it away: looked in {servers}. --kernel takes it from all programs",
         )
     return answers
 
@@ -331,25 +331,24 @@ def _print_report(answer: Record) -> None:
 
 
 def _revoke_by_kernel(path: str, *, asks: bool) -> int:
-    with HeldTerminal(path) as terminal:
-        holders = list(terminal.holders())
-        print(f"{printable(path)} (device {os.major(terminal.number)}:{os.minor(terminal.number)}) is held by", end=" ")
+    with held(path) as it:
+        holders = list(it.holders())
+        print(f"{printable(path)} ({it.what}) is held by", end=" ")
         many = "es" * (len(holders) > 1)
         print(f"{len(holders)} process{many}:" if holders else "no process that can be seen here.")
         if holders:
             rows = [[str(each.pid), each.user, each.how, each.command] for each in holders]
             print_table([["PID", "USER", "HOW", "COMMAND"], *rows])
-        print("The kernel will take it away from all of them: they read the end, their writes fail with EIO,")
-        print("and those whose controlling terminal it is get SIGHUP, of which most die.", flush=True)
+        print(it.effect, flush=True)
         if asks:
-            if terminal.ours:
+            if it.ours:
                 raise PermissionError(f"{path} is your own terminal: give --yes if you mean it")
             if not os.isatty(0):
                 raise PermissionError("there is nobody to ask: give --yes")
-            if input("Hang it up? [y/N] ").strip().lower() not in ("y", "yes"):
+            if input("Take it away? [y/N] ").strip().lower() not in ("y", "yes"):
                 raise PermissionError("nothing was done")
-        terminal.hangup()
-    print(f"{printable(path)} is hung up")
+        it.take()
+    print(f"{printable(path)} is {it.done}")
     return GONE
 
 

@@ -1,25 +1,37 @@
-"""A terminal that programs of any user hold: who they are, and the kernel's own revocation."""
+"""What programs of any user hold: who they are, and the kernel's own revocation.
+
+A terminal is hung up. Of other files the kernel takes each by itself, and only from who has it: so by pidfd_getfd(2) this
+process has it, too. What nobody seen here has, such as a descriptor that is under way in a socket, is not taken.
+"""
+
+from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
+from asyncrevoke.adapters.device.device import why_hung_up
+from asyncrevoke.adapters.device.identity import driver_of
+from asyncrevoke.adapters.lend import DRIVERS, SOCKET, Means, means_for
 from asyncrevoke.adapters.tty import PTYS, KernelDriver
 from asyncrevoke.control.peer import user_name
 
 _TIOCGDEV = 0x80045432  # include/uapi/asm-generic/ioctls.h: /dev/tty, too, tells which it is
+_PIDFD_GETFD = 438  # include/uapi/asm-generic/unistd.h
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that has a terminal open, or as its controlling terminal, or both."""
+    """A process that has something open, or as its controlling terminal, or both."""
 
     pid: int
     user: str
@@ -27,27 +39,167 @@ class Holder:
     how: str
 
 
+class Held(Protocol):
+    """Something that programs hold, and that the kernel takes away.
+
+    :ivar what: it is
+    :ivar effect: what is to be known before
+    :ivar done: what it is then
+    :ivar ours: whether it is this process's controlling terminal
+    """
+
+    what: str
+    effect: str
+    done: str
+    ours: bool
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def holders(self) -> Iterator[Holder]:
+        """Who has it, but for this process; as far as we may see."""
+
+    def take(self) -> None:
+        """Take it away from all of them.
+
+        :raises OSError: if somebody keeps it
+        """
+
+
+def held(path: str) -> Held:
+    """What is at a path. No device is opened that is none of those that can be taken away: some do things when they are.
+
+    :raises OSError: EOPNOTSUPP, with the reason, if the kernel has no means; or there is nothing
+    """
+    with _opened(path, os.O_PATH) as fd:
+        mode, driver = os.fstat(fd).st_mode, driver_of(fd)
+        if stat.S_ISSOCK(mode):
+            return HeldFiles(path, "socket", SOCKET, _SOCKET_GOES, _bound(path))
+        if not stat.S_ISCHR(mode):
+            raise OSError(
+                errno.EOPNOTSUPP,
+                "the kernel takes away terminals, input devices (evdev, hidraw) and sockets; of other files, not one",
+                path,
+            )
+        if driver in DRIVERS:
+            return _held_device(path, DRIVERS[driver], os.fstat(fd).st_rdev)
+        if driver not in ("", "tty"):  # a pty's slave is not in sysfs
+            raise OSError(errno.EOPNOTSUPP, f"the kernel cannot take a device of {driver!r} away", path)
+    return HeldTerminal(path)
+
+
+def _held_device(path: str, means: Means, number: int) -> HeldFiles:
+    with _opened(path, os.O_RDONLY | os.O_NONBLOCK) as fd:
+        try:
+            means_for(fd)
+        except OSError as exc:
+            raise OSError(exc.errno, f"this kernel has no {means.name}, so nobody can take it away", path) from exc
+    effect = (
+        f"They get ENODEV. {'Their waits end.' if means.wakes else 'Who waits in a read waits on, and gets nothing.'}"
+    )
+    what = f"device {os.major(number)}:{os.minor(number)}"
+    return HeldFiles(path, what, means, effect, lambda there: stat.S_ISCHR(there.st_mode) and there.st_rdev == number)
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+_SOCKET_GOES = "They read the end, their writes fail with EPIPE, and nobody can connect. The other ends are told."
+
+
+def _bound(path: str) -> Callable[[os.stat_result], bool]:
+    """Which sockets have this name: that which listens, and those that it has accepted."""
+    name = os.fsencode(pathlib.Path(path).resolve())
+    lines = [line.split(None, 7) for line in pathlib.Path("/proc/net/unix").read_bytes().splitlines()]
+    inodes = {int(line[6]) for line in lines[1:] if len(line) == 8 and line[7] == name}
+    return lambda there: stat.S_ISSOCK(there.st_mode) and there.st_ino in inodes
+
+
+class HeldFiles:
+    """Files that each process has opened for itself, and that are taken from each."""
+
+    ours = False
+
+    def __init__(
+        self, path: str, what: str, means: Means, effect: str, is_it: Callable[[os.stat_result], bool]
+    ) -> None:
+        self.path = path
+        self.what = what
+        self.effect = f"By {means.name} the kernel will take it away from all of them.\n{effect}"
+        self.done = f"taken away from all of them by {means.name}"
+        self._means = means
+        self._is_it = is_it
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def holders(self) -> Iterator[Holder]:
+        return _holders(lambda process: ["open"] * bool([*_open_files(process, self._is_it)]))
+
+    def take(self) -> None:
+        taken = 0
+        for process in _others():
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                taken += sum(self._take(int(process.name), number) for number in [*_open_files(process, self._is_it)])
+        if not taken:
+            raise ProcessLookupError(errno.ESRCH, "nobody who can be seen here has it, so nothing was done", self.path)
+
+    def _take(self, pid: int, number: int) -> bool:
+        """Whether it was still there to be taken."""
+        pidfd = os.pidfd_open(pid)
+        try:
+            fd = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+        finally:
+            os.close(pidfd)
+        if fd < 0:
+            if ctypes.get_errno() == errno.EBADF:
+                return False
+            why = f"process {pid} keeps it, as root alone may take it (CAP_SYS_PTRACE)"
+            raise OSError(ctypes.get_errno(), why, self.path)
+        try:
+            if not self._is_it(os.fstat(fd)):
+                return False  # another, by now
+            with contextlib.suppress(OSError):  # it is taken already, as by another number of it; else poll(2) tells
+                self._means.take(fd)
+            if why_hung_up(fd) is None:
+                raise OSError(errno.EBUSY, f"{self._means.name} has not taken it from process {pid}", self.path)
+            return True
+        finally:
+            os.close(fd)
+
+
 class HeldTerminal(KernelDriver):
     """A terminal, kept open so that it is no other when it is hung up: ``with HeldTerminal("/dev/ttyS0") as terminal: ...``
 
     :ivar number: of the device
-    :ivar ours: whether it is this process's controlling terminal
     :raises OSError: on entering, if there is no terminal at `path`, or it may not be opened
     """
 
+    effect = (
+        "The kernel will take it away from all of them: they read the end, their writes fail with EIO,\n"
+        "and those whose controlling terminal it is get SIGHUP, of which most die."
+    )
+    done = "hung up"
+
     def __enter__(self) -> Self:
-        if not stat.S_ISCHR(os.stat(self.path).st_mode):  # noqa: PTH116
-            raise OSError(errno.ENOTTY, "not a terminal", self.path)
-        fd = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
+        with _opened(self.path, os.O_RDWR | os.O_NONBLOCK) as fd:
             if not os.isatty(fd):
                 raise OSError(errno.ENOTTY, "not a terminal", self.path)
             fcntl.ioctl(fd, _TIOCGDEV, number := array.array("I", [0]))
             self.open(fd)
             there = os.fstat(fd)
-        finally:
-            os.close(fd)
         self.number = number[0]
+        self.what = f"device {os.major(self.number)}:{os.minor(self.number)}"
         # Each container has a devpts, and so ptys, of its own, with the same numbers; /dev/tty tells of none.
         is_pty = there.st_rdev == self.number and os.major(self.number) in PTYS
         self._devpts = there.st_dev if is_pty else None
@@ -58,24 +210,20 @@ class HeldTerminal(KernelDriver):
         if self.vhangup is None:
             self.close()
 
+    def take(self) -> None:
+        self.hangup()
+
     def reset(self) -> None:
         """Less than a hang-up is not what was asked for."""
         raise PermissionError(errno.EPERM, "only root may hang it up (CAP_SYS_ADMIN); nothing was done", self.path)
 
     def holders(self) -> Iterator[Holder]:
-        """Who has it, but for this process; as far as we may see."""
-        for process in sorted(
-            filter(lambda path: path.name.isdigit(), pathlib.Path("/proc").iterdir()), key=lambda path: int(path.name)
-        ):
-            if int(process.name) != os.getpid():
-                with contextlib.suppress(OSError, ValueError):  # ended meanwhile
-                    how = ["controlling terminal"] * self._controls(process)
-                    how += ["open"] * self._has_open(process)
-                    if how:
-                        command = (process / "cmdline").read_bytes().replace(b"\0", b" ").strip()
-                        command = command or (process / "comm").read_bytes().strip()
-                        owner = user_name(process.stat().st_uid)
-                        yield Holder(int(process.name), owner, command.decode(errors="replace"), ", ".join(how))
+        return _holders(
+            lambda process: (
+                ["controlling terminal"] * self._controls(process)
+                + ["open"] * bool([*_open_files(process, self._is_it)])
+            )
+        )
 
     def _controls(self, process: pathlib.Path) -> bool:
         if _controlling(process) != self.number:
@@ -85,17 +233,37 @@ class HeldTerminal(KernelDriver):
         except OSError:  # another user's, or it has none: the number is all that is known
             return True
 
-    def _has_open(self, process: pathlib.Path) -> bool:
-        with contextlib.suppress(OSError):  # another user's
-            for fd in (process / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if "/dev/" not in str(fd.readlink()):
-                        continue  # to look at a file takes as long as its file system takes, which may have died
-                    there = fd.stat()
-                    same = stat.S_ISCHR(there.st_mode) and there.st_rdev == self.number
-                    if same and self._devpts in (None, there.st_dev):
-                        return True
-        return False
+    def _is_it(self, there: os.stat_result) -> bool:
+        same = stat.S_ISCHR(there.st_mode) and there.st_rdev == self.number
+        return same and self._devpts in (None, there.st_dev)
+
+
+def _holders(how: Callable[[pathlib.Path], list[str]]) -> Iterator[Holder]:
+    for process in _others():
+        with contextlib.suppress(OSError, ValueError):  # ended meanwhile
+            if words := how(process):
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").strip()
+                command = command or (process / "comm").read_bytes().strip()
+                owner = user_name(process.stat().st_uid)
+                yield Holder(int(process.name), owner, command.decode(errors="replace"), ", ".join(words))
+
+
+def _others() -> list[pathlib.Path]:
+    """All processes but this one."""
+    found = [path for path in pathlib.Path("/proc").iterdir() if path.name.isdigit() and int(path.name) != os.getpid()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def _open_files(process: pathlib.Path, is_it: Callable[[os.stat_result], bool]) -> Iterator[int]:
+    """The numbers under which a process has it open."""
+    with contextlib.suppress(OSError):  # another user's, or ended
+        for fd in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                link = str(fd.readlink())
+                if "/dev/" not in link and not link.startswith("socket:"):
+                    continue  # to look at a file takes as long as its file system takes, which may have died
+                if is_it(fd.stat()):
+                    yield int(fd.name)
 
 
 def _controlling(process: pathlib.Path) -> int:
