@@ -31,6 +31,11 @@ SAYS = {
         "'stick/alice' was revoked: unplugged: ",
         "'stick/bob' was revoked: unplugged: ",
     ],
+    "game_pad_lent": [
+        "the game got 1 304 1\n",
+        "'alice' revoked (bob's turn): ",
+        "the game has lost the pad\n",
+    ],
     "home_automation": ["available: 20", "unavailable: unplugged: ", "available: 21"],
     "one_import_changed": ["measured b'17.3\\n'", "lost: '", "was revoked: unplugged: "],
     "alsa_disconnect": [
