@@ -216,10 +216,10 @@ async def test_a_clock_that_differs_is_refused() -> None:
 async def test_a_name_is_refused_that_a_member_has() -> None:
     """The other one goes on."""
     log = await begun()
-    first = Cluster(Registry(), log, host="web1", lease=0.2)
+    first = Cluster(Registry(), log, host="web1", lease=0.8)
     async with running(first):
         with pytest.raises(LogRefusedError, match="'web1' is a member already"):
-            await Cluster(Registry(), log, host="web1", lease=0.2).run()
+            await Cluster(Registry(), log, host="web1", lease=0.8).run()
         with first.admit("alice"):
             pass
 

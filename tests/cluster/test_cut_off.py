@@ -12,7 +12,7 @@ from asyncrevoke.cluster import Batch, Cluster, LogError, Member, MemoryLog, Not
 @pytest.mark.anyio
 async def test_a_host_that_was_paused_says_so_and_not_what_was_before() -> None:
     """It has caught up, and was not there for the next answer: nothing else that has ever happened is the reason."""
-    cluster = Cluster(Registry(), MemoryLog(), host="web7", lease=0.2, mode="strict")
+    cluster = Cluster(Registry(), MemoryLog(), host="web7", lease=0.8, mode="strict")
     await cluster.init()
     async with anyio.create_task_group() as tasks:
         await tasks.start(cluster.run)
@@ -38,7 +38,7 @@ async def test_a_lease_is_watched_again_after_a_log_was_cut_off_and_then_found_t
     """Who is inside is taken away each time that the lease is over, whatever has happened before."""
     log = Deaf()
     live = Registry()
-    cluster = Cluster(live, log, host="web7", lease=0.2, mode="strict")
+    cluster = Cluster(live, log, host="web7", lease=0.8, mode="strict")
     await cluster.init()
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks:
