@@ -1,4 +1,4 @@
-"""Descriptors lent to another process, and taken back while it waits in them. Evdev and hidraw: tests/vm/devices.py."""
+"""Descriptors lent to another process, and taken back while it waits in them. Evdev and hidraw: tests/vm/loans.py."""
 
 import contextlib
 import errno

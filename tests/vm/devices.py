@@ -1,7 +1,6 @@
-"""Devices that are no terminals, on a real kernel: as root, with the modules uinput, uhid and hid-generic.
+"""Devices that are no terminals, of a real kernel, which makes them (uinput, uhid), and removes them as it removes those of a bus.
 
-`rows` runs all, and `main` prints them: ``devices.py [count [backend ...]]``. Each scenario may be called by itself, and
-raises what it has found. The kernel makes the devices (uinput, uhid), and removes them as it removes those of a bus.
+Each scenario may be called by itself, and raises what it has found.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ import contextlib
 import errno
 import fcntl
 import functools
-import gc
+import io
 import os
-import pathlib
-import socket
 import struct
 import subprocess
 import sys
@@ -28,14 +25,15 @@ import anyio.lowlevel
 
 from asyncrevoke import RevokedError, follow_device, open_device
 from asyncrevoke.adapters.device import CharacterDevice, EventStream, InputEvent, MessageStream, ReportStream
-from asyncrevoke.adapters.lend import lend
+from asyncrevoke.console.cli import main
 from asyncrevoke.testing import Subject, check_revokable
+from outside import modprobe
+from unplugs import LOOPS, Row, held, left
 
 EV_SYN, EV_KEY, KEY_A = 0, 1, 30
 _UI_SET_EVBIT, _UI_SET_KEYBIT, _UI_SET_PHYS = 0x40045564, 0x40045565, 0x4008556C
 _UI_DEV_SETUP, _UI_DEV_CREATE, _UI_DEV_DESTROY = 0x405C5503, 0x5501, 0x5502
 _UHID_DESTROY, _UHID_OUTPUT, _UHID_CREATE2, _UHID_INPUT2 = 1, 6, 11, 12
-_EVIOCGVERSION, _HIDIOCGRDESCSIZE = 0x80044501, 0x80044801
 #: A vendor's device, with input and output reports of so many bytes, without numbers.
 _REPORT = 600
 _DESCRIPTION = bytes.fromhex("06 00ff 09 01 a1 01 15 00 26 ff00 75 08") + (
@@ -47,7 +45,6 @@ class Keyboard:
     """An evdev device of uinput's; its identity is its physical path."""
 
     kind: type[MessageStream[Any]] = EventStream
-    gone = errno.ENODEV
 
     def __init__(self, identity: str) -> None:
         self.identity = identity
@@ -89,7 +86,6 @@ class Stick:
     """A hidraw device of uhid's; its identity is its serial number."""
 
     kind: type[MessageStream[Any]] = ReportStream
-    gone = errno.EIO
 
     def __init__(self, identity: str) -> None:
         self.identity = identity
@@ -129,25 +125,11 @@ Plug = Keyboard | Stick
 PLUGS: list[type[Any]] = [Keyboard, Stick]
 
 
-def held() -> tuple[set[str], int]:
-    """Descriptors, with what they are, and threads."""
-    files = set()
-    for entry in pathlib.Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            files.add(f"{entry.name} {entry.readlink()}")
-    return files, len([each for each in threading.enumerate() if not each.name.startswith("Trio")])
-
-
 @contextlib.asynccontextmanager
 async def nothing_leaks() -> AsyncIterator[None]:
     before = held()
     yield
-    with anyio.move_on_after(5):  # a watch closes its file in the loop's next turns
-        while (after := held())[0] - before[0] or after[1] > before[1]:
-            gc.collect()
-            await anyio.sleep(0.01)
-    assert after[0] - before[0] == set(), after[0] - before[0]
-    assert after[1] <= before[1], threading.enumerate()
+    assert not (more := await left(before)), more
 
 
 @contextlib.asynccontextmanager
@@ -178,65 +160,6 @@ async def waiting(call: Callable[[], Awaitable[object]], told: list[object]) -> 
             await call()
     except (RevokedError, OSError, anyio.EndOfStream) as exc:
         told.append(exc)
-
-
-async def unplugged_in_all_uses(make: type[Any], cycles: int) -> str:
-    """Whoever waits, asks or only has it open is told exactly once, by one revocation; nobody spins; nothing is left."""
-    worst = busy = 0.0
-    users = 0
-    for cycle in range(cycles):
-        async with nothing_leaks(), plugged(make(f"vm-{make.__name__}-{cycle}")) as plug:
-            device = await opened(plug, fan_out=cycle % 2 == 0)
-            streams = [device.open(name) for name in ("a", "b", "c")]
-            told: list[object] = []
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(waiting, streams[0].receive, told)
-                if cycle % 2 == 0:
-                    tasks.start_soon(waiting, streams[1].receive, told)
-                if cycle % 3 == 0:
-                    tasks.start_soon(waiting, functools.partial(asks, streams[2]), told)
-                await anyio.sleep(0.02)
-                expected = 1 + (cycle % 2 == 0) + (cycle % 3 == 0)
-                begun = time.monotonic()
-                plug.unplug()
-                with anyio.fail_after(10):
-                    while len(told) < expected:
-                        await anyio.sleep(0.001)
-                worst = max(worst, time.monotonic() - begun)
-            used, since = time.process_time(), time.monotonic()
-            await anyio.sleep(0.5)  # nobody waits any more, and it is not closed
-            busy = max(busy, (time.process_time() - used) / (time.monotonic() - since))
-            assert all(isinstance(error, RevokedError) for error in told), told
-            assert all("unplugged: " in str(error) for error in told), told
-            users += expected
-            for stream in streams:
-                try:
-                    await stream.receive()
-                except RevokedError:
-                    continue
-                raise AssertionError("it could be used after the unplug")
-            await device.aclose()
-            assert device.node.released
-    return f"{cycles} cycles, {users} users told once each, the last after {1000 * worst:.0f} ms; then {100 * busy:.0f} % busy"
-
-
-async def asks(stream: MessageStream[Any]) -> None:
-    await stream.request(
-        lambda fd: fcntl.ioctl(fd, _EVIOCGVERSION if isinstance(stream, EventStream) else _HIDIOCGRDESCSIZE, bytes(4))
-    )
-    await anyio.sleep(0)
-
-
-async def unplugged_while_nobody_uses_it(make: type[Any], _: int) -> str:
-    """It is noticed all the same."""
-    async with nothing_leaks(), plugged(make(f"vm-{make.__name__}-idle")) as plug:
-        device = await opened(plug)
-        plug.unplug()
-        with anyio.fail_after(10):
-            while not device.node.revoked:
-                await anyio.sleep(0.001)
-        await device.aclose()
-        return str(device.node.reason)
 
 
 async def replugged(make: type[Any], cycles: int) -> str:
@@ -409,124 +332,71 @@ async def vanishes_while_it_opens(make: type[Any], cycles: int) -> str:
     return str(outcomes)
 
 
-_POLL = 7  # the system call's number on x86_64
-#: For each descriptor that it is lent: waits in a copy, for so many milliseconds; whether it is woken, and what each
-#: operation answers from then on.
-_BORROWER = """
-import os, select, socket, sys, time
-line = socket.socket(fileno=int(sys.argv[1]))
-def attempt(call, *args):
-    try:
-        return call(*args)
-    except OSError as exc:
-        return exc.strerror
-while (lent := socket.recv_fds(line, 1, 1))[0]:
-    fd = lent[1][0]
-    copy = os.dup(fd)
-    poll = select.poll()
-    poll.register(copy, select.POLLIN)
-    line.send(b"has it")
-    patience, since = int(sys.argv[2]), time.monotonic()
-    poll.poll(patience)
-    woken = time.monotonic() - since < patience / 1000
-    line.recv(100)
-    said = attempt(os.read, fd, 4096), attempt(os.write, fd, bytes(24)), f"poll {poll.poll(0)[0][1]:#x}"
-    line.send(repr(("woken" if woken else "not woken", *said)).encode())
-    os.close(fd)
-    os.close(copy)
+#: Opens a node; then a line comes, and it reads.
+_HOLDER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+print(flush=True)
+input()
+try:
+    os.read(fd, 4096)
+except OSError as exc:
+    print(exc.strerror)
 """
 
 
-async def lent_and_taken_back(make: type[Any], cycles: int) -> str:
-    """What the borrower has is dead when the revocation has been awaited, and the lender goes on; or it is refused."""
-    answers: dict[str, int] = {}
-    async with nothing_leaks(), plugged(make(f"vm-{make.__name__}-lent")) as plug, await opened(plug) as device:
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with near, far:
-            # The kernel wakes nobody whose hidraw it revokes, so there is nothing to wait for.
-            patience = "20000" if make is Keyboard else "300"
-            command = [sys.executable, "-ISc", _BORROWER, str(far.fileno()), patience]
-            borrower = subprocess.Popen(command, pass_fds=[far.fileno()])
-            asleep = pathlib.Path(f"/proc/{borrower.pid}/syscall")
-            far.close()
-            with borrower:
-                try:
-                    for _ in range(cycles):
-                        loan = await lend(device.fileno(), to=near)
-                        assert near.recv(100) == b"has it"
-                        while not asleep.read_text().startswith(f"{_POLL} "):
-                            os.sched_yield()
-                        await loan.revoke("needed elsewhere")
-                        near.send(b"it is taken")
-                        said = near.recv(1000).decode()
-                        assert said.startswith("('woken'" if loan.means.wakes else "('not woken'"), said
-                        answers[f"{loan.means.name}: {said}"] = answers.get(f"{loan.means.name}: {said}", 0) + 1
-                except OSError as exc:
-                    if exc.errno != errno.EOPNOTSUPP:
-                        raise
-                    answers[str(exc)] = 1
-                near.close()
-        plug.feed()
+async def taken_from_others_by_the_command(make: type[Any], _: int) -> str:
+    """`revoke --kernel` takes it from who has opened it in any program, and whom nobody has lent it."""
+    async with nothing_leaks(), plugged(make(f"vm-{make.__name__}-taken")) as plug, await opened(plug) as device:
+        holder = subprocess.Popen([sys.executable, "-ISc", _HOLDER, device.path], stdin=-1, stdout=-1, text=True)
+        with holder, io.StringIO() as said:
+            assert holder.stdout
+            assert holder.stdout.readline() == "\n"
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                status = main(["revoke", "--kernel", "--yes", device.path])
+            words = said.getvalue()
+            met = holder.communicate("\n" if status == 0 else None)[0]
+        if "this kernel has no HIDIOCREVOKE" in words:
+            return words.strip()
+        assert (status, met) == (0, "No such device\n"), words
+        assert "is held by 1 process:\n" in words, words
         stream = device.open()
+        plug.feed()
         for _ in range(plug.messages):
             assert plug.said(await stream.receive())
-    return str(answers)
+        return words.splitlines()[-1]
 
 
+#: Each with how often it is done on each loop, in full.
 SCENARIOS: list[tuple[Callable[[type[Any], int], Awaitable[str]], int]] = [
-    (unplugged_in_all_uses, 50),
-    (unplugged_while_nobody_uses_it, 1),
     (replugged, 50),
     (swapped, 20),
     (two_share_an_identity, 1),
     (each_gets_each_message, 50),
     (grabbed, 1),
     (vanishes_while_it_opens, 30),
-    (lent_and_taken_back, 200),
+    (taken_from_others_by_the_command, 1),
     (the_contract, 1),
 ]
-BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "asyncio": ("asyncio", {}),
-    "uvloop": ("asyncio", {"use_uvloop": True}),
-    "trio": ("trio", {}),
-}
 
 
-def rows(_: object, count: int, *backends: str) -> Iterator[dict[str, object]]:
-    """Run all scenarios, those of many cycles with `count` of 50; what came of each.
-
-    :param backends: on which; none: all
-    """
-    for module in "evdev", "uinput", "uhid", "hid_generic":
-        subprocess.run(["/sbin/modprobe", module], check=True)
-    for backend in backends or BACKENDS:
-        name, options = BACKENDS[backend]
-        for make in PLUGS:
-            for scenario, most in SCENARIOS:
-                cycles = max(1, most * count // 50)
-                begun = time.monotonic()
-                ok = True
+def rows(_: object, count: int) -> Iterator[Row]:
+    """All scenarios, on all loops; those of many cycles with `count` of 50."""
+    modprobe("evdev", "uinput", "uhid", "hid_generic")
+    for make in PLUGS:
+        for scenario, most in SCENARIOS:
+            cycles = max(1, most * count // 50)
+            begun = time.monotonic()
+            ok, said = True, dict[str, None]()
+            for loop in LOOPS.values():
                 try:
-                    said = anyio.run(scenario, make, cycles, backend=name, backend_options=options)
+                    said[anyio.run(scenario, make, cycles, **loop)] = None
                 except Exception:  # noqa: BLE001  # told, and the others run
-                    said, ok = traceback.format_exc(), False
-                yield {
-                    "scenario": f"{backend}, {make.__name__}: {scenario.__name__}",
-                    "times": cycles,
-                    "right": said,
-                    "took": f"{time.monotonic() - begun:.1f} s",
-                    "ok": ok,
-                }
-
-
-def main(count: str = "50", *backends: str) -> int:
-    """Print a line for each scenario. It returns whether one has failed."""
-    failed = False
-    for row in rows(None, int(count), *backends):
-        print(*row.values(), sep="; ", flush=True)
-        failed |= not row["ok"]
-    return failed
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+                    said[traceback.format_exc()], ok = None, False
+            yield {
+                "scenario": f"{make.__name__}: {scenario.__name__.replace('_', ' ')}",
+                "times": cycles * len(LOOPS),
+                "right": "; ".join(said),
+                "took": f"{time.monotonic() - begun:.1f} s",
+                "ok": ok,
+            }

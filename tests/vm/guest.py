@@ -8,7 +8,9 @@ import anyio
 import anyio.lowlevel
 
 import cells
+import devices
 import inputs
+import loans
 import unplugs
 from outside import Outside, modprobe
 from unplugs import Row
@@ -21,6 +23,8 @@ SCENARIOS: dict[str, Callable[[Outside, int], Iterator[Row]]] = {
     "replugs": unplugs.replugs,
     "swaps": unplugs.swaps,
     "stalls": unplugs.stalls,
+    "devices": devices.rows,
+    "loans": loans.rows,
     "answers": cells.answers,
 }
 

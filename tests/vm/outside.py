@@ -34,9 +34,9 @@ class Outside:
 
 
 class Plug(Protocol):
-    """A serial port that can be plugged in and out.
+    """A device that can be plugged in and out.
 
-    :ivar path: of its node
+    :ivar path: of its node, as soon as it is plugged in; or who it is
     """
 
     path: str

@@ -24,6 +24,8 @@ SCENARIOS = {
     "replugs": (50, 1),
     "swaps": (20, 0),
     "stalls": (1, 0),
+    "devices": (50, 1),
+    "loans": (200, 2),
     "answers": (1, 0),
 }
 COLUMNS = {"kernel": 20, "scenario": 48, "times": 5, "right": 62, "took": 27, "left behind": 11, "busy": 4}
