@@ -14,7 +14,9 @@ a terminal  TIOCVHANGUP  b"", EIO; poll ERR|HUP   of everybody, the lender too; 
 a socket    shutdown(2)  b"", EPIPE; poll HUP     of both, and the far end is told; what had come can still be read
 =========== ============ ======================== ===================================================================
 
-Anything else is refused: the kernel has no means to take a pipe, a file or memory back. Lend a socket, and copy.
+Anything else is refused, with the reason. A relay would be no pipe, file or device: it has no position, no mapping, no
+request to a driver, and no bounds of messages. Where bytes are all that is needed, lend an end of a `socket.socketpair`,
+and copy at the other: each byte is then copied twice more, and in between the lender has to run.
 If the lender is killed, what it has lent stays lent.
 """
 
