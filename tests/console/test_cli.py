@@ -1305,10 +1305,12 @@ def test_kernel_revocation_shuts_a_socket_down_in_its_server(
         subprocess.Popen([*command, path], stdout=-1, text=True) as child,
         subprocess.Popen([*command, other], stdout=-1, text=True) as bystander,
         socket.socket(socket.AF_UNIX) as client,
+        contextlib.ExitStack() as ended,
     ):
         assert child.stdout
         assert bystander.stdout
         for each in child, bystander:
+            ended.callback(each.kill)
             assert each.stdout
             assert each.stdout.readline() == "\n"
         client.connect(str(path))
@@ -1329,7 +1331,6 @@ def test_kernel_revocation_shuts_a_socket_down_in_its_server(
             alive.connect(str(other))
             alive.send(b"x")
             assert bystander.stdout.readline() == "b'x'\n"
-            bystander.kill()
 
 
 @privileged
