@@ -1,7 +1,7 @@
 """Unplugs real devices of real kernels, in virtual machines: ``python tests/vm/run.py [--short] [--docs] [scenario ...]``
 
 Each scenario runs inside the machine, on the Python and the packages that run this, and prints its row. The program fails
-if a row does. It needs apt and qemu, twenty minutes, and no privilege: what is downloaded is kept in
+if a row does. It needs apt and qemu, an hour or so, and no privilege: what is downloaded is kept in
 ~/.cache/asyncrevoke-vm, or in the folder that the variable ASYNCREVOKE_VM names.
 """
 
@@ -54,7 +54,7 @@ def main() -> int:
     answers: dict[str, list[Asked]] = {}
     print(_line({column: column for column in COLUMNS}))
     for release in options.kernel or RELEASES[options.short :]:
-        for row in rows(image(release), counts, limit=240 if options.short else 1500):
+        for row in rows(image(release), counts, limit=360 if options.short else 5400):
             if "cells" in row:
                 answers.setdefault(row["kernel"], []).append(asked := Asked(row["profile"], row["cause"], row["cells"]))
                 row.update(as_table(asked))
