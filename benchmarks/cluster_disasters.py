@@ -265,14 +265,20 @@ class Wire:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = str(path)
+        self._connected: set[asyncio.StreamWriter] = set()
         self._whole = asyncio.Event()
         self._whole.set()
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[int]:
         """Its port."""
-        async with await asyncio.start_server(self._connect, "127.0.0.1") as server:
+        server = await asyncio.start_server(self._connect, "127.0.0.1")
+        try:
             yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            for connected in self._connected:  # from Python 3.12 on, asyncio would wait for their ends
+                connected.transport.abort()
 
     def cut(self) -> None:
         """From now on it keeps what it gets."""
@@ -283,6 +289,7 @@ class Wire:
         self._whole.set()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connected.add(writer)
         await self._whole.wait()
         with contextlib.suppress(OSError):
             theirs = await asyncio.open_unix_connection(self._path)
