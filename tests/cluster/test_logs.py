@@ -348,7 +348,7 @@ class TestWaiting:
                 for _ in range(turn):
                     await anyio.lowlevel.checkpoint()
                 tasks.cancel_scope.cancel()
-            assert (await log.told("nothing", 0, 0.0))[1] == []
+            assert (await log.told("e0", 0, 0.0))[1] == []
             assert await log.read(0, 0.0) == Batch(None, [(first, "a")], whole=True)
         await log.append("b")
         assert await texts(log) == ["a", "b"]
