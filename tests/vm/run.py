@@ -1,7 +1,7 @@
 """Unplugs real devices of real kernels, in virtual machines: ``python tests/vm/run.py [--short] [--docs] [scenario ...]``
 
 Each scenario runs inside the machine, on the Python and the packages that run this, and prints its row. The program fails
-if a row does. It needs apt and qemu, an hour or so, and no privilege: what is downloaded is kept in
+if a row does. It needs apt, qemu and patience, and no privilege: what is downloaded is kept in
 ~/.cache/asyncrevoke-vm, or in the folder that the variable ASYNCREVOKE_VM names.
 """
 

@@ -89,7 +89,6 @@ def cancel(scope: Any) -> None:
     """
     if not scope._cancel_called:
         scope._cancel_called = True
-        scope._cancel_reason = (
-            f"Cancelled via cancel scope {id(scope):x}, by a revocation"  # AnyIO knows its own by this
-        )
+        # AnyIO knows its own cancellations by how this begins.
+        scope._cancel_reason = f"Cancelled via cancel scope {id(scope):x}, by a revocation"
         scope._deliver_cancellation(scope)

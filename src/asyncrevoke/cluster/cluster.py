@@ -1,6 +1,7 @@
 """A member: it follows the log, admits by it, and takes away what the log says."""
 
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -163,7 +164,7 @@ class Cluster(Revoker):
         admission = Admission(self.live[path], False)  # as `using` does; with no `__init__`, since each frame shows
         admission._cluster = self
         admission._path = path
-        admission._issued = issued if issued is None or isinstance(issued, Position) else Position.parse(issued)
+        admission._issued = None if issued is None else Position.parse(issued)
         return admission
 
     def check(self, *path: str, issued: Position | str | None = None) -> None:
@@ -171,19 +172,21 @@ class Cluster(Revoker):
 
         :raises RevokedError, NotVouchedError, ValueError: as `admit`
         """
-        self._check(path, issued if issued is None or isinstance(issued, Position) else Position.parse(issued))
+        self._check(path, None if issued is None else Position.parse(issued))
 
     def _check(self, path: tuple[str, ...], issued: Position | None) -> None:
         view = self._view
         if clock() >= view.until:
             raise self._not_vouched(path)
         if view.denied and (entry := view.denial(path, issued)) is not None:
-            raise RevokedError(None, told=(5, "/".join(path), entry.reason, None))
+            raise RevokedError(None, told=(errno.EIO, "/".join(path), entry.reason, None))
         if issued is not None or self._issued:
             self._note(path, issued)
 
     def _not_vouched(self, path: tuple[str, ...]) -> NotVouchedError:
-        return NotVouchedError(None, told=(5, "/".join(path), _Own(f"{self.host} admits nobody: {self._why}"), None))
+        return NotVouchedError(
+            None, told=(errno.EIO, "/".join(path), _Own(f"{self.host} admits nobody: {self._why}"), None)
+        )
 
     def _note(self, path: tuple[str, ...], issued: Position | None) -> None:
         """Remember when the sessions of a key were issued: of several, the earliest (C7)."""

@@ -36,10 +36,12 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Read what `str` has made.
+        """Read what `str` has made. A position stays what it is.
 
         :raises ValueError: if it is no position
         """
+        if isinstance(text, cls):
+            return text
         epoch, _, number = text.partition(".") if isinstance(text, str) else ("", "", "")
         if not (number.isascii() and number.isdigit()):
             raise ValueError(

@@ -160,9 +160,8 @@ class PostgresLog(TableLog):
     async def _connect(self) -> asyncpg.Connection:
         connection = await asyncpg.connect(self._url, timeout=_PATIENCE, command_timeout=_PATIENCE)
         connection.add_termination_listener(self._hear)
-        await connection.execute(
-            f"SET lock_timeout = {_PATIENCE * 500:.0f}"
-        )  # sooner than we give up: nothing is written late
+        # Sooner than we give up, so that nothing is written late.
+        await connection.execute(f"SET lock_timeout = {_PATIENCE * 500:.0f}")
         return connection
 
     async def _on(self, line: "_Line", work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:

@@ -17,12 +17,10 @@ from .interface import Message, Receive, Scope, Send
 
 logger = logging.getLogger("asyncrevoke")
 
-_LOOK = (
-    60.0  # seconds after which a timer looks at the clock again: it may be set, and a machine that sleeps stops timers
-)
-_EARLIEST = (
-    1e9  # of the times at which something expires: a smaller one, of 2001 or before, may be meant as seconds from now
-)
+#: Seconds after which a timer looks at the clock again: it may be set, and a machine that sleeps stops timers.
+_LOOK = 60.0
+#: Of the times at which something expires. A smaller one, of 2001 or before, may be meant as seconds from now.
+_EARLIEST = 1e9
 _NOTHING: Message = {"type": ""}  # was sent yet
 _BEGIN = {"http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start"}  # an answer
 
