@@ -22,7 +22,7 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from asyncrevoke.adapters.pty import PtySession, open_pty
-from asyncrevoke.console import log as console_log, server as console
+from asyncrevoke.console import console, log as console_log
 from asyncrevoke.console.server import host
 from asyncrevoke.console.share import Share, read_config
 from asyncrevoke.control import Control, ControlError, connect, server as control_server
@@ -574,7 +574,7 @@ async def test_fault_of_the_server_is_told_and_logged(
         raise ValueError("no")
 
     for way in "_take", "_record":  # of the loop, and of a task
-        monkeypatch.setattr(console._Console, way, fail)
+        monkeypatch.setattr(console.Console, way, fail)
     async with lab(tmp_path, Share("lab", ECHO)) as server:
         client = await server.attach()
         await client.types(b"x")

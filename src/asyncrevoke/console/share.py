@@ -1,7 +1,8 @@
 """What is shared by a console server, and how a file tells it."""
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def read_config(path: str) -> tuple[list[Share], str | None]:
     :raises OSError: if it cannot be read
     :raises ValueError: naming the file and what is wrong there
     """
-    kinds = {"command": list, "device": str, "baudrate": int, "log": str, "history": int}
+    kinds = {each.name: type(each.default) for each in fields(Share)[1:]}
     with open(path, "rb") as file:  # noqa: PTH123
         try:
             config = tomllib.load(file)
@@ -43,11 +44,14 @@ def read_config(path: str) -> tuple[list[Share], str | None]:
             if config or not isinstance(group, str | None) or not isinstance(tables, dict) or not tables:
                 raise ValueError('give [share.NAME] for each, and group = "NAME" at the most')  # noqa: TRY301
             shares = []
-            for name, table in tables.items():
-                for key, value in dict(table).items():
+            for name, given in tables.items():
+                table: dict[str, Any] = {
+                    key: tuple(map(str, value)) if type(value) is list else value for key, value in dict(given).items()
+                }
+                for key, value in table.items():
                     if type(value) is not kinds.get(key):
                         raise ValueError(f"[share.{name}]: {key} = {value!r} is none of {', '.join(kinds)} of its kind")  # noqa: TRY301
-                shares.append(Share(name, **{**table, "command": tuple(map(str, table.get("command", ())))}))
+                shares.append(Share(name, **table))
         except (ValueError, TypeError) as exc:
             raise ValueError(f"{path}: {exc}") from exc
     return shares, group

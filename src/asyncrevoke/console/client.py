@@ -1,0 +1,189 @@
+"""Somebody who is attached to a share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from asyncrevoke.adapters.pty import PtySession
+from asyncrevoke.control.lines import ControlError
+from asyncrevoke.lowlevel import Revokable, RevokedError, SharedStream
+
+from .console import Console, Session
+from .front import Front
+
+_PIECE = 8192  # bytes of output in a line; a Unix socket takes such a line as a whole or not at all
+_AHEAD = 256  # lines that a client may type ahead, and an interrupt passes
+
+
+class Client:
+    """Somebody who is attached.
+
+    :ivar handle: pinned to the name: who takes it away takes all that the client has
+    :ivar writes: whether the keyboard may come to this one
+    :ivar keyboard: a handle on it, for as long as this one has it
+    :ivar leaves: it goes by itself, and what it has typed stays
+    :ivar why: it alone was taken away from this one
+    :ivar news: set when it may have changed hands
+    """
+
+    def __init__(self, console: Console, front: Front, name: str, *, writes: bool, wait: bool) -> None:
+        taken = {node.name for node in (console.node, *console.node.children, *console.node.current.children)}
+        self.name = next(
+            each for each in (name, *(f"{name}-{n}" for n in range(2, 2 + len(taken)))) if each not in taken
+        )
+        self.writes = writes
+        self.keyboard: Revokable | None = None
+        self.leaves = False
+        self.why = ""
+        self.news = anyio.Event()
+        self._console = console
+        self._front = front
+        self._size: tuple[int, int] | None = None
+        self._wait = wait
+        self._stream: SharedStream | None = None  # the latest
+        self._outcome: str | Exception | None = None
+        self.handle = console.node.pin(self.name)
+        self._typed, self._to_type = anyio.create_memory_object_stream[tuple[Revokable, bytes] | None](_AHEAD)
+
+    async def run(self, *, force: bool) -> str:
+        """Show it all that comes, take what it types, until it ends; it returns why.
+
+        :raises ControlError: if it was taken away
+        """
+        self._console.enter(self, force=force)
+        try:
+            await self._front.tell({"attached": self.handle.path})
+            async with anyio.create_task_group() as tasks:
+                for part in (self._show, self._hear, self._tell, self._type):
+                    tasks.start_soon(self._run, part, tasks.cancel_scope)
+        finally:
+            self.leaves = not isinstance(self._outcome, ControlError)
+            self._typed.close()
+            self._to_type.close()
+            try:
+                await self.handle.aclose()
+            finally:
+                self._console.leave(self)  # from here to the answer nothing waits, or the server could end before it
+        assert self._outcome is not None
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    async def _run(self, part: Callable[[], Awaitable[str]], all_parts: anyio.CancelScope) -> None:
+        outcome: str | Exception
+        try:
+            outcome = await part()
+        except RevokedError as error:
+            outcome = ControlError("revoked", str(RevokedError(self.handle) if self.handle.revoked else error))
+        except Exception as error:  # noqa: BLE001  # raised when the others have ended, too
+            outcome = error
+        self._outcome = self._outcome or outcome
+        all_parts.cancel()
+
+    # -- from the device --
+
+    async def _show(self) -> str:
+        console = self._console
+        while not console.ended:
+            if console.away is None:
+                assert console.session is not None
+                await self._follow(console.session)
+            elif self._wait:
+                await self._await_next()
+            else:
+                raise ControlError("revoked", f"{console.share.name!r} is away: {console.away}; with 'wait' you stay")
+        return console.ended
+
+    async def _follow(self, session: Session) -> None:
+        """Send all output of a generation, until it is over."""
+        self._stream = stream = session.open(self.name, also=[self.handle], replay=True, take=self._take)
+        try:
+            while True:
+                if data := self._take(await stream.receive(_PIECE)):
+                    with stream.handle.using():  # so that nothing of it is sent when the revocation was reported
+                        await self._front.show(data)
+        except anyio.EndOfStream:
+            await self._until(lambda: self._console.ended)
+        except RevokedError:
+            if self.handle.revoked or not session.node.revoked or (isinstance(session, PtySession) and not self._wait):
+                raise
+
+    def _take(self, data: bytes) -> bytes:
+        """Send it, if the client takes it at once, or return it."""
+        return b"" if self._front.show_now(data) else data
+
+    async def _await_next(self) -> None:
+        console = self._console
+        await self._front.tell({"away": console.away})
+        await self._until(lambda: console.ended or console.away is None)
+        if not console.ended:
+            await self._front.tell({"back": console.node.current.generation})
+
+    async def _until(self, ready: Callable[[], object]) -> None:
+        with self.handle.using(idle=True):
+            while not ready():
+                await self._console.changed.wait()
+
+    # -- from the client --
+
+    async def _hear(self) -> str:
+        return await self._front.hear(self)
+
+    async def type(self, data: bytes) -> None:
+        """Type this, after all before it; without the keyboard, it is thrown away."""
+        if self.keyboard is not None:
+            await self._typed.send((self.keyboard, data))
+
+    async def _type(self) -> str:
+        """Type what was typed ahead with a keyboard that this one still has, until it detaches."""
+        async for typed in self._to_type:
+            if typed is None:
+                break
+            keyboard, data = typed
+            if (stream := self._stream) is not None:
+                async with self._console.typing:
+                    # What was taken away, or is at its end, is told elsewhere.
+                    with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError), keyboard.using():
+                        self._console.typist = self
+                        await stream.send(data)
+        return "detached"
+
+    async def detach(self) -> None:
+        """End, once all that was typed before is on its way to the device."""
+        await self._typed.send(None)
+
+    async def interrupt(self) -> None:
+        """Type ctrl-C before all that is on its way to the device, which is thrown away, whoever typed it."""
+        if self._console.keyboard is self:
+            self._console.hand_to(self)  # anew: what waits to be typed goes with the old one
+            self._console.discard()
+            await self.type(b"\x03")
+
+    def resize(self, size: tuple[int, int] | None) -> None:
+        """The window has this size, rows and columns."""
+        self._size = size
+        self.shape()
+
+    def shape(self) -> None:
+        """Give the terminal the size of this one's window, if it has the keyboard."""
+        session = self._console.session
+        if self.keyboard is not None and self._size is not None and isinstance(session, PtySession):
+            with contextlib.suppress(RevokedError, anyio.ClosedResourceError):
+                session.resize(*self._size)
+
+    # -- the keyboard --
+
+    async def _tell(self) -> str:
+        told = None
+        while True:
+            holder = self._console.keyboard
+            news = {"keyboard": None if holder is None else holder.name, "yours": holder is self, "reason": self.why}
+            if news != told:
+                await self._front.tell(news)
+                told = news
+            else:
+                await self.news.wait()
+            self.news = anyio.Event()

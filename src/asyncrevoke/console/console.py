@@ -1,0 +1,199 @@
+"""One share of a console server.
+
+A share is a `Name`: its generations are the turns of a device, or the one run of a program. A client is pinned to the name,
+so it stays when the device is unplugged, and has a stream on each generation, open on both: whichever goes first takes the
+stream. The keyboard is a node, too: who loses it is revoked from it, together with what he was just sending.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+import anyio
+
+from asyncrevoke.adapters.hotplug import serial_device
+from asyncrevoke.adapters.pty import PtySession, open_pty
+from asyncrevoke.adapters.serial import SerialDevice
+from asyncrevoke.lowlevel import Registry, RevokedError
+
+from .log import Log
+from .share import Share
+
+if TYPE_CHECKING:
+    from .client import Client
+
+logger = logging.getLogger("asyncrevoke")
+
+_LOOPBACK = ("sh", "-c", "stty raw -echo; exec cat")
+_LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told
+
+Session = PtySession | SerialDevice
+
+
+class Console:
+    """One share, while it is hosted.
+
+    :ivar session: the latest generation; it may be over
+    :ivar changed: set when the session is another, or the share has ended
+    :ivar ended: why it has ended by itself
+    :ivar clients: who are attached, in order
+    :ivar keyboard: who has it
+    :ivar typing: is held by who types, until he has lost the keyboard
+    :ivar typist: whose typing is what may still be on its way to the device
+    """
+
+    def __init__(self, share: Share, registry: Registry) -> None:
+        self.share = share
+        self.session: Session | None = None
+        self.changed = anyio.Event()
+        self.ended = ""
+        self.clients: dict[Client, None] = {}
+        self.keyboard: Client | None = None
+        self.typing = anyio.Lock()
+        self.typist: Client | None = None
+        self._left = anyio.Event()
+        self._log = Log(share.log, share.name) if share.log else None
+        try:
+            if share.device:
+                self._devices = serial_device(
+                    share.device,
+                    share.baudrate,
+                    registry=registry,
+                    name=share.name,
+                    fan_out=True,
+                    history=share.history,
+                )
+                self.node = self._devices.node
+            else:
+                self.node = registry.name(share.name)
+                self.session = open_pty(
+                    share.command or _LOOPBACK,
+                    owner=self.node,
+                    name="loopback" * (not share.command),
+                    history=share.history,
+                )
+        except BaseException:
+            self._close_log()
+            raise
+
+    async def run(self) -> None:
+        """Share it until it is taken away, or its program has ended."""
+        try:
+            with contextlib.suppress(RevokedError):
+                if isinstance(self.session, PtySession):
+                    await self._serve(self.session)
+                    self.ended = await self._status(self.session)
+                else:
+                    async for device in self._devices:
+                        await self._serve(device)
+        except Exception as exc:
+            logger.exception("%s is shared no longer", self.share.name)
+            self.node.revoke(f"a fault of the server: {exc!r}")
+        self._change()
+        with anyio.move_on_after(_LAST_WORDS):
+            while self.clients:
+                self._left = anyio.Event()
+                await self._left.wait()
+        try:
+            await self.node.revoke(self.ended)
+        except* Exception:
+            logger.exception("%s was not closed well", self.share.name)
+        self._close_log()
+
+    async def _serve(self, session: Session) -> None:
+        """Read all output, for the log and the history, until the end of data or the session's own."""
+        self.session = session
+        self._change()
+        recorder = session.open("recorder", take=self._take)
+        while True:
+            with contextlib.suppress(RevokedError):  # perhaps of the recorder alone: it is opened anew
+                async for data in recorder:
+                    await self._record(data)
+                break
+            await self._record(bytes(recorder.unread))  # others have read it, and may have shown it
+            if session.node.revoked:
+                break
+            before, recorder = recorder, session.open("recorder", take=self._take)
+            if self._log is not None:
+                self._log.miss(recorder.shared.read - before.left_at)
+
+    async def _status(self, session: PtySession) -> str:
+        with anyio.move_on_after(1):
+            return f"the program has ended with status {await session.wait()}"
+        return "the program has closed its terminal"
+
+    def _take(self, data: bytes) -> bytes:
+        """Log what the log takes at once, and return the rest."""
+        if self._log is None:
+            return b""
+        with contextlib.suppress(OSError):  # `_record` meets it, too
+            data = self._log.write_now(data)
+        return data
+
+    async def _record(self, data: bytes) -> None:
+        if self._log is not None:
+            await self._log.write(data)
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def _change(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    @property
+    def away(self) -> str | None:
+        """Why it cannot be used now, if it cannot."""
+        if self.session is None:
+            return "it has not come yet"
+        return self.session.node.reason or "closed" if self.session.node.revoked else None
+
+    def discard(self) -> None:
+        """Throw away what was typed and the device has not taken."""
+        if self.session is not None:
+            try:
+                self.session.discard()
+            except (RevokedError, anyio.ClosedResourceError):
+                pass
+            except OSError as exc:  # it is no terminal, or there is no descriptor left
+                logger.warning("%r keeps what was typed: %s", self.share.name, exc)
+
+    # -- the keyboard --
+
+    def enter(self, client: Client, *, force: bool) -> None:
+        """Somebody has come."""
+        self.clients[client] = None
+        if force or (client.writes and self.keyboard is None):
+            self.hand_to(client)
+
+    def leave(self, client: Client) -> None:
+        """Somebody has gone."""
+        del self.clients[client]
+        self._left.set()
+
+    def _hand_on(self) -> None:
+        """Nobody has it any more: it is for whoever has been here longest."""
+        self.hand_to(next((each for each in self.clients if each.writes and not each.handle.revoked), None))
+
+    def hand_to(self, client: Client | None) -> None:
+        """Give the keyboard to this one, or to nobody. What is being typed with the old one is thrown away."""
+        before, self.keyboard = self.keyboard, client
+        if before is not None and before.keyboard is not None:
+            keyboard, before.keyboard = before.keyboard, None
+            keyboard.revoke("another has the keyboard")  # and what was just typed there
+        if client is not None:
+
+            def lost() -> None:
+                if self.typist is client and not client.leaves:
+                    self.discard()
+                if client.keyboard is new:  # it was closed or taken away, alone or with all that the client has
+                    client.keyboard, client.writes, client.why = None, False, new.reason
+                    self._hand_on()
+
+            client.keyboard = new = client.handle.open("keyboard", release=lost)
+            client.shape()
+        for each in self.clients:
+            each.news.set()
