@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 
 from asyncrevoke.adapters.hotplug import serial_device
 from asyncrevoke.adapters.pty import PtySession, open_pty
 from asyncrevoke.adapters.serial import SerialDevice
+from asyncrevoke.control.peer import Peer
 from asyncrevoke.lowlevel import Registry, RevokedError
 
 from .log import Log
@@ -30,6 +31,7 @@ _LOOPBACK = ("sh", "-c", "stty raw -echo; exec cat")
 _LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told
 
 Session = PtySession | SerialDevice
+Right = Literal["look", "type", "revoke"]
 
 
 class Console:
@@ -143,6 +145,10 @@ class Console:
     def _change(self) -> None:
         self.changed.set()
         self.changed = anyio.Event()
+
+    def allows(self, peer: Peer, right: Right) -> bool:
+        """Whether somebody may look, type, or take others away."""
+        return right != "revoke" or peer.owner
 
     @property
     def away(self) -> str | None:
