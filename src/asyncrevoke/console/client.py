@@ -25,6 +25,7 @@ class Client:
     :ivar writes: whether the keyboard may come to this one
     :ivar keyboard: a handle on it, for as long as this one has it
     :ivar leaves: it goes by itself, and what it has typed stays
+    :ivar end: why it was taken off
     :ivar why: it alone was taken away from this one
     :ivar news: set when it may have changed hands
     """
@@ -37,6 +38,7 @@ class Client:
         self.writes = writes
         self.keyboard: Revokable | None = None
         self.leaves = False
+        self.end = ""
         self.why = ""
         self.news = anyio.Event()
         self._console = console
@@ -77,9 +79,10 @@ class Client:
         try:
             outcome = await part()
         except RevokedError as error:
-            outcome = ControlError("revoked", str(RevokedError(self.handle) if self.handle.revoked else error))
+            error = RevokedError(self.handle) if self.handle.revoked else error
+            outcome, self.end = ControlError("revoked", str(error)), error.reason
         except Exception as error:  # noqa: BLE001  # raised when the others have ended, too
-            outcome = error
+            outcome, self.end = error, str(error)
         self._outcome = self._outcome or outcome
         all_parts.cancel()
 

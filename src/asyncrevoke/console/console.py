@@ -17,7 +17,7 @@ from asyncrevoke.adapters.hotplug import serial_device
 from asyncrevoke.adapters.pty import PtySession, open_pty
 from asyncrevoke.adapters.serial import SerialDevice
 from asyncrevoke.control.peer import Peer
-from asyncrevoke.lowlevel import Registry, RevokedError
+from asyncrevoke.lowlevel import Registry, RevokedError, printable
 
 from .log import Log
 from .share import Share
@@ -93,6 +93,7 @@ class Console:
         except Exception as exc:
             logger.exception("%s is shared no longer", self.share.name)
             self.node.revoke(f"a fault of the server: {exc!r}")
+        self.note(f"it has ended: {self.ended or self.node.reason}")
         self._change()
         with anyio.move_on_after(_LAST_WORDS):
             while self.clients:
@@ -106,6 +107,7 @@ class Console:
 
     async def _serve(self, session: Session) -> None:
         """Read all output, for the log and the history, until the end of data or the session's own."""
+        self.note("it is here" if self.session in (None, session) else "it is back")
         self.session = session
         self._change()
         recorder = session.open("recorder", take=self._take)
@@ -116,6 +118,7 @@ class Console:
                 break
             await self._record(bytes(recorder.unread))  # others have read it, and may have shown it
             if session.node.revoked:
+                self.note(f"it is away: {self.away}")
                 break
             before, recorder = recorder, session.open("recorder", take=self._take)
             if self._log is not None:
@@ -167,17 +170,23 @@ class Console:
             except OSError as exc:  # it is no terminal, or there is no descriptor left
                 logger.warning("%r keeps what was typed: %s", self.share.name, exc)
 
+    def note(self, text: str) -> None:
+        """Tell what has happened here, in the one form that the server's log has."""
+        logger.info("%s", printable(f"{self.share.name}: {text}"))
+
     # -- the keyboard --
 
     def enter(self, client: Client, *, force: bool) -> None:
         """Somebody has come."""
         self.clients[client] = None
+        self.note(f"{client.name} has come")
         if force or (client.writes and self.keyboard is None):
             self.hand_to(client)
 
     def leave(self, client: Client) -> None:
         """Somebody has gone."""
         del self.clients[client]
+        self.note(f"{client.name} has gone" if client.leaves else f"{client.name} was taken off: {client.end}")
         self._left.set()
 
     def _hand_on(self) -> None:
@@ -187,6 +196,8 @@ class Console:
     def hand_to(self, client: Client | None) -> None:
         """Give the keyboard to this one, or to nobody. What is being typed with the old one is thrown away."""
         before, self.keyboard = self.keyboard, client
+        if client is not before:
+            self.note(f"{'nobody' if client is None else client.name} has the keyboard")
         if before is not None and before.keyboard is not None:
             keyboard, before.keyboard = before.keyboard, None
             keyboard.revoke("another has the keyboard")  # and what was just typed there
