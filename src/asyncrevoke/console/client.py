@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import anyio
 
@@ -12,9 +14,10 @@ from asyncrevoke.control.lines import ControlError
 from asyncrevoke.lowlevel import Revokable, RevokedError, SharedStream
 
 from .console import Console, Session
-from .front import Front
+from .front import Front, Refused
 
 _PIECE = 8192  # bytes of output in a line; a Unix socket takes such a line as a whole or not at all
+_UNSAID = 100  # lines of others that wait for a client; the oldest go first
 _AHEAD = 256  # lines that a client may type ahead, and an interrupt passes
 
 
@@ -27,7 +30,8 @@ class Client:
     :ivar leaves: it goes by itself, and what it has typed stays
     :ivar end: why it was taken off
     :ivar why: it alone was taken away from this one
-    :ivar news: set when it may have changed hands
+    :ivar since: when it came, by the loop's clock
+    :ivar news: set when it may have changed hands, or somebody has said something
     """
 
     def __init__(self, console: Console, front: Front, name: str, *, writes: bool, wait: bool) -> None:
@@ -40,7 +44,9 @@ class Client:
         self.leaves = False
         self.end = ""
         self.why = ""
+        self.since = anyio.current_time()
         self.news = anyio.Event()
+        self._said: deque[Mapping[str, Any]] = deque(maxlen=_UNSAID)
         self._console = console
         self._front = front
         self._size: tuple[int, int] | None = None
@@ -177,11 +183,61 @@ class Client:
             with contextlib.suppress(RevokedError, anyio.ClosedResourceError):
                 session.resize(*self._size)
 
-    # -- the keyboard --
+    # -- the keyboard, and the others --
+
+    def take(self) -> None:
+        """Take the keyboard from whoever has it. It goes back there when this one gives it back, or leaves.
+
+        :raises Refused: if this one may not type
+        """
+        if not self.writes:
+            raise Refused("take", self.why or "you only watch here")
+        if self._console.keyboard is not self:
+            self._console.hand_to(self)
+
+    def give(self) -> None:
+        """Give the keyboard back: to whom it was taken from, or else to who has been here longest.
+
+        :raises Refused: if another has it
+        """
+        if self._console.keyboard is not self:
+            raise Refused("give", "you do not have the keyboard")
+        self._console.hand_on()
+
+    def say(self, text: str) -> None:
+        """Tell a line to all others.
+
+        :raises Refused: if there are none
+        """
+        others = [each for each in self._console.clients if each is not self]
+        if not others:
+            raise Refused("say", "nobody else is here")
+        for each in others:
+            each.learn({"said": text, "by": self.name})
+
+    def learn(self, news: Mapping[str, Any]) -> None:
+        """Be told something that others have said or done."""
+        self._said.append(news)
+        self.news.set()
+
+    def who(self) -> list[dict[str, Any]]:
+        """Who is here, as the control protocol tells it."""
+        now = anyio.current_time()
+        return [
+            {
+                "name": each.name,
+                "keyboard": each is self._console.keyboard,
+                "types": each.writes,
+                "since": now - each.since,
+            }
+            for each in sorted(self._console.clients, key=lambda each: each.since)
+        ]
 
     async def _tell(self) -> str:
         told = None
         while True:
+            while self._said:
+                await self._front.tell(self._said.popleft())
             holder = self._console.keyboard
             news = {"keyboard": None if holder is None else holder.name, "yours": holder is self, "reason": self.why}
             if news != told:

@@ -40,7 +40,7 @@ class Console:
     :ivar session: the latest generation; it may be over
     :ivar changed: set when the session is another, or the share has ended
     :ivar ended: why it has ended by itself
-    :ivar clients: who are attached, in order
+    :ivar clients: who are attached, in the order in which the keyboard comes to them
     :ivar keyboard: who has it
     :ivar typing: is held by who types, until he has lost the keyboard
     :ivar typist: whose typing is what may still be on its way to the device
@@ -189,14 +189,17 @@ class Console:
         self.note(f"{client.name} has gone" if client.leaves else f"{client.name} was taken off: {client.end}")
         self._left.set()
 
-    def _hand_on(self) -> None:
-        """Nobody has it any more: it is for whoever has been here longest."""
-        self.hand_to(next((each for each in self.clients if each.writes and not each.handle.revoked), None))
+    def hand_on(self) -> None:
+        """Hand it to the next of the others."""
+        others = (each for each in self.clients if each is not self.keyboard)
+        self.hand_to(next((each for each in others if each.writes and not each.handle.revoked), None))
 
     def hand_to(self, client: Client | None) -> None:
         """Give the keyboard to this one, or to nobody. What is being typed with the old one is thrown away."""
         before, self.keyboard = self.keyboard, client
         if client is not before:
+            if before in self.clients:
+                self.clients = {before: None, **self.clients}  # to this one it goes back
             self.note(f"{'nobody' if client is None else client.name} has the keyboard")
         if before is not None and before.keyboard is not None:
             keyboard, before.keyboard = before.keyboard, None
@@ -208,7 +211,7 @@ class Console:
                     self.discard()
                 if client.keyboard is new:  # it was closed or taken away, alone or with all that the client has
                     client.keyboard, client.writes, client.why = None, False, new.reason
-                    self._hand_on()
+                    self.hand_on()
 
             client.keyboard = new = client.handle.open("keyboard", release=lost)
             client.shape()

@@ -14,6 +14,8 @@ from asyncrevoke.control.lines import Connection, ControlError
 if TYPE_CHECKING:
     from .client import Client
 
+_LONGEST = 1000  # characters of a line to the others
+
 
 class Front(Protocol):
     """One person's end: what a `Client` needs of it."""
@@ -29,6 +31,17 @@ class Front(Protocol):
 
     async def hear(self, client: Client) -> str:
         """Have the client do what the person does, until this end has gone; it returns how."""
+
+
+class Refused(Exception):
+    """What a person asked for is not done; the person stays attached.
+
+    :ivar what: the field of the line that asked for it
+    """
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(why)
+        self.what = what
 
 
 class SocketFront:
@@ -56,16 +69,31 @@ class SocketFront:
                 line = await self._connection.receive()
             except anyio.EndOfStream:  # nothing more is typed; if it has gone, the request is cancelled
                 await anyio.sleep_forever()
-            if "data" in line:
-                await client.type(_bytes(line["data"]))
-            elif line.get("interrupt") is True:
+            try:
+                await self._obey(line, client)
+            except Refused as exc:
+                await self._connection.send({"refused": exc.what, "message": str(exc)})
+
+    async def _obey(self, line: Mapping[str, Any], client: Client) -> None:
+        match line:
+            case {"data": data}:
+                await client.type(_bytes(data))
+            case {"interrupt": True}:
                 await client.interrupt()
-            elif "size" in line:
-                client.resize(size(line["size"]))
-            elif line.get("detach") is True:
+            case {"size": window}:
+                client.resize(size(window))
+            case {"detach": True}:
                 await client.detach()
-            else:
-                raise ControlError("bad-request", "attached, send 'data', 'size', 'interrupt' or 'detach'")
+            case {"take": True}:
+                client.take()
+            case {"give": True}:
+                client.give()
+            case {"say": text}:
+                client.say(_text(text))
+            case {"who": True}:
+                await self._connection.send({"who": client.who()})
+            case _:
+                raise ControlError("bad-request", f"attached, none of these can be sent: {', '.join(map(repr, line))}")
 
 
 @functools.lru_cache(maxsize=1)  # it is the same for all clients
@@ -78,6 +106,12 @@ def _bytes(value: object) -> bytes:
         return base64.b64decode(value, validate=True)  # type: ignore[arg-type]  # what it is not, it says
     except (TypeError, ValueError) as exc:
         raise ControlError("bad-request", f"'data' must be Base64: {exc}") from exc
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str) and value.isprintable() and 0 < len(value) <= _LONGEST:
+        return value
+    raise ControlError("bad-request", f"'say' must be text of 1 to {_LONGEST} printable characters")
 
 
 def size(value: object) -> tuple[int, int] | None:
