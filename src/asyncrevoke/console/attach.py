@@ -3,31 +3,26 @@
 import base64
 import contextlib
 import errno
-import os
-import re
-import select
+import math
 import signal
-import sys
-import termios
-import tty
 from collections.abc import AsyncIterator
-from typing import Literal, Self
+from typing import Literal
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from asyncrevoke.control.client import Control, Record
 from asyncrevoke.control.lines import VERSION, ControlError
-from asyncrevoke.lowlevel import os_errors, printable
+from asyncrevoke.lowlevel import printable
 
-from .escape import ESCAPE, HELP, HINT
+from .escape import HINT
+from .menu import Menu, present
+from .terminal import Terminal
 
 QUIET = 1.0  # seconds without output after which who has nothing more to send detaches
 _LONGEST = 10.0  # seconds after which he does so in any case
 _PATIENCE = 2.0  # seconds for the server to let go
-_PIECE = 4096  # bytes; a pipe that is ready takes so many
-_DEC_MODES = re.compile(rb"\x1b\[\?([0-9;]+)([hl])")  # the alternate screen, mouse reports, a hidden cursor...
-_ON_BEFORE = {b"7", b"25"}  # lines wrap, the cursor is seen
+_PAUSE = 0.4  # seconds after the escape key until the menu shows itself
 
 
 async def attach(
@@ -47,7 +42,7 @@ async def attach(
     with (
         anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as ends,
         anyio.open_signal_receiver(signal.SIGWINCH) as resized,
-        _Terminal() as terminal,
+        Terminal() as terminal,
     ):
         attachment = _Attachment(control, terminal, watches=mode == "watch")
         size = terminal.size() if terminal.raw else {}
@@ -55,96 +50,14 @@ async def attach(
         return await attachment.run(request, ends, resized)
 
 
-class _Terminal:
-    """Standard input and output. A terminal is raw until the exit, which also undoes what the program did to the screen."""
-
-    def __init__(self) -> None:
-        self.raw = os.isatty(0)
-        self._out, self._err = 1, 2
-        self._saying = anyio.Lock()
-        self._modes: dict[bytes, bytes] = {}
-        self._tail = b""
-
-    def __enter__(self) -> Self:
-        self._out, self._err = _unblocked(1), _unblocked(2)
-        if self.raw:
-            with os_errors("standard input"):
-                self._settings = termios.tcgetattr(0)
-                tty.setraw(0, termios.TCSANOW)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError, termios.error):  # it has gone itself
-            if self.raw:
-                termios.tcsetattr(0, termios.TCSANOW, self._settings)
-            if os.isatty(1):
-                if not select.select([], [self._out], [], 0)[1]:  # nobody reads there: our last words are not to wait
-                    termios.tcflush(self._out, termios.TCOFLUSH)
-                os.write(self._out, b"\n" * self.raw + self._undo())
-        for fd in {self._out, self._err} - {1, 2}:
-            os.close(fd)
-
-    def size(self) -> Record:
-        """The size of the window as it is sent; nothing where it is not known, as on a serial line."""
-        rows, columns = (min(each, 999) for each in reversed(os.get_terminal_size(0)))
-        return {"size": (rows, columns)} if rows and columns else {}
-
-    async def read(self) -> bytes:
-        """Read what was typed; nothing, at the end."""
-        try:
-            with contextlib.suppress(PermissionError):  # a file does not let one wait: it is ready
-                await anyio.wait_readable(0)
-            return os.read(0, _PIECE)
-        except OSError:  # EIO: the terminal has gone
-            return b""
-
-    async def write(self, data: bytes) -> None:
-        """Write what the program has sent."""
-        seen = self._tail + data
-        for modes, switch in _DEC_MODES.findall(seen):
-            self._modes.update(dict.fromkeys(modes.split(b";"), switch))
-        self._tail = seen[-64:]
-        await _write(self._out, data)
-
-    async def say(self, text: str) -> None:
-        """Say something of our own, on standard error."""
-        text = printable(text)
-        text = f"\r\n[{text}]\r\n" if self.raw else f"asyncrevoke: {text}\n"
-        async with self._saying:
-            await _write(self._err, text.encode(sys.stderr.encoding, "backslashreplace"))
-
-    def _undo(self) -> bytes:
-        undo = b""
-        for mode, switch in self._modes.items():
-            before = b"h" if mode in _ON_BEFORE else b"l"
-            if switch != before:
-                undo += b"\x1b[?%b%b" % (mode, before)
-        return undo + b"\x1b[m" * bool(self._modes)
-
-
-def _unblocked(fd: int) -> int:
-    """The same, not to block if it is a terminal; that must not be forced on the others who use it."""
-    if os.isatty(fd):
-        with contextlib.suppress(OSError):
-            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    return fd
-
-
-async def _write(fd: int, data: bytes) -> None:
-    unwritten = memoryview(data)
-    while unwritten:
-        with contextlib.suppress(PermissionError):
-            await anyio.wait_writable(fd)
-        with contextlib.suppress(BlockingIOError):
-            unwritten = unwritten[os.write(fd, unwritten[:_PIECE]) :]
-
-
 class _Attachment:
-    def __init__(self, control: Control, terminal: _Terminal, *, watches: bool) -> None:
+    def __init__(self, control: Control, terminal: Terminal, *, watches: bool) -> None:
         self._control = control
         self._terminal = terminal
         self._watches = watches
-        self._escaped = False
+        self._menu = Menu(self, watches=watches)
+        self._name = ""
+        self._excuse = ""  # what who types now is told, once
         self._yours = False
         self._here = True
         self._may_type = anyio.Event()
@@ -199,7 +112,7 @@ class _Attachment:
             self._end(printable(str(record.get("ended"))))
         except (ControlError, OSError) as error:
             self._end(error)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             self._end(ControlError("garbage", f"the server sent what makes no sense: {error}"))
 
     async def _take(self, record: Record) -> None:
@@ -208,6 +121,7 @@ class _Attachment:
             case {"data": data}:
                 await self._terminal.write(base64.b64decode(data))
             case {"attached": path}:
+                self._name = str(path).rpartition("/")[2]
                 await self._terminal.say(f"attached as {path}" + f"; {HINT}" * self._terminal.raw)
             case {"keyboard": holder, "yours": yours}:
                 await self._hand(holder, bool(yours), str(record.get("reason", "")))
@@ -217,16 +131,25 @@ class _Attachment:
             case {"back": _}:
                 self._may_type_if(here=True)
                 await self._terminal.say("back again")
+            case {"said": text, "by": by}:
+                await self._terminal.say(f"{by} says: {text}")
+            case {"who": who}:
+                await self._terminal.say(*present(who, self._name))
+            case {"port": port}:
+                self._menu.port(port)
+            case {"refused": _, "message": why}:
+                self._menu.refused(str(why))
 
     async def _hand(self, holder: str | None, yours: bool, why: str) -> None:
+        has = "you have the keyboard" if yours else f"{holder or 'nobody'} has the keyboard"
         self._may_type_if(yours=yours)
-        if yours:
-            await self._terminal.say("you have the keyboard")
-            return
-        has = f"{holder} has the keyboard" if holder else "nobody has the keyboard"
-        has += f" ({why})" if why else ""
-        what = "" if self._watches else ": what you type is thrown away" if self._terminal.raw else ": waiting for it"
-        await self._terminal.say(has + what)
+        self._excuse = (
+            "" if yours else f"not typed: {'you only watch here' if self._watches else f'{has}; ctrl-] t takes it'}"
+        )
+        has += f" ({why})" if why and not yours else ""
+        await self._terminal.say(
+            has + ": waiting for it" * (not yours and not self._watches and not self._terminal.raw)
+        )
 
     def _may_type_if(self, *, yours: bool | None = None, here: bool | None = None) -> None:
         self._yours = self._yours if yours is None else yours
@@ -238,32 +161,41 @@ class _Attachment:
 
     # -- to the share --
 
+    def say_soon(self, *lines: str) -> None:
+        self._tasks.start_soon(self._terminal.say, *lines)
+
+    def ask_soon(self, line: str | None) -> None:
+        self._terminal.line = line
+        self._tasks.start_soon(self._terminal.draw)
+
     async def _keys(self) -> None:
-        while data := await self._terminal.read():
-            typed = bytearray()
-            for key in data:
-                if self._escaped:
-                    self._escaped = False
-                    if key in b"q.":
-                        await self._type(bytes(typed))
-                        await self._detach()
-                        return
-                    if key == ord("c"):
-                        typed.clear()
-                        await self._interrupt()
-                        continue
-                    if key != ESCAPE:
-                        self._tasks.start_soon(self._terminal.say, HELP)  # ctrl-] q works meanwhile
-                        continue
-                elif key == ESCAPE:
-                    self._escaped = True
-                    continue
-                elif key == 3 and self._watches:  # ctrl-C has no other meaning here
-                    await self._detach()
-                    return
-                typed.append(key)
-            await self._type(bytes(typed))
+        while True:
+            data = None
+            with anyio.move_on_after(_PAUSE if self._menu.waits else math.inf):
+                data = await self._terminal.read()
+            if data is None:
+                self._menu.show()
+            elif not data or await self._obey(data):
+                break
         await self._detach()
+
+    async def _obey(self, keys: bytes) -> bool:
+        """Type and ask for what the keys mean, and report whether they detach."""
+        typed = b""
+        for each in self._menu.keys(keys):
+            if isinstance(each, bytes):
+                typed += each
+            elif "interrupt" in each:
+                typed = b""
+                await self._interrupt()
+            else:
+                await self._type(typed)
+                typed = b""
+                if "detach" in each:
+                    return True
+                await self._unsent.send(each)
+        await self._type(typed)
+        return False
 
     async def _pipe(self) -> None:
         while True:
@@ -280,6 +212,9 @@ class _Attachment:
 
     async def _type(self, data: bytes) -> None:
         if data:  # what is typed without the keyboard, the server throws away
+            if self._excuse and self._terminal.raw:
+                self.say_soon(self._excuse)
+                self._excuse = ""
             await self._unsent.send({"data": base64.b64encode(data).decode()})
 
     async def _interrupt(self) -> None:

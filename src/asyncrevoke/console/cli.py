@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 _SHARE = "A command comes after --, as in\n`asyncrevoke share -- bash`; neither device nor command: a loopback gives back what is typed."
 _ATTACH = f"""
 
-{HELP}.
+{HELP}
 
 Where standard input is no terminal, it is sent as soon as you have the keyboard; its end, and
 a second without output, or ten seconds, detach. With --read-only it is not read, and ctrl-C detaches.

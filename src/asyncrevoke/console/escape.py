@@ -1,8 +1,21 @@
 """The key that tells an attached terminal itself something, and how that is explained."""
 
 ESCAPE = 0x1D  # ctrl-], as telnet has it
-HELP = (
-    "ctrl-] then q, or a dot, detaches; ctrl-] then c throws away input that is stuck, and types ctrl-C; "
-    "ctrl-] twice sends one; ctrl-] then ? shows this"
-)
-HINT = "ctrl-] q detaches, ctrl-] ? helps"
+KEYS = {
+    "w": "show who is here",
+    "t": "take the keyboard",
+    "g": "give the keyboard back",
+    "s": "say a line to the others",
+    "b": "send a break",
+    "p": "show the port's settings, and change them",
+    "l": "show the modem lines, and toggle DTR or RTS",
+    "d": "take the port down, to lend it to another program",
+    "u": "bring the port up again",
+    "c": "throw away input that is stuck, and type ctrl-C",
+    "q": "detach, as does a dot",
+    "?": "show this help",
+    "ctrl-]": "type one ctrl-]",
+}
+HELP = "After ctrl-]:" + "".join(f"\n  {key:6}  {text}" for key, text in KEYS.items())
+MENU = "w)ho t)ake g)ive s)ay b)reak p)ort l)ines d)own u)p c)trl-C q)uit ?)help"
+HINT = "ctrl-] opens a menu, ctrl-] q detaches"

@@ -1,0 +1,163 @@
+"""The menu of an attached terminal: keys after the escape key, and lines that are typed to us and not to the share."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from asyncrevoke.control.client import Record
+
+from .escape import ESCAPE, HELP, MENU
+
+_BREAK = 0.25  # seconds
+_LONGEST = 1000  # characters of a line
+_ENTER, _CANCEL, _BACK, _CLEAR = b"\r\n", b"\x03\x1b\x1d", b"\x7f\b", 0x15
+_ACTS: dict[int, Record] = {
+    ord("w"): {"who": True},
+    ord("t"): {"take": True},
+    ord("g"): {"give": True},
+    ord("u"): {"up": True},
+    ord("c"): {"interrupt": True},
+    ord("q"): {"detach": True},
+    ord("."): {"detach": True},
+}
+
+
+class Screen(Protocol):
+    """Where a menu shows itself. It never waits there, so that keys work if the terminal takes nothing."""
+
+    def say_soon(self, *lines: str) -> None:
+        """Show lines of our own."""
+
+    def ask_soon(self, line: str | None) -> None:
+        """Show the line that is being typed to us; with None, no more."""
+
+
+class Menu:
+    """What keys mean, one after the other.
+
+    :ivar waits: the escape key was the last, and nothing was shown yet
+    """
+
+    def __init__(self, screen: Screen, *, watches: bool) -> None:
+        self.waits = False
+        self._screen = screen
+        self._watches = watches
+        self._escaped = False
+        self._question = ""
+        self._answers: Callable[[str], Record | None] | None = None
+        self._typed = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")("ignore").decode
+        self._then: Callable[[Record], None] | None = None  # when the port is known
+
+    def keys(self, data: bytes) -> Iterator[bytes | Record]:
+        """What is to be typed, and what is to be sent. A line that is typed to us takes all that came with its end."""
+        if not (self._answers or self._escaped or self._watches or ESCAPE in data):  # a paste
+            yield data
+            return
+        for at, key in enumerate(data):
+            if self._answers is not None:
+                if key in _ENTER + _CANCEL:
+                    yield from self._answer(cancelled=key in _CANCEL)
+                    return
+                self._edit(data[at : at + 1])
+            elif self._escaped:
+                self._escaped = self.waits = False
+                yield from self._choose(key)
+            elif key == ESCAPE:
+                self._escaped = self.waits = True
+            elif key == 3 and self._watches:  # ctrl-C has no other meaning here
+                yield {"detach": True}
+            else:
+                yield data[at : at + 1]
+
+    def show(self) -> None:
+        """Show the choice, as no key has come."""
+        self.waits = False
+        self._screen.say_soon(MENU)
+
+    def _choose(self, key: int) -> Iterator[bytes | Record]:
+        self._then = None
+        if key == ESCAPE:
+            yield bytes([key])
+        elif key in _ACTS:
+            yield _ACTS[key]
+        elif key == ord("s"):
+            self._ask("say: ", lambda text: {"say": text} if text else None)
+        elif key == ord("d"):
+            self._ask("take the port down, because: ", lambda text: {"down": text})
+        elif key in b"pl":
+            self._then = self._ask_settings if key == ord("p") else self._ask_line
+            yield {"port": True}
+        elif key == ord("b"):
+            self._then = lambda _: self._screen.say_soon("a break was sent")
+            yield {"break": _BREAK}
+        else:
+            self._screen.say_soon(*HELP.splitlines())
+
+    # -- the port --
+
+    def port(self, port: Record) -> None:
+        """The port is like this: the answer to all that is asked of it."""
+        then, self._then = self._then or self._show, None
+        then(port)
+
+    def _show(self, port: Record) -> None:
+        settings = ", ".join(f"{name} {value}" for name, value in port["settings"].items())
+        lines = ", ".join(f"{name.upper()} {'on' if on else 'off'}" for name, on in (port["lines"] or {}).items())
+        state = f"{port['path'] or port['device']} is {'down' if port['down'] else port['state']}"
+        self._screen.say_soon(f"{state}: {port['reason']}" if port["reason"] else state, settings, lines or "no lines")
+
+    def refused(self, why: str) -> None:
+        """What was asked for is not done."""
+        self._then = None
+        self._screen.say_soon(f"not done: {why}")
+
+    def _ask_settings(self, port: Record) -> None:
+        self._show(port)
+        self._ask("settings, such as 115200n8: ", lambda text: {"settings": text} if text else None)
+
+    def _ask_line(self, port: Record) -> None:
+        self._show(port)
+        lines = port["lines"] or {}
+
+        def toggle(text: str) -> Record | None:
+            line = text.strip().lower()
+            return {"lines": {line: not lines.get(line)}} if line else None
+
+        self._ask("toggle dtr or rts: ", toggle)
+
+    # -- a line that is typed to us --
+
+    def _ask(self, question: str, answers: Callable[[str], Record | None]) -> None:
+        self._question, self._answers, self._typed = question, answers, ""
+        self._screen.ask_soon(question)
+
+    def _edit(self, key: bytes) -> None:
+        if key in _BACK:
+            self._typed = self._typed[:-1]
+        elif key[0] == _CLEAR:
+            self._typed = ""
+        else:
+            text = self._decode(key)
+            self._typed = (self._typed + text * text.isprintable())[:_LONGEST]
+        self._screen.ask_soon(self._question + self._typed)
+
+    def _answer(self, *, cancelled: bool) -> Iterator[Record]:
+        answers, self._answers = self._answers, None
+        self._screen.ask_soon(None)
+        if not cancelled and answers is not None and (record := answers(self._typed)) is not None:
+            yield record
+
+
+def present(who: list[Record], own: str) -> list[str]:
+    """Who is here, a line each."""
+    now, lines = time.time(), []
+    for each in who:
+        does = "has the keyboard" if each["keyboard"] else "may type" if each["types"] else "watches"
+        you = " (you)" if each["name"] == own else ""
+        since = time.strftime("%H:%M", time.localtime(now - each["since"]))
+        lines.append(f"{each['name']}{you} {does}, here since {since}")
+    return lines

@@ -1,0 +1,257 @@
+"""The menu of an attached terminal: what keys mean, and what it shows."""
+
+import contextlib
+import pathlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncrevoke import Registry
+from asyncrevoke.console.escape import KEYS, MENU
+from asyncrevoke.console.menu import Menu
+from asyncrevoke.control import Request, serve
+from test_cli import attach, folder, sharing  # noqa: F401  # folder: a fixture
+
+PORT = {
+    "device": "usb-7",
+    "path": "/dev/ttyUSB0",
+    "settings": {"baudrate": 9600, "parity": "none"},
+    "lines": {"dtr": True, "rts": False},
+    "state": "live",
+    "reason": "",
+    "down": False,
+}
+
+
+class Shown:
+    """A screen: what a menu has shown there."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.line: str | None = None
+
+    def say_soon(self, *lines: str) -> None:
+        self.said += lines
+
+    def ask_soon(self, line: str | None) -> None:
+        self.line = line
+
+
+def chosen(keys: str, *, watches: bool = False) -> list[bytes | dict[str, Any]]:
+    """What is typed and sent, if each key comes alone, and a port answers."""
+    menu = Menu(Shown(), watches=watches)
+    acts: list[bytes | dict[str, Any]] = []
+    for key in keys:
+        for act in menu.keys(key.encode()):
+            acts.append(act)
+            if act == {"port": True}:
+                menu.port(PORT)
+    return acts
+
+
+@pytest.mark.parametrize(
+    ("keys", "acts"),
+    [
+        ("a\x1d\x1d", [b"a", b"\x1d"]),
+        ("\x1dq", [{"detach": True}]),
+        ("\x1d.", [{"detach": True}]),
+        ("\x1dc", [{"interrupt": True}]),
+        ("\x1dw", [{"who": True}]),
+        ("\x1dt", [{"take": True}]),
+        ("\x1dg", [{"give": True}]),
+        ("\x1dsh\xe9\u20aco\r", [{"say": "h\xe9\u20aco"}]),
+        ("\x1ds\r", []),
+        ("\x1db", [{"break": 0.25}]),
+        ("\x1dp9600e7\r", [{"port": True}, {"settings": "9600e7"}]),
+        ("\x1dp\r", [{"port": True}]),
+        ("\x1dldtr\r", [{"port": True}, {"lines": {"dtr": False}}]),
+        ("\x1dlRTS\r", [{"port": True}, {"lines": {"rts": True}}]),
+        ("\x1ddflashing\r", [{"down": "flashing"}]),
+        ("\x1dd\x03", []),
+        ("\x1du", [{"up": True}]),
+        ("\x1d?\x1d~", []),
+    ],
+)
+def test_each_key_means_one_thing(keys: str, acts: list[Any]) -> None:
+    """After the escape key; and then keys are typed as before."""
+    assert chosen(keys + "b") == [*acts, b"b"]
+
+
+def test_all_keys_are_explained() -> None:
+    """Each that does something stands in the help, and all but ctrl-] itself in the one line."""
+    mean = {chr(key) for key in range(33, 127) if chosen(f"\x1d{chr(key)}x\r")[:1] not in ([b"x"], [])}
+    assert mean - {"."} == KEYS.keys() - {"?", "ctrl-]"}
+    assert {word[0] for word in MENU.split()} == KEYS.keys() - {"ctrl-]"}
+    assert len(MENU) + 2 < 80
+
+
+def test_who_only_watches_may_leave_by_ctrl_c() -> None:
+    """There it has no other meaning; in a line that is typed to us it ends that alone."""
+    assert chosen("a\x03", watches=True) == [b"a", {"detach": True}]
+    assert chosen("\x1dsno\x03b", watches=True) == [b"b"]
+
+
+def test_line_is_edited() -> None:
+    """By backspace and ctrl-U; keys that nobody types as text do nothing."""
+    assert chosen("\x1dsheX\x7f\x08ello\r") == [{"say": "hello"}]
+    assert chosen("\x1dswrong\x15\tright\x01\r") == [{"say": "right"}]
+
+
+def test_rest_of_a_paste_is_not_typed_to_the_program() -> None:
+    """What comes in one piece with the end of a line belongs to it; after an escape sequence, too."""
+    menu = Menu(Shown(), watches=False)
+    assert list(menu.keys(b"\x1dsone\rtwo\r")) == [{"say": "one"}]
+    assert list(menu.keys(b"\x1ds")) == []
+    assert list(menu.keys(b"\x1b[A")) == []
+    assert list(menu.keys(b"three")) == [b"three"]
+
+
+def test_port_is_shown_and_refusals_are() -> None:
+    """A question that needs the port comes after it; where it is refused there is none."""
+    shown = Shown()
+    menu = Menu(shown, watches=False)
+    list(menu.keys(b"\x1dp"))
+    menu.port(PORT)
+    assert shown.said == ["/dev/ttyUSB0 is live", "baudrate 9600, parity none", "DTR on, RTS off"]
+    assert shown.line == "settings, such as 115200n8: "
+    list(menu.keys(b"\r\x1dl"))
+    shown.said.clear()
+    menu.refused("no port")
+    assert [*shown.said, shown.line] == ["not done: no port", None]
+    menu.port(PORT | {"path": None, "state": "away", "reason": "flashing", "down": True, "lines": None})
+    assert shown.said[1:] == ["usb-7 is down: flashing", "baudrate 9600, parity none", "no lines"]
+
+
+def test_menu_shows_itself_and_is_left() -> None:
+    """After a pause, or at once where something is not known; who types on fast does not see it."""
+    with sharing("--name", "lab"), attach("lab") as client:
+        client.sees("you have the keyboard")
+        client.types("\x1d")
+        client.sees(f"[{MENU}]")
+        client.types("?")
+        client.sees("t       take the keyboard")
+        client.types("a\x1dw")
+        assert MENU not in client.sees("root (you) has the keyboard, here since ")
+        client.types("\x1dq")
+        assert client.ends("detached") == 0
+
+
+def test_who_types_without_the_keyboard_is_told_once() -> None:
+    """Until it changes hands; and how to get it."""
+    with sharing("--name", "lab"), attach("lab") as alice:
+        alice.sees("you have the keyboard")
+        with attach("lab") as bob:
+            bob.sees("root has the keyboard")
+            bob.types("lost")
+            bob.sees("not typed: root has the keyboard; ctrl-] t takes it")
+            bob.types("lost")
+            bob.types("\x1dt")
+            assert "not typed" not in bob.sees("you have the keyboard")
+            alice.sees("root-2 has the keyboard")
+            bob.types("found")
+            assert "lost" not in alice.sees("found")
+            bob.types("\x1dg")
+            alice.sees("you have the keyboard")
+            bob.types("lost")
+            bob.sees("not typed: root has the keyboard")
+            bob.types("\x1dsbye, alice\r")
+            alice.sees("root-2 says: bye, alice")
+
+
+def test_output_waits_while_a_line_is_typed_to_us() -> None:
+    """It comes when the line has ended; a flood is not kept, and the line is shown again below it."""
+    program = "sh", "-c", "stty -echo; while read n; do printf '%*d.\\n' $n 0; done"
+    with sharing("--name", "lab", "--", *program), attach("lab") as bob, attach("--force", "lab") as alice:
+        alice.sees("you have the keyboard")
+        bob.types("\x1dshel")
+        bob.sees("say: hel")
+        alice.types("30\r")
+        alice.sees("0.")
+        bob.types("l")
+        assert "0." not in bob.sees("say: hell")
+        bob.types("\x03")
+        bob.sees("0.")
+        bob.types("\x1dshel")
+        bob.sees("say: hel")
+        alice.types("99999\r")
+        alice.sees("0.")
+        bob.sees(" " * 60000)
+        bob.sees("say: hel")
+        bob.types("\r")
+        bob.sees("0.")
+
+
+def test_output_that_waits_for_a_line_is_shown_in_the_end() -> None:
+    """The last words of a program are not lost when it ends meanwhile."""
+    program = "sh", "-c", "stty -echo; read line; echo last words"
+    with sharing("--name", "lab", "--", *program), attach("lab") as bob, attach("--force", "lab") as alice:
+        alice.sees("you have the keyboard")
+        bob.types("\x1dshel")
+        bob.sees("say: hel")
+        alice.types("\r")
+        bob.sees("last words")
+        assert bob.ends("the program has ended") == 0
+
+
+@contextlib.contextmanager
+def standing_in(path: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
+    """A server with one share, which has a port like this; all lines of its client."""
+    lines: list[dict[str, Any]] = []
+    stop = threading.Event()
+
+    async def hold(request: Request) -> dict[str, Any]:
+        await request.connection.send({"attached": "lab/root"})
+        await request.connection.send({"keyboard": "root", "yours": True, "reason": ""})
+        while "detach" not in (line := await request.connection.receive()):
+            lines.append(line)
+            if "break" in line:
+                await request.connection.send({"refused": "break", "message": "it has no line"})
+            else:
+                await request.connection.send({"port": PORT})
+        return {"ended": "detached"}
+
+    async def run() -> None:
+        registry = Registry()
+        registry.name("lab")
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(
+                lambda task_status: serve(registry, path, commands={"attach": hold}, task_status=task_status)
+            )
+            started.set()
+            while not stop.is_set():
+                await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+
+    started = threading.Event()
+    thread = threading.Thread(target=anyio.run, args=(run,))
+    thread.start()
+    try:
+        assert started.wait(30)
+        yield lines
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_port_is_asked_changed_and_shown(folder: pathlib.Path) -> None:  # noqa: F811
+    """Its settings by a typed line, its lines by their names; what is refused says why."""
+    folder.mkdir(0o700)
+    with standing_in(folder / "lab.sock") as lines, attach("lab") as client:
+        client.sees("you have the keyboard")
+        client.types("\x1dp")
+        client.sees("/dev/ttyUSB0 is live\r\n baudrate 9600, parity none\r\n DTR on, RTS off]")
+        client.sees("settings, such as 115200n8: ")
+        client.types("9600e7\r")
+        client.sees("/dev/ttyUSB0 is live")
+        client.types("\x1dl")
+        client.sees("toggle dtr or rts: ")
+        client.types("dtr\r")
+        client.sees("/dev/ttyUSB0 is live")
+        client.types("\x1db")
+        client.sees("not done: it has no line")
+        client.types("\x1dq")
+        assert client.ends("detached") == 0
+    assert lines == [{"port": True}, {"settings": "9600e7"}, {"port": True}, {"lines": {"dtr": False}}, {"break": 0.25}]
