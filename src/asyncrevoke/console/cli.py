@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="asyncrevoke",
         description="Take a port, a terminal or a connection away from code that is still awaiting it.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str, more: str = "", among: Any = commands) -> Any:
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", metavar="FILE", help="share what this TOML file lists")
 
     add = command("attach", "attach this terminal to a share", _ATTACH).add_argument
-    add("name", metavar="NAME")
+    add("name", nargs="?", metavar="NAME", help="share to attach to. Default: the only one")
     add("--read-only", dest="mode", action="store_const", const="watch", default="write", help="never type")
     add("--force", dest="mode", action="store_const", const="force", help="take the keyboard from whoever has it")
     add("--wait", action="store_true", help="stay while the device is unplugged, until it is back")
@@ -156,6 +157,14 @@ _ACTIONS = [
     ("watch", "show what is appended, from now on, until ctrl-C", ""),
     ("readmit", "lift what was revoked", "Who was thrown out does not come back by it, but may log in."),
 ]
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version  # noqa: PLC0415  # who asks for something else need not wait for it
+
+        sys.stdout.write(f"asyncrevoke {version('asyncrevoke')}\n")
+        parser.exit()
 
 
 def _duration(text: str) -> float:

@@ -155,9 +155,10 @@ class _Up:
 def _attach(args: argparse.Namespace) -> int:
     async def run() -> str:
         async with await look(args.socket) as servers:
-            return await attach(await servers.sharing(args.name), args.name, mode=args.mode, wait=args.wait)
+            name = args.name or await servers.only_name()
+            return f"{name}: {await attach(await servers.sharing(name), name, mode=args.mode, wait=args.wait)}"
 
-    print(f"asyncrevoke: {args.name}: {anyio.run(run)}", file=sys.stderr)
+    print(f"asyncrevoke: {anyio.run(run)}", file=sys.stderr)
     return 0
 
 

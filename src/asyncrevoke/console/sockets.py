@@ -157,5 +157,30 @@ class Servers(anyio.abc.AsyncResource):
                 "unknown-path", f"{name!r} is shared more than once: choose by --socket {' or '.join(sockets)}"
             )
         if not sockets:
-            raise ControlError("unknown-path", f"nothing is shared as {name!r}: looked in {self}")
+            there = ", ".join(_close_first(name, await self.names()))
+            raise ControlError(
+                "unknown-path", f"nothing is shared as {name!r}{f', but {there}' * bool(there)}: looked in {self}"
+            )
         return self.controls[sockets[0]]
+
+    async def names(self) -> list[str]:
+        """What is shared, by all servers that answer."""
+        nodes = [node for found in (await self.nodes()).values() for node in found]
+        return sorted({node["path"] for node in nodes if node["kind"] == "name" and "/" not in node["path"]})
+
+    async def only_name(self) -> str:
+        """What is shared, where that is one thing.
+
+        :raises ControlError: "unknown-path", if it is none, or several
+        """
+        names = await self.names()
+        if len(names) != 1:
+            what = f"several are shared, give one of {', '.join(names)}" if names else "nothing is shared"
+            raise ControlError("unknown-path", f"{what}: looked in {self}")
+        return names[0]
+
+
+def _close_first(name: str, names: list[str]) -> list[str]:
+    import difflib  # noqa: PLC0415  # for those who mistype alone
+
+    return list(dict.fromkeys([*difflib.get_close_matches(name, names, n=len(names) or 1, cutoff=0.5), *names]))
