@@ -242,7 +242,7 @@ def test_port_is_asked_changed_and_shown(folder: pathlib.Path) -> None:  # noqa:
     with standing_in(folder / "lab.sock") as lines, attach("lab") as client:
         client.sees("you have the keyboard")
         client.types("\x1dp")
-        client.sees("/dev/ttyUSB0 is live\r\n baudrate 9600, parity none\r\n DTR on, RTS off]")
+        client.sees("[/dev/ttyUSB0 is live]\r\n[baudrate 9600, parity none]\r\n[DTR on, RTS off]")
         client.sees("settings, such as 115200n8: ")
         client.types("9600e7\r")
         client.sees("/dev/ttyUSB0 is live")

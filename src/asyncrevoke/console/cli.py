@@ -129,9 +129,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _SHARE = "A command comes after --, as in\n`asyncrevoke share -- bash`; neither device nor command: a loopback gives back what is typed."
-_ATTACH = f"""
-
-{HELP}
+_ATTACH = (
+    "\n\nafter ctrl-]:\n"
+    + "".join(f"  {line}\n" for line in HELP)
+    + """
 
 Where standard input is no terminal, it is sent as soon as you have the keyboard; its end, and
 a second without output, or ten seconds, detach. With --read-only it is not read, and ctrl-C detaches.
@@ -139,6 +140,7 @@ a second without output, or ten seconds, detach. With --read-only it is not read
 exit status:
   0  you detached, or what was shared has ended
   1  it was taken away from you, or anything else went wrong"""
+)
 _REVOKE = """
 
 exit status:

@@ -16,6 +16,6 @@ KEYS = {
     "?": "show this help",
     "ctrl-]": "type one ctrl-]",
 }
-HELP = "After ctrl-]:" + "".join(f"\n  {key:6}  {text}" for key, text in KEYS.items())
+HELP = [f"{key:6}  {text}" for key, text in KEYS.items()]
 MENU = "w)ho t)ake g)ive s)ay b)reak p)ort l)ines d)own u)p c)trl-C q)uit ?)help"
 HINT = "ctrl-] opens a menu, ctrl-] q detaches"

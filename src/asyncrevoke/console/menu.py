@@ -95,7 +95,7 @@ class Menu:
             self._then = lambda _: self._screen.say_soon("a break was sent")
             yield {"break": _BREAK}
         else:
-            self._screen.say_soon(*HELP.splitlines())
+            self._screen.say_soon(*HELP)
 
     # -- the port --
 

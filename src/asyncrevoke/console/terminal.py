@@ -83,12 +83,9 @@ class Terminal:
 
     async def say(self, *lines: str) -> None:
         """Say something of our own, on standard error."""
-        shown = [printable(line) for line in lines]
+        form = "[{}]\r\n" if self.raw else "asyncrevoke: {}\n"
         async with self._writing:
-            if self.raw:
-                await self._tell("[" + "\r\n ".join(shown) + "]\r\n")
-            else:
-                await self._tell("".join(f"asyncrevoke: {each}\n" for each in shown))
+            await self._tell("".join(form.format(printable(line)) for line in lines))
         if self.line is not None:
             await self.draw()
 
