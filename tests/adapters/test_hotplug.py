@@ -13,6 +13,7 @@ import select
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -395,6 +396,22 @@ def test_a_name_that_is_not_found_is_told_as_it_was_given(
         replugged._find("usb-meter")
     assert caught.value.filename == "usb-meter"
     assert ("by-id: udev is not running" in str(caught.value)) is not runs
+
+
+async def test_what_is_changed_of_the_options_counts_from_the_next_turn_on(plug: Plug) -> None:
+    """Whatever the device is then, it has them from the opening on."""
+    rates = []
+    with anyio.fail_after(20):
+        async with plug.device(baudrate=19200) as devices:
+            plug.plug_in()
+            async for device in devices:
+                rates.append(termios.tcgetattr(device.fileno())[5])
+                if len(rates) == 2:
+                    break
+                devices.options["baudrate"] = 57600
+                plug.unplug()
+                plug.plug_in()
+    assert rates == [termios.B19200, termios.B57600]
 
 
 async def test_a_url_is_opened_again_as_a_device_is() -> None:

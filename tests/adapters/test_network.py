@@ -330,6 +330,15 @@ async def test_a_remote_ports_rate_can_be_changed(reading: bool) -> None:
             assert await other.receive() == b"x"
 
 
+async def test_a_remote_ports_settings_can_be_changed() -> None:
+    """All of them; the server has done it then."""
+    async with remote() as (device, far), device.open() as stream:
+        await stream.configure(baudrate=19200, bytesize=7, parity="E", stopbits=2, rtscts=True, xonxoff=False)
+        port = far.port
+        assert (port.baudrate, port.bytesize, port.parity, port.stopbits) == (19200, 7, "E", 2)
+        assert (port.rtscts, port.xonxoff) == (True, False)
+
+
 async def test_a_remote_ports_lines_are_set_and_told() -> None:
     """Ours as they were set last, and those of the far end as the server has told last."""
     async with remote(dtr=False) as (device, far), device.open() as stream:

@@ -943,6 +943,38 @@ async def test_a_rate_that_is_none_changes_nothing(backend: str) -> None:
 
 
 @on_each
+async def test_settings_are_changed_for_all_streams(backend: str) -> None:
+    """Those that are given; the others stay."""
+    async with port(backend, baudrate=19200, stopbits=2) as (device, _):
+        await device.open().configure(baudrate=57600, rtscts=True)
+        settings = termios.tcgetattr(device.fileno())
+        assert settings[5] == termios.B57600
+        assert settings[2] & termios.CRTSCTS
+        assert settings[2] & termios.CSTOPB
+        await device.open().configure(stopbits=1, rtscts=False, xonxoff=True)
+        settings = termios.tcgetattr(device.fileno())
+        assert not settings[2] & (termios.CRTSCTS | termios.CSTOPB)
+        assert settings[0] & termios.IXON
+        assert settings[5] == termios.B57600
+
+
+@on_each
+async def test_settings_that_are_refused_leave_all_as_it_was(backend: str) -> None:
+    """By the driver, as a pty has no parity, or by us, before it is asked; and the next change is not refused for them."""
+    async with port(backend, baudrate=19200) as (device, end):
+        stream = device.open()
+        before = termios.tcgetattr(device.fileno())
+        with pytest.raises(serial.SerialException, match=f"it does not take these settings: '{end.path}'"):
+            await stream.configure(parity="E", bytesize=7)
+        for nonsense in {"parity": "X"}, {"speed": 9600}, {"stopbits": 3, "baudrate": 9600}:
+            with pytest.raises(ValueError, match=f"'{end.path}': .* give one of "):
+                await stream.configure(**nonsense)
+        assert termios.tcgetattr(device.fileno()) == before
+        await stream.configure(stopbits=2)
+        assert termios.tcgetattr(device.fileno())[2] & termios.CSTOPB
+
+
+@on_each
 async def test_a_port_of_somebody_elses_is_an_error(backend: str, monkeypatch: Patch) -> None:
     """Locked by another, or not ours to use: each says what to do."""
     with serial_line() as end:

@@ -76,11 +76,12 @@ def serial_device(
 
     def make(owner: Name | None) -> SerialDevice:
         path = by_id if owner is None else _find(by_id)
-        return open_serial(path, baudrate, owner=owner, name=pathlib.PurePath(path).name, **options)
+        return open_serial(path, owner=owner, name=pathlib.PurePath(path).name, **options)
 
+    options["baudrate"] = baudrate
     make(None)  # says what is wrong with the options, and opens nothing
     turns = Turns(reconnect, debounce, max_delay, source, registry)
-    return SerialDevices(turns.named(name or pathlib.PurePath(by_id).name), make, ("tty",), turns)
+    return SerialDevices(turns.named(name or pathlib.PurePath(by_id).name), make, ("tty",), turns, options)
 
 
 @overload
@@ -143,7 +144,7 @@ def follow_device(
 
     make(None)  # says what is wrong with the options, and opens nothing
     turns = Turns(reconnect, debounce, max_delay, source, registry)
-    return Devices(turns.named(name or pathlib.PurePath(identity).name), make, (), turns)
+    return Devices(turns.named(name or pathlib.PurePath(identity).name), make, (), turns, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +177,14 @@ class Devices(Resource, Generic[D]):
     To lend the device to another program, revoke the turn's, and begin the next turn when it is to be opened again.
 
     :ivar node: the name, which stays. Revoke it to take the device away for good, also while it is waited for
+    :ivar options: of each opening; what is changed there counts from the next turn on
     """
 
     node: Name
     _make: Callable[[Name], D]  # looks for it, in a thread
     _subsystems: tuple[str, ...]  # whose events may have brought it; none: any's
     _turns: Turns
+    options: dict[str, Any]
 
     def __post_init__(self) -> None:
         self._events: _Events | None = None

@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 import termios
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import EllipsisType
@@ -30,11 +30,13 @@ from .transports import open_pyserial_asyncio, open_serialx
 
 T = TypeVar("T")
 _KNOWN: dict[str, tuple[object, ...]] = {
+    "baudrate": (),  # any number
     "bytesize": (5, 6, 7, 8),
     "parity": ("N", "E", "O", "M", "S"),
     "stopbits": (1, 1.5, 2),
+    "xonxoff": (False, True),
+    "rtscts": (False, True),
 }
-_SWITCHES = ("xonxoff", "rtscts", "dsrdtr", "exclusive")
 BackendName = Literal["descriptor", "pyserial-asyncio", "serialx"]
 BACKENDS: dict[str, Backend] = {
     "descriptor": open_descriptor,
@@ -151,12 +153,9 @@ class _Options:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ValueError(f"backend is {self.backend!r}: give one of {', '.join(map(repr, BACKENDS))}")
-        _check_baudrate(self.url, self.baudrate)
         if self.url.startswith(network.SCHEMES):
             network.address(self.url)
-        for option, known in _KNOWN.items():
-            if (given := getattr(self, option)) not in known:
-                raise ValueError(f"{self.url!r}: {option} is {given!r}: give one of {', '.join(map(repr, known))}")
+        _check(self.url, {setting: getattr(self, setting) for setting in _KNOWN})
 
     @property
     def open(self) -> Backend:
@@ -164,7 +163,7 @@ class _Options:
 
     def settings(self) -> dict[str, Any]:
         """Those of pyserial's."""
-        return {option: getattr(self, option) for option in (*_KNOWN, "baudrate", *_SWITCHES)}
+        return {option: getattr(self, option) for option in (*_KNOWN, "dsrdtr", "exclusive")}
 
 
 class SerialDevice(Device[Port]):
@@ -298,10 +297,19 @@ class SerialStream(DeviceStream):
 
         :raises ValueError: if it is none
         """
+        await self.configure(baudrate=baudrate)
+
+    async def configure(self, **settings: Any) -> None:
+        """Change line settings, for all streams: `baudrate`, `bytesize`, `parity`, `stopbits`, `xonxoff`, `rtscts`. Those
+        of `open_serial` stay for the next open.
+
+        :raises ValueError: if there is no such setting, or it makes no sense
+        :raises SerialException: if the driver refuses one; all are as before then. Over the network, those before it stay
+        """
 
         async def change() -> None:
-            _check_baudrate(self.device.name, baudrate)
-            await self.device.ask(lambda port: port.set_baudrate(baudrate))
+            _check(self.device.name, settings)
+            await self.device.ask(lambda port: port.configure(settings))
 
         await self.guarded(change)
 
@@ -358,9 +366,15 @@ class SerialStream(DeviceStream):
         raise NotImplementedError(f"{self.handle.path!r} is a serial port: it has no end of data but aclose()")
 
 
-def _check_baudrate(port: str, baudrate: int) -> None:
-    if not (isinstance(baudrate, int) and not isinstance(baudrate, bool) and 0 < baudrate < 2**31):
-        raise ValueError(f"{port!r}: baudrate is {baudrate!r}: give bits per second, such as 115200")
+def _check(port: str, settings: Mapping[str, object]) -> None:
+    for setting, given in settings.items():
+        known = _KNOWN.get(setting, ())
+        if setting == "baudrate":
+            if type(given) is not int or not 0 < given < 2**31:
+                raise ValueError(f"{port!r}: baudrate is {given!r}: give bits per second, such as 115200")
+        elif given not in known:
+            what = f"{setting} is {given!r}" if known else f"there is no setting {setting!r}"
+            raise ValueError(f"{port!r}: {what}: give one of {', '.join(map(repr, known or _KNOWN))}")
 
 
 def _queued(fd: int) -> int:

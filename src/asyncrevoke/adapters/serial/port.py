@@ -15,7 +15,7 @@ import os
 import socket
 import termios
 import types
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from asyncrevoke.adapters.device.device import PATIENCE, FdLine, Line, why_hung_up
@@ -51,8 +51,8 @@ class Port(Line, Protocol):
     async def discard(self) -> None:
         """Throw away what has come and nobody received."""
 
-    async def set_baudrate(self, baudrate: int, /) -> None:
-        """Change it."""
+    async def configure(self, settings: Mapping[str, Any], /) -> None:
+        """Change these of pyserial's settings, or none."""
 
     async def modem_lines(self) -> ModemLines:
         """Read the lines."""
@@ -224,5 +224,26 @@ class _DescriptorPort(FdLine, Driven):
     def why_over(self) -> object:
         return why_over(self.fileno())
 
-    async def set_baudrate(self, baudrate: int) -> None:
-        await off_loop(functools.partial(setattr, self.serial, "baudrate", baudrate), patience=math.inf)
+    async def configure(self, settings: Mapping[str, Any]) -> None:
+        await off_loop(lambda: configure(self.serial, settings, set_each), patience=math.inf)
+
+
+def configure(serial: Any, settings: Mapping[str, Any], change: Callable[[Any, Mapping[str, Any]], object]) -> None:
+    """Have a library change settings of its port. It keeps what the driver has refused, so that is put back."""
+    before = {option: vars(serial)[f"_{option}"] for option in settings}
+    try:
+        change(serial, settings)
+    except BaseException:
+        change(serial, before)
+        raise
+
+
+def serialx_words(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of pyserial's, as serialx names them."""
+    return {"byte_size" if option == "bytesize" else option: value for option, value in settings.items()}
+
+
+def set_each(serial: Any, settings: Mapping[str, Any]) -> None:
+    """As pyserial does it. Of several that are made in one step, the C library would tell no refusal."""
+    for option, value in settings.items():
+        setattr(serial, option, value)

@@ -8,6 +8,7 @@ import errno
 import importlib
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import anyio
@@ -17,7 +18,7 @@ from asyncrevoke.lowlevel import Deadline, Fd, Revokable, off_loop
 
 from . import network
 from .lines import AtOpen, ModemLines
-from .port import Port, imported, why_over
+from .port import Port, imported, serialx_words, why_over
 
 _ANSWER = 5.0  # seconds
 _BACKLOG = 65536  # bytes that are taken while nobody reads
@@ -93,10 +94,12 @@ class _Rfc2217Port:
         await self._flush()
         return len(piece)
 
-    async def set_baudrate(self, baudrate: int) -> None:
-        answer = await self._ask(self._protocol.SetBaudrateCmd(baudrate=baudrate))
-        if answer.baudrate != baudrate:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    async def configure(self, settings: Mapping[str, Any]) -> None:
+        kinds = {"parity": self._protocol.Parity, "stopbits": self._protocol.StopBits}
+        words = {name: kinds[name](each) if name in kinds else each for name, each in serialx_words(settings).items()}
+        for command in self._engine.build_port_config_commands(self._protocol.PortSettingsUpdate(**words)):
+            if await self._ask(command) != command:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     async def discard(self) -> None:
         await self._ask(self._protocol.PurgeDataCmd(what=self._protocol.PurgeDataValue.RECEIVE))

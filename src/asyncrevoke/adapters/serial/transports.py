@@ -7,7 +7,7 @@ import errno
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
@@ -15,7 +15,7 @@ import anyio
 from asyncrevoke.lowlevel import Deadline, Fd, OffLoop, Revokable, close_off_loop, off_loop
 
 from .lines import AtOpen
-from .port import Driven, Port, imported, open_pyserial, why_over
+from .port import Driven, Port, configure, imported, open_pyserial, serialx_words, set_each, why_over
 
 _BACKLOG = 65536  # bytes of a transport's that nobody has read, before it is stopped
 
@@ -33,14 +33,14 @@ async def open_pyserial_asyncio(url: str, node: Revokable, settings: dict[str, A
     transport, _ = await serial_asyncio.connection_for_serial(loop, lambda: port, serial)
     serial.is_open = True
     port.connection_made(transport)
-    return port.opened(serial.fileno(), functools.partial(setattr, serial, "baudrate"), close)
+    return port.opened(serial.fileno(), lambda settings: configure(serial, settings, set_each), close)
 
 
 async def open_serialx(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Port:
     """A transport of serialx, which opens in a thread itself."""
     serialx = imported("serialx", "serialx")
     loop = _asyncio_loop("serialx")
-    settings = {"byte_size" if option == "bytesize" else option: value for option, value in settings.items()}
+    settings = serialx_words(settings)
     if at_open.hangup_on_close is False:  # or each change of the rate would undo it
         settings |= dict.fromkeys(("dtr_on_close", "rts_on_close"), serialx.PinState.UNDEFINED)
     port = _TransportPort(loop)
@@ -58,7 +58,11 @@ async def open_serialx(url: str, node: Revokable, settings: dict[str, Any], at_o
     except BaseException:
         transport.abort()  # first: a descriptor that is closed while uvloop waits for it ends the process
         raise
-    return port.opened(serial.fileno(), lambda rate: serial.reconfigure_port(baudrate=rate), close)
+
+    def change(settings: Mapping[str, Any]) -> None:
+        configure(serial, serialx_words(settings), lambda serial, settings: serial.reconfigure_port(**settings))
+
+    return port.opened(serial.fileno(), change, close)
 
 
 def _keep_open(transport: Any, port: _TransportPort, fd: int) -> Callable[[], None]:
@@ -102,10 +106,12 @@ class _TransportPort(Driven, asyncio.Protocol):
         self._why: BaseException | None = None
         self._changed = anyio.Event()
 
-    def opened(self, fd: int, set_baudrate: Callable[[int], object], close: Callable[[], object]) -> _TransportPort:
+    def opened(
+        self, fd: int, change: Callable[[Mapping[str, Any]], object], close: Callable[[], object]
+    ) -> _TransportPort:
         """What is known when the transport is open. `fd` stays open until `close` is called."""
         self._fd = fd
-        self._set_baudrate = set_baudrate
+        self._change_settings = change
         self._close = close
         self._transport._read_ready = self._read_ready
         try:
@@ -218,8 +224,8 @@ class _TransportPort(Driven, asyncio.Protocol):
         await super().discard()
         self._unread.clear()
 
-    async def set_baudrate(self, baudrate: int) -> None:
-        await off_loop(lambda: self._set_baudrate(baudrate), patience=math.inf)
+    async def configure(self, settings: Mapping[str, Any]) -> None:
+        await off_loop(lambda: self._change_settings(settings), patience=math.inf)
 
     def close(self) -> OffLoop[object] | None:
         self._fd = -1
