@@ -24,6 +24,7 @@ from anyio.abc import SocketAttribute
 from asyncrevoke.adapters.pty import PtySession, open_pty
 from asyncrevoke.console import console, log as console_log
 from asyncrevoke.console.server import host
+from asyncrevoke.console.settings import Settings
 from asyncrevoke.console.share import Share, read_config
 from asyncrevoke.control import Control, ControlError, connect, server as control_server
 from conftest import BACKENDS, settle
@@ -590,7 +591,7 @@ async def test_unplugged_device_comes_back_to_those_who_wait(
     plug = Plug(tmp_path / "port")
     plug.plug_in()
     try:
-        async with lab(tmp_path, Share("lab", device=str(plug.link), baudrate=115200)) as server:
+        async with lab(tmp_path, Share("lab", device=str(plug.link), settings=Settings(115200))) as server:
             admin = await server.connect()
             while not any(node["path"].endswith("/recorder") for node in await admin.list()):
                 pass
@@ -915,7 +916,7 @@ def test_shares_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
         'group = "lab"\n[share.a]\ndevice = "/dev/ttyUSB0"\nbaudrate = 115200\n[share.b]\ncommand = ["sh", "-l"]\n'
     )
     assert read_config(str(file)) == (
-        [Share("a", device="/dev/ttyUSB0", baudrate=115200), Share("b", command=("sh", "-l"))],
+        [Share("a", device="/dev/ttyUSB0", settings=Settings(115200)), Share("b", command=("sh", "-l"))],
         "lab",
     )
     for text, match in [

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", help="under which it is attached to; left out: that of the device or the program")
     add("--group", help="whose members may attach and look; to take away is for you and root")
     add("--log", metavar="FILE", default="", help="append all output to this file")
-    add("--baudrate", type=int, default=9600, help="of a serial device (%(default)s)")
+    _line(add, "at each opening of the device. Default: as Linux makes it, on")
     add("--socket", metavar="PATH", help="where to be found; left out: NAME.sock in your own folder")
     add("--config", metavar="FILE", help="share what this TOML file lists")
 
@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--yes", action="store_true", help="with --kernel: do not ask")
     one_of("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
+    _port(command)
     actions = command("cluster", "see and prepare the log by which sessions are revoked on all hosts").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
@@ -149,6 +150,7 @@ exit status:
   2  wrong usage
   3  it is refused to everybody, but still in use after the timeout: those inside are listed, and silent hosts
   4  it is gone, but something failed when it was released"""
+_PORT_MORE = "What is changed stays when the device is unplugged and back, but for DTR and RTS.\nWho is attached stays attached while the port is down, and is told why."
 _ACTIONS = [
     ("ls", "list the hosts that follow the log", ""),
     (
@@ -167,6 +169,37 @@ class _Version(argparse.Action):
 
         sys.stdout.write(f"asyncrevoke {version('asyncrevoke')}\n")
         parser.exit()
+
+
+def _port(command: Any) -> None:
+    add = command("port", "show the serial port of a share, or change it while it is shared", _PORT_MORE).add_argument
+    add("name", metavar="NAME")
+    _line(add, "now")
+    add(
+        "--break",
+        dest="break_",
+        nargs="?",
+        type=_seconds,
+        const=0.25,
+        metavar="S",
+        help="send a BREAK, of 0.25 seconds",
+    )
+    add("--down", nargs="?", const="", metavar="REASON", help="close the port and leave it to another program")
+    add("--up", action="store_true", help="open it again")
+    add("--json", action="store_true", help="one JSON record")
+    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
+
+
+def _line(add: Any, when: str) -> None:
+    """The options of a serial line."""
+    add("--settings", metavar="115200n8", help="of the serial line: bits per second, parity, data bits, stop bits")
+    add("--baudrate", metavar="N", help="bits per second. Default: 9600")
+    add("--databits", metavar="N", help="5 to 8. Default: 8")
+    add("--parity", metavar="WORD", help="none, even, odd, mark or space. Default: none")
+    add("--stopbits", metavar="N", help="1, 1.5 or 2. Default: 1")
+    add("--flow", metavar="WORD", help="flow control: none, rtscts (hard) or xonxoff (soft). Default: none")
+    for line in "dtr", "rts":
+        add(f"--{line}", choices=("on", "off"), help=f"{line.upper()} {when}")
 
 
 def _duration(text: str) -> float:

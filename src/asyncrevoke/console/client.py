@@ -11,10 +11,12 @@ import anyio
 
 from asyncrevoke.adapters.pty import PtySession
 from asyncrevoke.control.lines import ControlError
+from asyncrevoke.control.request import Request
 from asyncrevoke.lowlevel import Revokable, RevokedError, SharedStream
 
 from .console import Console, Session
 from .front import Front, Refused
+from .shared_port import CHANGES, obey
 
 _PIECE = 8192  # bytes of output in a line; a Unix socket takes such a line as a whole or not at all
 _UNSAID = 100  # lines of others that wait for a client; the oldest go first
@@ -100,7 +102,7 @@ class Client:
             if console.away is None:
                 assert console.session is not None
                 await self._follow(console.session)
-            elif self._wait:
+            elif self._wait or (console.port is not None and console.port.lent):
                 await self._await_next()
             else:
                 raise ControlError("revoked", f"{console.share.name!r} is away: {console.away}; with 'wait' you stay")
@@ -125,10 +127,10 @@ class Client:
         return b"" if self._front.show_now(data) else data
 
     async def _await_next(self) -> None:
-        console = self._console
-        await self._front.tell({"away": console.away})
-        await self._until(lambda: console.ended or console.away is None)
-        if not console.ended:
+        console, why = self._console, self._console.away
+        await self._front.tell({"away": why})
+        await self._until(lambda: console.ended or console.away != why)
+        if not console.ended and console.away is None:
             await self._front.tell({"back": console.node.current.generation})
 
     async def _until(self, ready: Callable[[], object]) -> None:
@@ -170,6 +172,15 @@ class Client:
             self._console.hand_to(self)  # anew: what waits to be typed goes with the old one
             self._console.discard()
             await self.type(b"\x03")
+
+    async def ask_port(self, request: Request) -> Mapping[str, Any]:
+        """Have the share's port do what a request says, as `obey`; what changes something needs the keyboard.
+
+        :raises ControlError: "refused", "bad-request"
+        """
+        if request.fields.keys() & CHANGES and self.keyboard is None:
+            raise ControlError("refused", "that needs the keyboard, which you do not have: take it first")
+        return await obey(self._console, request, self.name, [self.keyboard or self.handle])
 
     def resize(self, size: tuple[int, int] | None) -> None:
         """The window has this size, rows and columns."""

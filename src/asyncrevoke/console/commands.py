@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import anyio
 
@@ -22,6 +23,7 @@ from asyncrevoke.lowlevel import printable
 
 from .attach import attach
 from .kernel import held
+from .settings import NAMES, SWITCH, Settings
 from .share import Share, read_config
 from .sockets import Servers, look, new_socket
 
@@ -91,18 +93,19 @@ def _share(args: argparse.Namespace) -> int:
     device = args.device or ""
     if device and args.program:
         args.usage("share: give a device, or a command after --")
+    line: dict[str, Any] = {name: getattr(args, name) for name in NAMES}
+    dtr, rts = SWITCH.get(args.dtr), SWITCH.get(args.rts)
     if args.config:
-        if device or args.program or args.name or args.log:
+        if device or args.program or args.name or args.log or {*line.values(), dtr, rts} != {None}:
             args.usage("share: --config goes with --group and --socket alone")
         shares, group = read_config(args.config)
     else:
         default = pathlib.PurePath(device or (args.program or ["loopback"])[0]).name
         if "/" not in device and shutil.which(device):
             args.usage(f"share: {device!r} is a program, which comes after two dashes: share -- {device}")
-        shares, group = (
-            [Share(default if args.name is None else args.name, tuple(args.program), device, args.baudrate, args.log)],
-            None,
-        )
+        name, settings = default if args.name is None else args.name, Settings().changed(line)
+        share = Share(name, tuple(args.program), device, settings, args.log, dtr=dtr, rts=rts)
+        shares, group = [share], None
     group = args.group or group
     socket = args.socket or new_socket(shares[0].name, group)
     with _log_to_stderr():
@@ -368,4 +371,18 @@ def _cluster(args: argparse.Namespace) -> int:
         return FAILED
 
 
-_COMMANDS = {"demo": _demo, "share": _share, "attach": _attach, "ls": _ls, "revoke": _revoke, "cluster": _cluster}
+def _port(args: argparse.Namespace) -> int:
+    from .port import run  # noqa: PLC0415  # who asks for another need not wait for it
+
+    return run(args)
+
+
+_COMMANDS = {
+    "port": _port,
+    "demo": _demo,
+    "share": _share,
+    "attach": _attach,
+    "ls": _ls,
+    "revoke": _revoke,
+    "cluster": _cluster,
+}

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 
 import anyio
 
-from asyncrevoke.adapters.hotplug import serial_device
 from asyncrevoke.adapters.pty import PtySession, open_pty
 from asyncrevoke.adapters.serial import SerialDevice
 from asyncrevoke.control.peer import Peer
@@ -21,6 +20,7 @@ from asyncrevoke.lowlevel import Registry, RevokedError, printable
 
 from .log import Log
 from .share import Share
+from .shared_port import SharedPort
 
 if TYPE_CHECKING:
     from .client import Client
@@ -37,6 +37,7 @@ Right = Literal["look", "type", "revoke"]
 class Console:
     """One share, while it is hosted.
 
+    :ivar port: the serial port, unless it is a program
     :ivar session: the latest generation; it may be over
     :ivar changed: set when the session is another, or the share has ended
     :ivar ended: why it has ended by itself
@@ -48,6 +49,7 @@ class Console:
 
     def __init__(self, share: Share, registry: Registry) -> None:
         self.share = share
+        self.port: SharedPort | None = None
         self.session: Session | None = None
         self.changed = anyio.Event()
         self.ended = ""
@@ -59,15 +61,8 @@ class Console:
         self._log = Log(share.log, share.name) if share.log else None
         try:
             if share.device:
-                self._devices = serial_device(
-                    share.device,
-                    share.baudrate,
-                    registry=registry,
-                    name=share.name,
-                    fan_out=True,
-                    history=share.history,
-                )
-                self.node = self._devices.node
+                self.port = SharedPort(share, registry, self._change)
+                self.node = self.port.node
             else:
                 self.node = registry.name(share.name)
                 self.session = open_pty(
@@ -87,8 +82,8 @@ class Console:
                 if isinstance(self.session, PtySession):
                     await self._serve(self.session)
                     self.ended = await self._status(self.session)
-                else:
-                    async for device in self._devices:
+                elif self.port is not None:
+                    async for device in self.port:
                         await self._serve(device)
         except Exception as exc:
             logger.exception("%s is shared no longer", self.share.name)
@@ -156,6 +151,8 @@ class Console:
     @property
     def away(self) -> str | None:
         """Why it cannot be used now, if it cannot."""
+        if self.port is not None and self.port.lent:
+            return self.port.lent
         if self.session is None:
             return "it has not come yet"
         return self.session.node.reason or "closed" if self.session.node.revoked else None

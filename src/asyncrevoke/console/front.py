@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from asyncrevoke.control.lines import Connection, ControlError
+from asyncrevoke.control.request import Request
+
+from .shared_port import CHANGES
 
 if TYPE_CHECKING:
     from .client import Client
 
+_PORT = CHANGES | {"port"}
 _LONGEST = 1000  # characters of a line to the others
 
 
@@ -92,6 +96,12 @@ class SocketFront:
                 client.say(_text(text))
             case {"who": True}:
                 await self._connection.send({"who": client.who()})
+            case _ if asked := _PORT & line.keys():
+                try:
+                    request = Request(self._connection.peer, self._connection, line)
+                    await self._connection.send({"port": await client.ask_port(request)})
+                except ControlError as error:
+                    raise Refused(min(asked), str(error)) from error
             case _:
                 raise ControlError("bad-request", f"attached, none of these can be sent: {', '.join(map(repr, line))}")
 

@@ -14,9 +14,10 @@ from asyncrevoke.control.server import serve
 from asyncrevoke.lowlevel import Registry, log_events, observe
 
 from .client import Client
-from .console import Console
+from .console import Console, Right
 from .front import SocketFront, size
 from .share import Share
+from .shared_port import CHANGES, obey
 
 
 async def host(
@@ -82,17 +83,27 @@ class _Hosting:
             self.over.set()
 
     async def _serve(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        commands = {"attach": self._attach}
+        commands = {"attach": self._attach, "port": self._port}
         await serve(self.registry, self._socket, group=self._group, commands=commands, task_status=task_status)
 
     async def _attach(self, request: Request) -> Mapping[str, Any]:
         name, mode, wait = request.text("name"), request.text("mode", "write"), request.flag("wait")
         if mode not in ("write", "watch", "force"):
             raise ControlError("bad-request", "'mode' must be one of write, watch, force")
-        console = self._consoles.get(name)
-        if console is None:
-            raise ControlError("unknown-path", f"nothing is shared as {name!r}: {', '.join(self._consoles)} is")
+        console = self._console(name)
         window = size(request.fields.get("size"))
         client = Client(console, SocketFront(request.connection), request.peer.name, writes=mode != "watch", wait=wait)
         client.resize(window)
         return {"ended": await client.run(force=mode == "force")}
+
+    async def _port(self, request: Request) -> Mapping[str, Any]:
+        console = self._console(request.text("name"))
+        right: Right = "type" if request.fields.keys() & CHANGES else "look"
+        if not console.allows(request.peer, right):
+            raise ControlError("forbidden", f"user {request.peer.name!r} may not {right} at {console.share.name!r}")
+        return {"port": await obey(console, request, request.peer.name)}
+
+    def _console(self, name: str) -> Console:
+        if (console := self._consoles.get(name)) is None:
+            raise ControlError("unknown-path", f"nothing is shared as {name!r}: {', '.join(self._consoles)} is")
+        return console

@@ -1,0 +1,54 @@
+"""The serial port of a share, from outside: what it is like, and what is to be done to it."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+
+from asyncrevoke.control.client import Record
+from asyncrevoke.control.lines import ControlError
+
+from .commands import print_table
+from .settings import NAMES, SWITCH, Settings
+from .sockets import look
+
+
+def run(args: argparse.Namespace) -> int:
+    """Have a server do what was asked for, and print how the port is then; it returns the exit status.
+
+    :raises ControlError: if the server refuses it
+    """
+    port = anyio.run(_ask, args.socket, args.name, _wishes(args))
+    try:
+        rows = list(_rows(port))
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise ControlError("garbage", f"the server sent what makes no sense: {exc!r}") from exc
+    if args.json:
+        print(json.dumps(port))
+    else:
+        print_table(rows)
+    return 0
+
+
+def _wishes(args: argparse.Namespace) -> dict[str, Any]:
+    lines = {line: SWITCH[state] for line in ("dtr", "rts") if (state := getattr(args, line)) is not None}
+    settings = {name: each for name in NAMES if (each := getattr(args, name)) is not None}
+    wishes = {"settings": settings or None, "lines": lines or None, "break": args.break_, "down": args.down}
+    return {name: each for name, each in wishes.items() if each is not None} | ({"up": True} if args.up else {})
+
+
+async def _ask(socket: str, name: str, wishes: dict[str, Any]) -> Record:
+    last: Record = {}
+    async with await look(socket) as servers:
+        async for record in (await servers.sharing(name)).request("port", name=name, **wishes):
+            last = record
+    return last.get("port")  # type: ignore[return-value]  # it is looked at by `_rows`
+
+
+def _rows(port: Record) -> Iterator[list[str]]:
+    yield ["NAME", "STATE", "DEVICE", "SETTINGS", "LINES", "REASON"]
+    lines = "unknown" if port["lines"] is None else " ".join(line for line, on in port["lines"].items() if on) or "none"
+    state, device = "down" if port["down"] else port["state"], port["path"] or port["device"]
+    yield [port["name"], state, device, str(Settings(**port["settings"])), lines, port["reason"]]

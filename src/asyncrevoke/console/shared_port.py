@@ -1,0 +1,200 @@
+"""The serial port of a share: opened whenever it is there and not lent to another program, and changed while it is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import anyio
+
+from asyncrevoke.adapters.hotplug import serial_device
+from asyncrevoke.adapters.serial import SerialDevice, SerialStream
+from asyncrevoke.control.lines import ControlError
+from asyncrevoke.control.request import Request
+from asyncrevoke.lowlevel import Registry, Revokable
+
+from .settings import Settings
+from .share import Share
+
+if TYPE_CHECKING:
+    from .console import Console
+
+T = TypeVar("T")
+CHANGES = frozenset(("settings", "lines", "break", "down", "up"))  # what may be asked, besides how it is
+_BREAK = 0.25  # seconds, as tcsendbreak(3) has it at the least
+_SOON = 2.0  # seconds in which it is open again, if it is there
+_LENT = "lent to another program"
+
+
+class SharedPort:
+    """A serial port, generation after generation: ``async for device in port: ...``
+
+    :ivar node: the name of which they are generations
+    :ivar device: the latest
+    :ivar settings: with which it is open, and will be opened
+    :ivar lent: why it is away, from when it was lent to another program until it is open again
+    """
+
+    def __init__(self, share: Share, registry: Registry, changed: Callable[[], None]) -> None:
+        self.settings = share.settings
+        self.lent = ""
+        self._changed = changed
+        self._devices = serial_device(
+            share.device,
+            registry=registry,
+            name=share.name,
+            fan_out=True,
+            history=share.history,
+            dtr=share.dtr,
+            rts=share.rts,
+            **share.settings.options(),
+        )
+        self.node = self._devices.node
+        self.device: SerialDevice | None = None
+        self._opening = anyio.CancelScope()
+        self._wanted = anyio.Event()
+        self._wanted.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SerialDevice:
+        """Wait until it is open again."""
+        while True:
+            with self.node.using(idle=True):
+                await self._wanted.wait()
+            with anyio.CancelScope() as self._opening:
+                self.device = await anext(self._devices)
+                self.lent = ""
+                return self.device
+
+    async def lend(self, reason: str) -> None:
+        """Close it, so that another program may open it, and leave it closed. When this returns, it is closed.
+
+        :raises ControlError: "refused", if it does not close, as its line is stalled; it is not opened again either
+        """
+        self.lent = reason
+        if self._wanted.is_set():
+            self._wanted = anyio.Event()
+        self._opening.cancel()
+        closing = self.node.hangup(reason)
+        self._changed()
+        try:
+            await closing
+        except BaseExceptionGroup as group:
+            raise ControlError("refused", str(group.exceptions[0])) from group
+
+    def bring_back(self) -> None:
+        """Open it again as soon as it is there."""
+        if self.is_down:
+            self.lent = "it is not back yet"
+            self._wanted.set()
+
+    async def configure(self, settings: Settings, also: Iterable[Revokable] = ()) -> None:
+        """Change the settings, now and for later.
+
+        :raises ControlError: "refused", if the driver refuses them: none is changed then
+        """
+        if self.is_open:
+            await self.ask(lambda stream: stream.configure(**settings.options()), also)
+        self.settings = settings
+        self._devices.options.update(settings.options())
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it is lent to another program."""
+        return not self._wanted.is_set()
+
+    @property
+    def is_open(self) -> bool:
+        return self.device is not None and not self.device.node.revoked
+
+    async def ask(self, act: Callable[[SerialStream], Awaitable[T]], also: Iterable[Revokable] = ()) -> T:
+        """Have its driver do something, as an operation that ends when one of `also` is taken away.
+
+        :raises ControlError: "refused", if it cannot, or it is away
+        """
+        try:
+            if self.device is None:
+                raise OSError(f"{self.node.name!r} has not come yet")  # noqa: TRY301
+            async with self.device.open("port", also=also) as stream:
+                self.device.shared.leave(stream)  # it gets no copy of what comes, which it would not receive
+                return await act(stream)
+        except (OSError, anyio.ClosedResourceError) as exc:
+            raise ControlError("refused", str(exc)) from exc
+
+
+async def obey(console: Console, request: Request, who: str, also: Iterable[Revokable] = ()) -> Mapping[str, Any]:
+    """Do what a request wants of a share's port, and tell how it is then.
+
+    :param also: if one is taken away, so is what is being done
+    :raises ControlError: "refused", if it cannot be done; "bad-request"
+    """
+    port = console.port
+    if port is None:
+        raise ControlError(
+            "refused", f"{console.share.name!r} is no serial device: it has no settings, lines or breaks"
+        )
+    wishes = request.fields
+    if "settings" in wishes:
+        await port.configure(_settings(port.settings, wishes["settings"]), also)
+        console.note(f"{who} has set it to {port.settings}")
+    if "lines" in wishes:
+        lines = _lines(wishes["lines"])
+        await port.ask(lambda stream: stream.set_modem_lines(**lines), also)
+        console.note(f"{who} has set " + ", ".join(f"{line} {'on' if on else 'off'}" for line, on in lines.items()))
+    if "break" in wishes:
+        seconds = request.number("break", _BREAK, 10.0)
+        console.note(f"{who} sends a break of {seconds:g} s")
+        await port.ask(lambda stream: stream.send_break(seconds), also)
+    if "down" in wishes:
+        reason = request.text("down") or _LENT
+        console.note(f"{who} takes it down: {reason}")
+        await port.lend(reason)
+    if request.flag("up"):
+        console.note(f"{who} brings it up")
+        port.bring_back()
+        with anyio.move_on_after(_SOON):
+            while port.lent and not console.ended:
+                await console.changed.wait()
+    return await _state(console, port)
+
+
+async def _state(console: Console, port: SharedPort) -> Mapping[str, Any]:
+    lines = None
+    if port.is_open:
+        try:
+            found = asdict(await port.ask(lambda stream: stream.modem_lines()))
+            lines = {"dcd": found.pop("cd"), **found}
+        except ControlError:  # it has none, as over a socket
+            pass
+    away = console.away
+    return {
+        "name": console.share.name,
+        "device": console.share.device,
+        "path": port.device.url if away is None and port.device is not None else None,
+        "settings": asdict(port.settings),
+        "lines": lines,
+        "state": "live" if away is None else "away",
+        "reason": away or "",
+        "down": port.is_down,
+    }
+
+
+def _settings(now: Settings, given: object) -> Settings:
+    try:
+        return now.changed(given if isinstance(given, Mapping) else {"settings": given})
+    except ValueError as exc:
+        raise ControlError("bad-request", str(exc)) from exc
+
+
+def _lines(given: object) -> dict[str, bool]:
+    if (
+        isinstance(given, dict)
+        and given
+        and given.keys() <= {"dtr", "rts"}
+        and all(type(each) is bool for each in given.values())
+    ):
+        return given
+    raise ControlError("bad-request", "'lines' must have 'dtr' or 'rts' or both, each true or false")
