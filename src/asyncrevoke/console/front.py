@@ -96,14 +96,17 @@ class SocketFront:
                 client.say(_text(text))
             case {"who": True}:
                 await self._connection.send({"who": client.who()})
-            case _ if asked := _PORT & line.keys():
-                try:
-                    request = Request(self._connection.peer, self._connection, line)
-                    await self._connection.send({"port": await client.ask_port(request)})
-                except ControlError as error:
-                    raise Refused(min(asked), str(error)) from error
+            case _ if _PORT & line.keys():
+                await self._ask_port(line, client)
             case _:
                 raise ControlError("bad-request", f"attached, none of these can be sent: {', '.join(map(repr, line))}")
+
+    async def _ask_port(self, line: Mapping[str, Any], client: Client) -> None:
+        try:
+            answer = await client.ask_port(Request(self._connection.peer, self._connection, line))
+        except ControlError as error:
+            raise Refused(min(_PORT & line.keys()), str(error)) from error
+        await self._connection.send({"port": answer})
 
 
 @functools.lru_cache(maxsize=1)  # it is the same for all clients

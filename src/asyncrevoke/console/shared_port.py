@@ -83,7 +83,7 @@ class SharedPort:
         try:
             await closing
         except BaseExceptionGroup as group:
-            raise ControlError("refused", str(group.exceptions[0])) from group
+            raise ControlError("refused", str(group.exceptions[0])) from None
 
     def bring_back(self) -> None:
         """Open it again as soon as it is there."""
@@ -122,7 +122,9 @@ class SharedPort:
                 self.device.shared.leave(stream)  # it gets no copy of what comes, which it would not receive
                 return await act(stream)
         except (OSError, anyio.ClosedResourceError) as exc:
-            raise ControlError("refused", str(exc)) from exc
+            raise ControlError(
+                "refused", getattr(exc, "strerror", None) or str(exc)
+            ) from None  # it is no fault of ours
 
 
 async def obey(console: Console, request: Request, who: str, also: Iterable[Revokable] = ()) -> Mapping[str, Any]:
@@ -186,7 +188,7 @@ def _settings(now: Settings, given: object) -> Settings:
     try:
         return now.changed(given if isinstance(given, Mapping) else {"settings": given})
     except ValueError as exc:
-        raise ControlError("bad-request", str(exc)) from exc
+        raise ControlError("bad-request", str(exc)) from None
 
 
 def _lines(given: object) -> dict[str, bool]:
