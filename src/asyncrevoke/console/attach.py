@@ -31,7 +31,7 @@ async def attach(
     """Attach standard input and output to a share. Needs the main thread, for signals.
 
     Where standard input is no terminal, it is sent when the keyboard comes, and its end, followed by a second without
-    output, or by ten of them, detaches. With "watch" it is not read.
+    output, or by ten of them, detaches; what was shown before is left out. With "watch" it is not read.
 
     :param mode, wait: as in docs/control-protocol.md
     :returns: how it ended: "detached", or as the share did
@@ -46,7 +46,8 @@ async def attach(
     ):
         attachment = _Attachment(control, terminal, watches=mode == "watch")
         size = terminal.size() if terminal.raw else {}
-        request = {"v": VERSION, "do": "attach", "name": name, "mode": mode, "wait": wait, **size}
+        history = terminal.raw or mode == "watch"
+        request = {"v": VERSION, "do": "attach", "name": name, "mode": mode, "wait": wait, "history": history, **size}
         return await attachment.run(request, ends, resized)
 
 

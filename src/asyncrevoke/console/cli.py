@@ -5,7 +5,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .escape import HELP
@@ -27,7 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         words, program = words[:end], words[end + 1 :]
         if not program:
             parser.error("share: give a command after --")
-    args = parser.parse_args(words)
+    args, more = parser.parse_known_args(words)
+    if args.command == "send" and not any(word.startswith("-") and word != "-" for word in more):
+        args.text += more  # a TEXT after an --until
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     args.program = program
     args.usage = parser.error
     from .commands import run  # noqa: PLC0415  # help and wrong usage need not wait for all that it imports
@@ -69,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--force", dest="mode", action="store_const", const="force", help="take the keyboard from whoever has it")
     add("--wait", action="store_true", help="stay while the device is unplugged, until it is back")
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
+
+    _send(command("send", "type text into a share, and print what it answers", _SEND).add_argument)
 
     add = command("ls", "list what is shared").add_argument
     add("--who", action="store_true", help="and who is attached, and what is inside")
@@ -129,6 +135,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _send(add: Callable[..., Any]) -> None:
+    add("name", metavar="NAME")
+    add("text", nargs="+", metavar="TEXT", help="what to type, in turn. -: each line of standard input")
+    add(
+        "--until",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="end of an answer: one for each TEXT, or one for all. Default: no answer is waited for",
+    )
+    add("--timeout", type=_seconds, default=30.0, metavar="S", help="seconds to wait for each answer (%(default)g)")
+    add("--end", choices=["cr", "lf", "crlf", "none"], default="cr", help="what ends a TEXT (%(default)s)")
+    add("--no-echo", dest="echo", action="store_false", help="the device does not send TEXT back: wait for no echo")
+    add("--no-prompt", dest="prompt", action="store_false", help="leave out the line that REGEX matches")
+    add("--force", action="store_true", help="take the keyboard from whoever has it")
+    add("--wait", action="store_true", help="wait for the keyboard, and for a device that is away, up to the timeout")
+    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
+
+
 _SHARE = "A command comes after --, as in\n`asyncrevoke share -- bash`; neither device nor command: a loopback gives back what is typed."
 _ATTACH = (
     "\n\nafter ctrl-]:\n"
@@ -142,6 +167,21 @@ exit status:
   0  you detached, or what was shared has ended
   1  it was taken away from you, or anything else went wrong"""
 )
+_SEND = """
+
+As in `asyncrevoke send router enable --until Password: - --until 'router#' < secret`.
+REGEX is searched for in what comes after TEXT and its echo; ^ and $ match at each line's ends.
+It is Python's, and may match up to 1,024 bytes. The echo, and all before it, is left out. If
+no echo comes, a match counts after a second of silence.
+
+exit status:
+  0  all was typed, and all answers came
+  1  unknown name, permission denied, or no server
+  2  wrong usage
+  3  an answer did not come in time: what came is printed
+  4  the share was taken away, or has ended
+  5  the device is away
+  6  another has the keyboard"""
 _REVOKE = """
 
 exit status:

@@ -36,7 +36,9 @@ class Client:
     :ivar news: set when it may have changed hands, or somebody has said something
     """
 
-    def __init__(self, console: Console, front: Front, name: str, *, writes: bool, wait: bool) -> None:
+    def __init__(
+        self, console: Console, front: Front, name: str, *, writes: bool, wait: bool, history: bool = True
+    ) -> None:
         taken = {node.name for node in (console.node, *console.node.children, *console.node.current.children)}
         self.name = next(
             each for each in (name, *(f"{name}-{n}" for n in range(2, 2 + len(taken)))) if each not in taken
@@ -53,6 +55,7 @@ class Client:
         self._front = front
         self._size: tuple[int, int] | None = None
         self._wait = wait
+        self._known = None if history else console.session  # what it has shown before is not wanted
         self._stream: SharedStream | None = None  # the latest
         self._outcome: str | Exception | None = None
         self.handle = console.node.pin(self.name)
@@ -110,7 +113,9 @@ class Client:
 
     async def _follow(self, session: Session) -> None:
         """Send all output of a generation, until it is over."""
-        self._stream = stream = session.open(self.name, also=[self.handle], replay=True, take=self._take)
+        self._stream = stream = session.open(
+            self.name, also=[self.handle], replay=session is not self._known, take=self._take
+        )
         try:
             while True:
                 if data := self._take(await stream.receive(_PIECE)):

@@ -165,6 +165,15 @@ def _attach(args: argparse.Namespace) -> int:
     return 0
 
 
+# -- send, import --
+
+
+def _send(args: argparse.Namespace) -> int:
+    from .send import run  # noqa: PLC0415  # nobody else needs it
+
+    return run(args)
+
+
 # -- ls --
 
 
@@ -382,6 +391,7 @@ _COMMANDS = {
     "demo": _demo,
     "share": _share,
     "attach": _attach,
+    "send": _send,
     "ls": _ls,
     "revoke": _revoke,
     "cluster": _cluster,

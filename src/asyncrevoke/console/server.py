@@ -92,7 +92,14 @@ class _Hosting:
             raise ControlError("bad-request", "'mode' must be one of write, watch, force")
         console = self._console(name)
         window = size(request.fields.get("size"))
-        client = Client(console, SocketFront(request.connection), request.peer.name, writes=mode != "watch", wait=wait)
+        client = Client(
+            console,
+            SocketFront(request.connection),
+            request.peer.name,
+            writes=mode != "watch",
+            wait=wait,
+            history=request.flag("history", default=True),
+        )
         client.resize(window)
         return {"ended": await client.run(force=mode == "force")}
 

@@ -76,12 +76,12 @@ class Request:
             raise ControlError("bad-request", f"{name!r} must be a number from 0 to {most:g}")
         return float(value)
 
-    def flag(self, name: str) -> bool:
-        """A field that is true or false; false if it is left out.
+    def flag(self, name: str, default: bool = False) -> bool:
+        """A field that is true or false.
 
         :raises ControlError: "bad-request"
         """
-        value = self.fields.get(name, False)
+        value = self.fields.get(name, default)
         if not isinstance(value, bool):
             raise ControlError("bad-request", f"{name!r} must be true or false")
         return value
