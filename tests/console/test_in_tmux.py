@@ -57,36 +57,44 @@ class Pane:
             assert time.monotonic() < until, f"{texts} is not shown, but:\n{shown}"
         return shown
 
-    def clears(self) -> None:
-        """Have the shell, or whatever echoes what is typed, clear the screen."""
+    def clears(self, prompt: str) -> None:
+        """Have the shell clear the screen, but for its prompt."""
         self.types("clear\r")
         until = time.monotonic() + 30
-        while "clear" in (shown := self.screen()):
+        while (shown := self.screen()).split() != [prompt]:
             assert time.monotonic() < until, f"it is not cleared:\n{shown}"
 
 
-@pytest.fixture
-def panes(tmp_path: pathlib.Path) -> Iterator[tuple[Pane, Pane]]:
-    """Those of alice and bob, side by side, each with a shell."""
-    tmux = ["tmux", "-S", str(tmp_path / "tmux"), "-f", os.devnull]
-    shells = [["env", f"PS1={name}$ ", "bash", "--norc", "--noprofile"] for name in ("alice", "bob")]
+@contextlib.contextmanager
+def tmux(where: pathlib.Path, *shells: list[str]) -> Iterator[list[Pane]]:
+    """A pane for each shell, side by side."""
+    command = ["tmux", "-S", str(where / "tmux"), "-f", os.devnull]
+    first, *more = shells
     try:
-        # tmux becomes a server that must not wait for our pipes
-        subprocess.run([*tmux, "new-session", "-d", "-x", "201", "-y", "40", *shells[0]], check=True, timeout=30)
-        subprocess.run([*tmux, "split-window", "-h", *shells[1]], check=True, timeout=30)
-        alice, bob = Pane(tmux, ":.0"), Pane(tmux, ":.1")
-        alice.sees("alice$")
-        bob.sees("bob$")
-        yield alice, bob
+        # not captured: tmux becomes a server, which would keep our pipes
+        subprocess.run([*command, "new-session", "-d", "-x", "201", "-y", "40", *first], check=True, timeout=30)
+        for shell in more:
+            subprocess.run([*command, "split-window", "-h", *shell], check=True, timeout=30)
+        yield [Pane(command, f":.{number}") for number in range(len(shells))]
     finally:
-        with contextlib.suppress(subprocess.SubprocessError):
-            subprocess.run([*tmux, "kill-server"], capture_output=True, timeout=30)
+        subprocess.run([*command, "kill-server"], capture_output=True, timeout=30)
+
+
+@pytest.fixture
+def panes(tmp_path: pathlib.Path) -> Iterator[list[Pane]]:
+    """Those of alice and bob, each with a shell."""
+    names = "alice", "bob"
+    shells = [["env", f"PS1={name}$ ", "bash", "--norc", "--noprofile"] for name in names]
+    with tmux(tmp_path, *shells) as opened:
+        for pane, name in zip(opened, names, strict=True):
+            pane.sees(f"{name}$")
+        yield opened
 
 
 SHELL = ("--", "env", "PS1=lab$ ", "bash", "--norc", "--noprofile")
 
 
-def test_two_share_a_shell(panes: tuple[Pane, Pane]) -> None:
+def test_two_share_a_shell(panes: list[Pane]) -> None:
     """The keyboard is taken and given back, a line is said, one is taken off with a reason, and each has a prompt again."""
     alice, bob = panes
     with sharing("--name", "lab", *SHELL):
@@ -131,7 +139,7 @@ def test_two_share_a_shell(panes: tuple[Pane, Pane]) -> None:
         alice.sees("asyncrevoke: lab: detached\nalice$")
 
 
-def test_device_is_unplugged_and_comes_back(panes: tuple[Pane, Pane], tmp_path: pathlib.Path) -> None:
+def test_device_is_unplugged_and_comes_back(panes: list[Pane], tmp_path: pathlib.Path) -> None:
     """Who waits goes on, and who does not has a prompt again, each with the reason."""
     alice, bob = panes
     plug = Plug(tmp_path / "port")
@@ -159,10 +167,10 @@ def test_device_is_unplugged_and_comes_back(panes: tuple[Pane, Pane], tmp_path: 
 
 
 @pytest.mark.parametrize("how", ["detached", "taken off"])
-def test_screen_is_as_before(how: str, panes: tuple[Pane, Pane]) -> None:
+def test_screen_is_as_before(how: str, panes: list[Pane]) -> None:
     """Whatever a program has done to it, the shell's prompt, its keys and its letters are as they were."""
     alice = panes[0]
-    alice.clears()
+    alice.clears("alice$")
     before = alice.state(), alice.screen("-e")
     done = (
         r"\e)0\016\e(0\e[4h\e[2;5r\e[?6h\e[?7l\e=\e[?1h\e[?1000;1003;1006h\e[?1004;2004h\e[?25l\e[5 q\e[>4;2m"
@@ -179,7 +187,7 @@ def test_screen_is_as_before(how: str, panes: tuple[Pane, Pane]) -> None:
         else:
             assert main(["revoke", "lab/root", "--reason", "taken off"]) == 0
         alice.sees(how, "alice$")
-        alice.clears()
+        alice.clears("alice$")
         assert (alice.state(), alice.screen("-e")) == before
         alice.types("echo lqqk\r")
         alice.sees("\nlqqk\n")

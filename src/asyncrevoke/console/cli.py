@@ -20,6 +20,10 @@ _PARTS = "the parts of the key are given one by one, slashes and all: alice toke
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; it returns the exit status."""
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks, by the way of argcomplete
+        from .completion import complete  # noqa: PLC0415  # needs more than a parser
+
+        complete(parser)
     words = list(sys.argv[1:] if argv is None else argv)
     program: list[str] = []
     if words[:1] == ["share"] and "--" in words:
