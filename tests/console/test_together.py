@@ -78,6 +78,7 @@ async def test_what_cannot_be_done_is_refused_and_the_client_stays(tmp_path: pat
         assert await asks(watcher, say="hello") == {"refused": "say", "message": "nobody else is here"}
         one = await server.attach()
         await one.is_told(yours=True)
+        assert await asks(one, take=True) == {"refused": "take", "message": "you have the keyboard"}
         admin = await server.connect()
         await admin.revoke("lab/root-2/keyboard", "hands off")
         await one.is_told(yours=False)

@@ -204,12 +204,13 @@ class Client:
     def take(self) -> None:
         """Take the keyboard from whoever has it. It goes back there when this one gives it back, or leaves.
 
-        :raises Refused: if this one may not type
+        :raises Refused: if this one may not type, or has it
         """
         if not self.writes:
             raise Refused("take", self.why or "you only watch here")
-        if self._console.keyboard is not self:
-            self._console.hand_to(self)
+        if self._console.keyboard is self:
+            raise Refused("take", "you have the keyboard")
+        self._console.hand_to(self)
 
     def give(self) -> None:
         """Give the keyboard back: to whom it was taken from, or else to who has been here longest.
