@@ -10,7 +10,7 @@ from typing import Any
 
 from .escape import HELP
 
-_SOCKET = "of the control server; left out: $ASYNCREVOKE_SOCKET, or all in your own folder and in /run/asyncrevoke"
+_SOCKET = "socket of the server. Default: $ASYNCREVOKE_SOCKET, or all in your own folder and in /run/asyncrevoke"
 _CLUSTER = (
     "log that all hosts follow, such as redis://db:6379 or sqlite:///var/lib/shop/log.db. Default: $ASYNCREVOKE_CLUSTER"
 )
@@ -63,12 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     command("demo", "show a live shell session being taken away from those who share it")
 
     add = command("share", "share a program, a serial device or a loopback, until it ends", _SHARE).add_argument
-    add("device", nargs="?", metavar="DEVICE", help="by-id name, USB serial number or path; or, after --, a command")
-    add("--name", help="under which it is attached to; left out: that of the device or the program")
-    add("--group", help="whose members may attach and look; to take away is for you and root")
+    add("device", nargs="?", metavar="DEVICE", help="by-id name, USB serial number or path")
+    add("--name", help="name that clients attach to. Default: the device or program name")
+    add("--group", help="group that may attach and list. Only you and root may revoke")
     add("--log", metavar="FILE", default="", help="append all output to this file")
     _line(add, "at each opening of the device. Default: as Linux makes it, on")
-    add("--socket", metavar="PATH", help="where to be found; left out: NAME.sock in your own folder")
+    add("--socket", metavar="PATH", help="socket that clients connect to. Default: NAME.sock in your own folder")
     add("--config", metavar="FILE", help="share what this TOML file lists")
 
     add = command("attach", "attach this terminal to a share", _ATTACH).add_argument
@@ -95,10 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         "what",
         nargs="+",
         metavar="NAME[/CLIENT]|PATH|KEY",
-        help="as `ls --who` shows it, or NAME/*; or the path of a device, or of a folder of them, beginning with / or ./;"
-        " with --cluster: a key such as alice/token7. All below it goes, too: with alice all of hers, with '*' everybody",
+        help="name as `ls --who` shows it, or NAME/* for all clients. A path that begins with / or ./: devices there."
+        " With --cluster: a key such as alice/token7. All below it goes, too",
     )
-    add("--reason", default="", help="what everybody is told")
+    add("--reason", default="", help="reason shown to everyone affected")
     add("--grace", type=_seconds, default=0.0, metavar="S", help="seconds to finish what is being done")
     add(
         "--timeout",
@@ -140,8 +140,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _send(add: Callable[..., Any]) -> None:
-    add("name", metavar="NAME")
-    add("text", nargs="+", metavar="TEXT", help="what to type, in turn. -: each line of standard input")
+    add("name", metavar="NAME", help="share to type into")
+    add("text", nargs="+", metavar="TEXT", help="text to type, in turn. -: each line of standard input")
     add(
         "--until",
         action="append",
@@ -150,7 +150,7 @@ def _send(add: Callable[..., Any]) -> None:
         help="end of an answer: one for each TEXT, or one for all. Default: no answer is waited for",
     )
     add("--timeout", type=_seconds, default=30.0, metavar="S", help="seconds to wait for each answer (%(default)g)")
-    add("--end", choices=["cr", "lf", "crlf", "none"], default="cr", help="what ends a TEXT (%(default)s)")
+    add("--end", choices=["cr", "lf", "crlf", "none"], default="cr", help="end of each TEXT (%(default)s)")
     add("--no-echo", dest="echo", action="store_false", help="the device does not send TEXT back: wait for no echo")
     add("--no-prompt", dest="prompt", action="store_false", help="leave out the line that REGEX matches")
     add("--force", action="store_true", help="take the keyboard from whoever has it")
@@ -158,15 +158,19 @@ def _send(add: Callable[..., Any]) -> None:
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
 
-_SHARE = "A command comes after --, as in\n`asyncrevoke share -- bash`; neither device nor command: a loopback gives back what is typed."
+_SHARE = (
+    "A command comes after --, as in\n`asyncrevoke share -- bash`. Without a device or command, input is echoed back."
+)
 _ATTACH = (
-    "\n\nafter ctrl-]:\n"
-    + "".join(f"  {line}\n" for line in HELP)
-    + """
+    """
 
 Where standard input is no terminal, it is sent as soon as you have the keyboard; its end, and
 a second without output, or ten seconds, detach. With --read-only it is not read, and ctrl-C detaches.
 
+after ctrl-]:
+"""
+    + "".join(f"  {line}\n" for line in HELP)
+    + """
 exit status:
   0  you detached, or what was shared has ended
   1  it was taken away from you, or anything else went wrong"""
@@ -189,11 +193,11 @@ exit status:
 _REVOKE = """
 
 exit status:
-  0  it is gone
-  1  it is not, as far as is known: unknown, forbidden, no server, no log, or one that does not answer
+  0  revoked
+  1  not revoked: unknown name, permission denied, no server, no log, or no answer
   2  wrong usage
-  3  it is refused to everybody, but still in use after the timeout: those inside are listed, and silent hosts
-  4  it is gone, but something failed when it was released"""
+  3  revoked, but still in use after the timeout: users and silent hosts are listed
+  4  revoked, but something failed when it was released"""
 _PORT_MORE = "What is changed stays when the device is unplugged and back, but for DTR and RTS.\nWho is attached stays attached while the port is down, and is told why."
 _ACTIONS = [
     ("ls", "list the hosts that follow the log", ""),
@@ -217,7 +221,7 @@ class _Version(argparse.Action):
 
 def _port(command: Any) -> None:
     add = command("port", "show the serial port of a share, or change it while it is shared", _PORT_MORE).add_argument
-    add("name", metavar="NAME")
+    add("name", metavar="NAME", help="share to show or change")
     _line(add, "now")
     add(
         "--break",
@@ -236,7 +240,7 @@ def _port(command: Any) -> None:
 
 def _line(add: Any, when: str) -> None:
     """The options of a serial line."""
-    add("--settings", metavar="115200n8", help="of the serial line: bits per second, parity, data bits, stop bits")
+    add("--settings", metavar="115200n8", help="bits per second, parity, data bits and stop bits in one")
     add("--baudrate", metavar="N", help="bits per second. Default: 9600")
     add("--databits", metavar="N", help="5 to 8. Default: 8")
     add("--parity", metavar="WORD", help="none, even, odd, mark or space. Default: none")
