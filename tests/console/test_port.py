@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import functools
+import json
 import os
 import pathlib
 import termios
@@ -13,17 +14,21 @@ from typing import Any
 import anyio
 import pytest
 
+import test_cli
 from asyncrevoke.adapters.hotplug import serial_device
 from asyncrevoke.adapters.serial import port
 from asyncrevoke.console import shared_port
+from asyncrevoke.console.cli import main
 from asyncrevoke.console.console import Console
 from asyncrevoke.console.settings import Settings
 from asyncrevoke.console.share import Share, read_config
 from asyncrevoke.control import Control, ControlError
-from ports import FarEnd, Plug
+from ports import FarEnd, Plug, serial_line
 from remote import Server, server
 from test_console import ECHO, Attached, Lab, lab
 from test_together import asks
+
+folder = test_cli.folder  # where the sockets are, for each test
 
 # -- settings --
 
@@ -105,12 +110,13 @@ def test_settings_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
 
 # -- a port that is shared --
 
+OFTEN: dict[str, Any] = {"debounce": 0.001, "max_delay": 0.01}
+
 
 @pytest.fixture
 def plug(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plug]:
     """A device that is looked for all the time."""
-    often = functools.partial(serial_device, debounce=0.001, max_delay=0.01)
-    monkeypatch.setattr(shared_port, "serial_device", often)
+    monkeypatch.setattr(shared_port, "serial_device", functools.partial(serial_device, **OFTEN))
     made = Plug(tmp_path / "port")
     yield made
     made.close()
@@ -148,7 +154,7 @@ async def refused(control: Control, **wishes: Any) -> str:
 async def others_open(plug: Plug) -> None:
     """Who else looks for the device as often has had it open, again and again."""
     with anyio.fail_after(30):
-        async with shared_port.serial_device(str(plug.link), exclusive=False) as devices:
+        async with serial_device(str(plug.link), exclusive=False, **OFTEN) as devices:
             for _ in range(5):
                 await anext(devices)
 
@@ -470,3 +476,99 @@ async def test_a_break_is_held_at_the_far_end_until_the_keyboard_is_taken(tmp_pa
         assert client.end is None
         await asked(admin, **{"break": 0})
         assert not far.port.break_condition
+
+
+# -- on the command line --
+
+
+def test_command_shows_and_changes_a_port(capsys: pytest.CaptureFixture[str]) -> None:
+    """It prints how the port is when all is done: a table for people, a record for programs."""
+    with serial_line() as line, test_cli.sharing("--name", "lab", line.path, "--settings", "300n82", "--flow", "soft"):
+        while main(["port", "lab", "--json"]) or not json.loads(capsys.readouterr().out)["path"]:
+            capsys.readouterr()  # it is not open yet
+        assert settings_of(line)[5] == termios.B300
+        assert main(["port", "lab"]) == 0
+        head, row = capsys.readouterr().out.splitlines()
+        assert head.split() == ["NAME", "STATE", "DEVICE", "SETTINGS", "LINES", "REASON"]
+        assert row.split() == ["lab", "live", line.path, "300n82", "xonxoff", "unknown"]
+        changes = [
+            "--settings",
+            "9600",
+            "--stopbits",
+            "1",
+            "--flow",
+            "none",
+            "--break",
+            "0.01",
+            "--down",
+            "for flashing",
+        ]
+        assert main(["port", "lab", *changes]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[1:] == [
+            *("down", line.path, "9600n8", "unknown", "for", "flashing")
+        ]
+        assert is_free(line.path)
+        assert main(["port", "lab", "--up", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["state"] == "live"
+        assert settings_of(line)[5] == termios.B9600
+        for words, says in [
+            (["--dtr", "on"], "it is no serial port, or its driver cannot do that, as a pty has no modem lines"),
+            (["--parity", "evn"], "parity = 'evn': give one of none, even, odd, mark, space"),
+            (["--settings", "9600n9"], "settings = '9600n9': give bits per second"),
+        ]:
+            assert main(["port", "lab", *words]) == 1
+            out, err = capsys.readouterr()
+            assert (out, err[: len(says) + 13]) == ("", f"asyncrevoke: {says}")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        ("port nothing", 1, "nothing is shared as 'nothing': looked in "),
+        ("port lab --up --down", 2, "not allowed with argument"),
+        ("port lab --break soon", 2, "'soon' is no number of seconds"),
+        ("port lab --dtr high", 2, "invalid choice: 'high' (choose from"),
+        (
+            "share --settings 9600x8 /dev/x",
+            1,
+            "settings = '9600x8': give bits per second, parity and bits, such as 115200n8",
+        ),
+        ("share --parity evn /dev/x", 1, "parity = 'evn': give one of none, even"),
+        ("share --baudrate 300", 1, "'loopback' is no serial device: leave its settings and lines out"),
+        ("share --dtr on -- sh", 1, "'sh' is no serial device: leave"),
+        ("share --config x --flow none", 2, "--config goes with"),
+        ("share --config x --dtr off", 2, "--config goes with"),
+    ],
+)
+def test_error_of_a_port_is_one_line(words: str, status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It names the thing, and what to do."""
+    test_cli.test_error_is_one_line(words, status, says, capsys)
+
+
+class Answering(Control):
+    """A server that answers this."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = json.loads(answer)
+
+    async def send(self, record: dict[str, Any]) -> None:
+        pass
+
+    async def receive(self) -> dict[str, Any]:
+        return dict(self.answer)
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"ok": true}', '{"ok": true, "port": {}}', '{"ok": true, "port": {"name": 1, "down": 0, "lines": []}}']
+)
+def test_port_that_makes_no_sense_is_told_so(
+    answer: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a server answers, there is a line that says so, and no traceback."""
+
+    async def sharing(*_: object) -> Control:
+        return Answering(answer)
+
+    monkeypatch.setattr("asyncrevoke.console.sockets.Servers.sharing", sharing)
+    assert main(["port", "lab"]) == 1
+    assert "the server sent what makes no sense" in capsys.readouterr().err

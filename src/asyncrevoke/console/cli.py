@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", help="name that clients attach to. Default: the device or program name")
     add("--group", help="group that may attach and list. Only you and root may revoke")
     add("--log", metavar="FILE", default="", help="append all output to this file")
-    _line(add, "at each opening of the device. Default: as Linux makes it, on")
+    _line(add, "9600n8", "when the device opens. Default: as Linux makes it, on")
     add("--socket", metavar="PATH", help="socket that clients connect to. Default: NAME.sock in your own folder")
     add("--config", metavar="FILE", help="share what this TOML file lists")
 
@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     one_of("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
     _port(command)
+    _ports(command)
     actions = command("cluster", "see and prepare the log by which sessions are revoked on all hosts").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
@@ -198,7 +199,15 @@ exit status:
   2  wrong usage
   3  revoked, but still in use after the timeout: users and silent hosts are listed
   4  revoked, but something failed when it was released"""
-_PORT_MORE = "What is changed stays when the device is unplugged and back, but for DTR and RTS.\nWho is attached stays attached while the port is down, and is told why."
+_SETTINGS = {
+    "baudrate": "bits per second",
+    "databits": "data bits: 5, 6, 7 or 8",
+    "parity": "none, even, odd, mark or space",
+    "stopbits": "stop bits: 1, 1.5 or 2",
+    "flow": "flow control: none, rtscts (hard) or xonxoff (soft)",
+}
+_PORT_MORE = "\nWhat is changed stays when the device is unplugged and back, but for DTR and RTS.\nWho is attached stays attached while the port is down, and is told why."
+_PORTS_MORE = "\nNo port is opened for it, as some boards restart when they are.\nThe processes of other users are shown to root alone."
 _ACTIONS = [
     ("ls", "list the hosts that follow the log", ""),
     (
@@ -220,9 +229,10 @@ class _Version(argparse.Action):
 
 
 def _port(command: Any) -> None:
-    add = command("port", "show the serial port of a share, or change it while it is shared", _PORT_MORE).add_argument
+    parser = command("port", "show the serial port of a share, or change it while it is shared", _PORT_MORE)
+    add = parser.add_argument
     add("name", metavar="NAME", help="share to show or change")
-    _line(add, "now")
+    _line(add, "as they are", "now. Default: as it is")
     add(
         "--break",
         dest="break_",
@@ -232,20 +242,29 @@ def _port(command: Any) -> None:
         metavar="S",
         help="send a BREAK, of 0.25 seconds",
     )
+    add = parser.add_mutually_exclusive_group().add_argument
     add("--down", nargs="?", const="", metavar="REASON", help="close the port and leave it to another program")
     add("--up", action="store_true", help="open it again")
+    add = parser.add_argument
     add("--json", action="store_true", help="one JSON record")
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
 
-def _line(add: Any, when: str) -> None:
+def _ports(command: Any) -> None:
+    add = command("ports", "list the serial ports of this machine, and who has them", _PORTS_MORE).add_argument
+    add("--json", action="store_true", help="one JSON record per port")
+    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
+
+
+def _line(add: Any, default: str, when: str) -> None:
     """The options of a serial line."""
-    add("--settings", metavar="115200n8", help="bits per second, parity, data bits and stop bits in one")
-    add("--baudrate", metavar="N", help="bits per second. Default: 9600")
-    add("--databits", metavar="N", help="5 to 8. Default: 8")
-    add("--parity", metavar="WORD", help="none, even, odd, mark or space. Default: none")
-    add("--stopbits", metavar="N", help="1, 1.5 or 2. Default: 1")
-    add("--flow", metavar="WORD", help="flow control: none, rtscts (hard) or xonxoff (soft). Default: none")
+    add(
+        "--settings",
+        metavar="115200n8",
+        help=f"bits per second, parity, data bits and stop bits in one. Default: {default}",
+    )
+    for name, text in _SETTINGS.items():
+        add(f"--{name}", metavar="N" if "bits" in text else "WORD", help=text)
     for line in "dtr", "rts":
         add(f"--{line}", choices=("on", "off"), help=f"{line.upper()} {when}")
 

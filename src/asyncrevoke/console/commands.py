@@ -386,8 +386,15 @@ def _port(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def _ports(args: argparse.Namespace) -> int:
+    from .ports import run  # noqa: PLC0415  # as for one port
+
+    return run(args)
+
+
 _COMMANDS = {
     "port": _port,
+    "ports": _ports,
     "demo": _demo,
     "share": _share,
     "attach": _attach,

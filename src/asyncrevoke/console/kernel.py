@@ -14,7 +14,7 @@ import fcntl
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set as AbstractSet
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -238,14 +238,28 @@ class HeldTerminal(KernelDriver):
         return same and self._devpts in (None, there.st_dev)
 
 
+def holders_of(terminals: AbstractSet[int]) -> Iterator[tuple[int, Holder]]:
+    """Who has terminals of these numbers, and which. None is opened: to open a serial port does something at its far end."""
+    for process in _others():
+        with contextlib.suppress(OSError, ValueError):  # ended meanwhile
+            number = _controlling(process)
+            opened = {there.st_rdev for _, there in _looked_at(process) if stat.S_ISCHR(there.st_mode)}
+            for each in terminals & {number, *opened}:
+                yield each, _holder(process, ["controlling terminal"] * (each == number) + ["open"] * (each in opened))
+
+
 def _holders(how: Callable[[pathlib.Path], list[str]]) -> Iterator[Holder]:
     for process in _others():
         with contextlib.suppress(OSError, ValueError):  # ended meanwhile
             if words := how(process):
-                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").strip()
-                command = command or (process / "comm").read_bytes().strip()
-                owner = user_name(process.stat().st_uid)
-                yield Holder(int(process.name), owner, command.decode(errors="replace"), ", ".join(words))
+                yield _holder(process, words)
+
+
+def _holder(process: pathlib.Path, words: list[str]) -> Holder:
+    command = (process / "cmdline").read_bytes().replace(b"\0", b" ").strip()
+    command = command or (process / "comm").read_bytes().strip()
+    owner = user_name(process.stat().st_uid)
+    return Holder(int(process.name), owner, command.decode(errors="replace"), ", ".join(words))
 
 
 def _others() -> list[pathlib.Path]:
@@ -256,14 +270,18 @@ def _others() -> list[pathlib.Path]:
 
 def _open_files(process: pathlib.Path, is_it: Callable[[os.stat_result], bool]) -> Iterator[int]:
     """The numbers under which a process has it open."""
+    return (number for number, there in _looked_at(process) if is_it(there))
+
+
+def _looked_at(process: pathlib.Path) -> Iterator[tuple[int, os.stat_result]]:
+    """The devices and sockets that a process has open."""
     with contextlib.suppress(OSError):  # another user's, or ended
         for fd in (process / "fd").iterdir():
             with contextlib.suppress(OSError):
                 link = str(fd.readlink())
                 if "/dev/" not in link and not link.startswith("socket:"):
                     continue  # to look at a file takes as long as its file system takes, which may have died
-                if is_it(fd.stat()):
-                    yield int(fd.name)
+                yield int(fd.name), fd.stat()
 
 
 def _controlling(process: pathlib.Path) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from asyncrevoke.control.client import Record
+from asyncrevoke.control.client import Control, Record
 from asyncrevoke.control.lines import ControlError
 
 from .commands import print_table
@@ -20,7 +20,12 @@ def run(args: argparse.Namespace) -> int:
 
     :raises ControlError: if the server refuses it
     """
-    port = anyio.run(_ask, args.socket, args.name, _wishes(args))
+
+    async def ask_server() -> Record:
+        async with await look(args.socket) as servers:
+            return await ask(await servers.sharing(args.name), args.name, **_wishes(args))
+
+    port = anyio.run(ask_server)
     try:
         rows = list(_rows(port))
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
@@ -39,12 +44,15 @@ def _wishes(args: argparse.Namespace) -> dict[str, Any]:
     return {name: each for name, each in wishes.items() if each is not None} | ({"up": True} if args.up else {})
 
 
-async def _ask(socket: str, name: str, wishes: dict[str, Any]) -> Record:
-    last: Record = {}
-    async with await look(socket) as servers:
-        async for record in (await servers.sharing(name)).request("port", name=name, **wishes):
-            last = record
-    return last.get("port")  # type: ignore[return-value]  # it is looked at by `_rows`
+async def ask(control: Control, name: str, **wishes: Any) -> Record:
+    """How the port of a share is, once what is wished for is done.
+
+    :raises ControlError: if the server refuses it, or answers what makes no sense
+    """
+    (*_, last) = [record async for record in control.request("port", name=name, **wishes)]
+    if not isinstance(port := last.get("port"), dict):
+        raise ControlError("garbage", f"the server sent what makes no sense: {str(last)[:100]}")
+    return port
 
 
 def _rows(port: Record) -> Iterator[list[str]]:
