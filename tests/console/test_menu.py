@@ -36,8 +36,8 @@ class Shown:
     def say_soon(self, *lines: str) -> None:
         self.said += lines
 
-    def ask_soon(self, line: str | None) -> None:
-        self.line = line
+    def ask_soon(self, line: str, *, over: bool = False) -> None:
+        self.line = None if over else line
 
 
 def chosen(keys: str, *, watches: bool = False) -> list[bytes | dict[str, Any]]:
@@ -115,14 +115,21 @@ def test_port_is_shown_and_refusals_are() -> None:
     menu = Menu(shown, watches=False)
     list(menu.keys(b"\x1dp"))
     menu.port(PORT)
-    assert shown.said == ["/dev/ttyUSB0 is live", "baudrate 9600, parity none", "DTR on, RTS off"]
+    assert shown.said == ["/dev/ttyUSB0 is live, 9600n8", "DTR on, RTS off"]
     assert shown.line == "settings, such as 115200n8: "
     list(menu.keys(b"\r\x1dl"))
     shown.said.clear()
     menu.refused("no port")
     assert [*shown.said, shown.line] == ["not done: no port", None]
     menu.port(PORT | {"path": None, "state": "away", "reason": "flashing", "down": True, "lines": None})
-    assert shown.said[1:] == ["usb-7 is down: flashing", "baudrate 9600, parity none", "no lines"]
+    list(menu.keys(b"\x1dl"))
+    menu.port(PORT | {"lines": None})
+    assert shown.said[1:] == [
+        "usb-7 is down: flashing, 9600n8",
+        "/dev/ttyUSB0 is live, 9600n8",
+        "not done: it has no modem lines",
+    ]
+    assert shown.line is None
 
 
 def test_menu_shows_itself_and_is_left() -> None:
@@ -242,7 +249,7 @@ def test_port_is_asked_changed_and_shown(folder: pathlib.Path) -> None:  # noqa:
     with standing_in(folder / "lab.sock") as lines, attach("lab") as client:
         client.sees("you have the keyboard")
         client.types("\x1dp")
-        client.sees("[/dev/ttyUSB0 is live]\r\n[baudrate 9600, parity none]\r\n[DTR on, RTS off]")
+        client.sees("[/dev/ttyUSB0 is live, 9600n8]\r\n[DTR on, RTS off]")
         client.sees("settings, such as 115200n8: ")
         client.types("9600e7\r")
         client.sees("/dev/ttyUSB0 is live")

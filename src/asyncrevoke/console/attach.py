@@ -165,8 +165,8 @@ class _Attachment:
     def say_soon(self, *lines: str) -> None:
         self._tasks.start_soon(self._terminal.say, *lines)
 
-    def ask_soon(self, line: str | None) -> None:
-        self._terminal.line = line
+    def ask_soon(self, line: str, *, over: bool = False) -> None:
+        self._terminal.line, self._terminal.over = line, over
         self._tasks.start_soon(self._terminal.draw)
 
     async def _keys(self) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 from asyncrevoke.control.client import Record
 
 from .escape import ESCAPE, HELP, MENU
+from .settings import Settings
 
 _BREAK = 0.25  # seconds
 _LONGEST = 1000  # characters of a line
@@ -31,8 +32,8 @@ class Screen(Protocol):
     def say_soon(self, *lines: str) -> None:
         """Show lines of our own."""
 
-    def ask_soon(self, line: str | None) -> None:
-        """Show the line that is being typed to us; with None, no more."""
+    def ask_soon(self, line: str, *, over: bool = False) -> None:
+        """Show the line that is typed to us, as it is now, or as it was when it ended."""
 
 
 class Menu:
@@ -105,10 +106,10 @@ class Menu:
         then(port)
 
     def _show(self, port: Record) -> None:
-        settings = ", ".join(f"{name} {value}" for name, value in port["settings"].items())
         lines = ", ".join(f"{name.upper()} {'on' if on else 'off'}" for name, on in (port["lines"] or {}).items())
         state = f"{port['path'] or port['device']} is {'down' if port['down'] else port['state']}"
-        self._screen.say_soon(f"{state}: {port['reason']}" if port["reason"] else state, settings, lines or "no lines")
+        why = f": {port['reason']}" if port["reason"] else ""
+        self._screen.say_soon(f"{state}{why}, {Settings(**port['settings'])}", *([lines] if lines else []))
 
     def refused(self, why: str) -> None:
         """What was asked for is not done."""
@@ -121,7 +122,10 @@ class Menu:
 
     def _ask_line(self, port: Record) -> None:
         self._show(port)
-        lines = port["lines"] or {}
+        lines = port["lines"]
+        if lines is None:
+            self.refused("it has no modem lines")
+            return
 
         def toggle(text: str) -> Record | None:
             line = text.strip().lower()
@@ -147,7 +151,7 @@ class Menu:
 
     def _answer(self, *, cancelled: bool) -> Iterator[Record]:
         answers, self._answers = self._answers, None
-        self._screen.ask_soon(None)
+        self._screen.ask_soon(self._question + self._typed, over=True)
         if not cancelled and answers is not None and (record := answers(self._typed)) is not None:
             yield record
 

@@ -23,11 +23,13 @@ class Terminal:
     """Standard input and output. A terminal is raw until the exit, which also undoes what the program did to the screen.
 
     :ivar line: what is typed to us, and not to the program, with the question; None: nothing is
+    :ivar over: it has ended
     """
 
     def __init__(self) -> None:
         self.raw = os.isatty(0)
         self.line: str | None = None
+        self.over = False
         self._asks = False  # that line is the last that is shown
         self._fresh = True  # the cursor begins a line
         self._held = b""
@@ -90,13 +92,14 @@ class Terminal:
             await self.draw()
 
     async def draw(self) -> None:
-        """Show the line that is typed to us as it is now; or that it has ended, and what has come meanwhile."""
+        """Show the line that is typed to us as it is now; if it has ended, what has come meanwhile, too."""
         async with self._writing:
-            if self.line is None:
-                await self._write_held()
-            else:
+            if self.line is not None:
                 room = os.get_terminal_size(0).columns or 80
                 await self._tell("\r\x1b[K" + printable(self.line)[1 - room :], asks=True)
+                if self.over:
+                    self.line = None
+                    await self._write_held()
 
     async def _write_held(self) -> None:
         if self._asks:
