@@ -790,8 +790,8 @@ async def test_another_user_may_not_revoke_what_is_not_his(path: str) -> None:
             asked = [*(str(place / each) for each in asked), f"{place}/nothing", "lab", "his", "his/file", ""]
             answers = await revoked_as_daemon(path, *asked)
             message = (
-                "forbidden user 'daemon' may look: to take away is for the owner of this server and root, and by its path a"
-                " device is for the owner of its file"
+                "forbidden user 'daemon' may not take that away: the owner of this server and root may, whoever was given the"
+                " right to, and a device, by its path, the owner of its file"
             )
             assert [answer.partition(": [Errno 2]")[0] for answer in answers] == [message] * len(asked)
             assert not any(file.revoked for file in files)

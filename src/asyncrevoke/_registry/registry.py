@@ -11,7 +11,7 @@ import itertools
 import os
 import pathlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from asyncrevoke._core.revocation import Revocation
@@ -205,7 +205,13 @@ class Registry:
         return self[tuple(os.fspath(part) for part in what)].revoke(reason, grace=grace)
 
     def hangup(
-        self, path: Path | Iterable[Place], reason: str = "", *, grace: float = 0.0, uid: int | None = None
+        self,
+        path: Path | Iterable[Place],
+        reason: str = "",
+        *,
+        grace: float = 0.0,
+        uid: int | None = None,
+        among: Callable[[str], bool] = lambda _: True,
     ) -> Revocation:
         """Hang up the device that a path leads to, as revoke(2); of a directory, all that its files lead to.
 
@@ -215,6 +221,7 @@ class Registry:
         :param path: a path, or what `places` has found at it: in another thread, or in the process that asks
         :param uid: the user who asks, where it is not this process: he must be root, or own the file by which each of the
             devices was added here, whosever the files are that he has found it by
+        :param among: tells of a device's `path` whether the user may know of it; the others are not there
         :raises LookupError: if no device of this registry is there, or there are too many files to look at
         :raises PermissionError: if one of them is not the user's; then nothing has changed
         :raises OSError, ValueError: if nothing is at that path at all, or it can be none
@@ -226,7 +233,7 @@ class Registry:
         for place in path:
             known = self._places.get(place)
             name = self._device(known)
-            if known is not None and name is not None and not known.released:
+            if known is not None and name is not None and not known.released and among(name.path):
                 found[name] = name.ending() if known in (name, name.current) else known  # what drains is hurried
         if not found:
             raise LookupError(f"neither {what} nor anything below it leads to a device of this registry")

@@ -1,5 +1,6 @@
 """Take away from outside: a server on a Unix socket that a service embeds, and its client."""
 
+from .access import Access as Access
 from .client import Control as Control, connect as connect
 from .lines import ControlError as ControlError
 from .peer import Peer as Peer

@@ -10,20 +10,23 @@ from collections.abc import AsyncIterator
 
 import anyio
 
+from .peer import group_number
+
 
 @contextlib.asynccontextmanager
-async def listening(path: str, gid: int | None) -> AsyncIterator[socket.socket]:
+async def listening(path: str, group: str | None, mode: int) -> AsyncIterator[socket.socket]:
     """A listening socket at `path`, which goes with it. One that nobody listens on is replaced.
 
-    :param gid: of a group that may connect, too: the mode is 0660 then, else 0600
+    :param group: that it is given to, if any
     :raises OSError: if there is a live server at `path`, or something that is no socket, or it cannot be made there
+    :raises ValueError: if there is no such group
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.setblocking(False)
         try:
             async with _alone_at(path):
                 _refuse_what_lives(path)
-                own = _listen(listener, path, gid)
+                own = _listen(listener, path, group, mode)
         except OSError as exc:  # one without a number is about the length
             why = exc.strerror or str(exc)
             raise OSError(exc.errno or errno.ENAMETOOLONG, f"no control socket can be made: {why}", path) from exc
@@ -33,6 +36,17 @@ async def listening(path: str, gid: int | None) -> AsyncIterator[socket.socket]:
             with contextlib.suppress(OSError):  # as long as we listen, its inode's number is not another's
                 if os.path.samestat(os.lstat(path), own):
                     os.unlink(path)  # noqa: PTH108
+
+
+def permit(path: str, group: str | None, mode: int) -> None:
+    """Let those connect who may by this group and mode, from now on.
+
+    :raises OSError: if it cannot be given to that group
+    :raises ValueError: if there is none
+    """
+    if group is not None:
+        os.chown(path, -1, group_number(group))
+    os.chmod(path, mode)  # noqa: PTH101
 
 
 async def remove_dead(path: str) -> None:
@@ -89,16 +103,14 @@ def _refuse_what_lives(path: str) -> None:
     raise OSError(errno.EADDRINUSE, "a server listens there already: end that, or choose another path")
 
 
-def _listen(listener: socket.socket, path: str, gid: int | None) -> os.stat_result:
+def _listen(listener: socket.socket, path: str, group: str | None, mode: int) -> os.stat_result:
     """Listen at `path`, where nobody is ever refused: what does not listen yet has another name."""
     beside = path + "~"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(beside)  # noqa: PTH108  # its server died as it began
     listener.bind(beside)
     try:
-        if gid is not None:
-            os.chown(beside, -1, gid)
-        os.chmod(beside, 0o600 if gid is None else 0o660)  # noqa: PTH101
+        permit(beside, group, mode)
         listener.listen(1024)
         own = os.lstat(beside)
         os.rename(beside, path)  # noqa: PTH104

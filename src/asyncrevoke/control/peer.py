@@ -56,3 +56,14 @@ def group_number(group: str) -> int:
         return grp.getgrnam(group).gr_gid
     except KeyError:
         raise ValueError(f"there is no group {group!r}: create it, or leave it out") from None
+
+
+def user_number(user: str) -> int:
+    """The number of a user.
+
+    :raises ValueError: if there is none of that name
+    """
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise ValueError(f"there is no user {user!r}: create it, or leave it out") from None

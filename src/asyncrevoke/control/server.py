@@ -1,11 +1,12 @@
 """A control server: what is open in this process, listed, watched and taken away by others, over a Unix socket.
 
 It runs in the loop of the service whose registry it serves. Who may connect is told by the socket's mode, and asked of the
-kernel for every connection (SO_PEERCRED, SO_PEERGROUPS): the owner of this process, root, and the members of one group, who
-may look, but take away, as by revoke(2), only devices whose files they own.
+kernel for every connection (SO_PEERCRED, SO_PEERGROUPS). What each of them may do, an `Access` says; by revoke(2)'s rule, too,
+who may look at a device may take it away if its file is his.
 """
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -34,9 +35,10 @@ from asyncrevoke.lowlevel import (
     users_of,
 )
 
+from .access import Access
 from .lines import LINE_ERRORS, VERSION, Connection, ControlError, encode, refusal, short
 from .listener import listening
-from .peer import Peer, group_number, peer_of
+from .peer import Peer, peer_of
 from .request import Command, Request
 
 logger = logging.getLogger("asyncrevoke")
@@ -55,6 +57,8 @@ async def serve(
     path: str | os.PathLike[str],
     *,
     group: str | None = None,
+    mode: int | None = None,
+    access: Access | None = None,
     commands: Mapping[str, Command] | None = None,
     clients: int = 1000,
     backlog: int = 4 << 20,
@@ -64,7 +68,9 @@ async def serve(
     """Serve a registry until cancelled: ``await tasks.start(serve, registry, "/run/gateway/control.sock")``
 
     :param path: of the socket. One that a dead server left is taken over
-    :param group: the name of a group whose members may connect, too; the mode is 0660 then, else 0600
+    :param group: the name of a group whose members may connect, too
+    :param mode: of the socket; left out: 0660 with a group, else 0600
+    :param access: who may do what; left out: the owner and root everything, and the members of the group look
     :param commands: further requests, by name; docs/control-protocol.md shows one
     :param clients: how many may be connected, and as many again of the owner's
     :param backlog: bytes of events that one who watches may be behind before the connection is revoked as too slow
@@ -73,10 +79,12 @@ async def serve(
     :raises ValueError: if there is no such group, or a command has the name of one of ours
     Cancellation: ends it; those who are connected are told.
     """
-    gid = None if group is None else group_number(group)
-    async with listening(os.fspath(path), gid) as listener:
+    access = access or Access(group)
+    if mode is None:
+        mode = 0o600 if group is None else 0o660
+    async with listening(os.fspath(path), group, mode) as listener:
         with select.epoll() as hangups:
-            server = _Server(registry, commands or {}, hangups, group, gid, clients, backlog, patience)
+            server = _Server(registry, commands or {}, hangups, access, clients, backlog, patience)
             async with anyio.create_task_group() as tasks:
                 try:
                     await tasks.start(observe, registry.root, server.note)
@@ -113,8 +121,7 @@ class _Server:
     registry: Registry
     commands: Mapping[str, Command]
     hangups: select.epoll
-    group: str | None
-    gid: int | None
+    access: Access
     most: int
     backlog: int
     patience: float
@@ -144,7 +151,7 @@ class _Server:
             {"event": {name: short(each) if isinstance(each, str) else each for name, each in fields.items()}}
         )
         for watcher in tuple(self._watchers):
-            if _is_under(fields["path"], watcher.path):
+            if _is_under(fields["path"], watcher.path) and self.access.looks(watcher.connection.peer, fields["path"]):
                 watcher.unsent.append(line)
                 watcher.behind += len(line)
                 watcher.more.set()
@@ -162,9 +169,8 @@ class _Server:
             return
         with connection:
             peer = peer_of(connection)
-            if not peer.owner and self.gid not in peer.groups:
-                who = "the owner and root may" + (f", and the group {self.group}" if self.group else "")
-                _turn_away(connection, "forbidden", f"user {peer.name!r} may not connect here: {who}")
+            if not self.access.connects(peer):
+                _turn_away(connection, "forbidden", f"user {peer.name!r} may not connect here: {self.access}")
             elif sum(client.peer.owner == peer.owner for client in self._clients.values()) >= self.most:
                 _turn_away(connection, "too-many", f"{self.most} are connected already: try again later")
             else:
@@ -270,7 +276,7 @@ class _Server:
 
     async def _list(self, request: Request) -> Mapping[str, Any]:
         found = 0
-        records = self._records(request.path(""), request.flag("who"))
+        records = self._records(request.peer, request.path(""), request.flag("who"))
         while True:
             async with self._listing:
                 some = list(itertools.islice(records, _AT_ONCE))
@@ -280,10 +286,10 @@ class _Server:
             await request.connection.send(*lines)
             found += sum(each is not None and "node" in each for each in some)
 
-    def _records(self, path: str, who: bool) -> Iterator[dict[str, Any] | None]:
-        """The nodes at a path and below, each followed by who is inside; None for each that is elsewhere."""
+    def _records(self, peer: Peer, path: str, who: bool) -> Iterator[dict[str, Any] | None]:
+        """The nodes at a path and below, each followed by who is inside; None for each that is elsewhere, or not to be seen."""
         for node in self._nodes():
-            if node.released or not _is_under(node.path, path):
+            if node.released or not _is_under(node.path, path) or not self.access.looks(peer, node.path):
                 yield None
                 continue
             yield {"node": self._node(node)}
@@ -330,18 +336,20 @@ class _Server:
 
     def _begin(self, request: Request, reason: str, grace: float) -> Revocation:
         path, below, places, peer = request.path(), request.flag("below"), request.places(), request.peer
-        found = self._find(path, below) if peer.owner else []
+        found = [node for node in self._find(path, below) if self.access.revokes(peer, node.path)]
         # What is revoked already can be hurried, and waited for.
         found = [node for node in found if not node.revoked] or [node for node in found if not node.released]
         if found:
             return revoke_all(found, reason, grace=grace)
-        with contextlib.suppress(LookupError, PermissionError):
-            return self.registry.hangup(places, reason, grace=grace, uid=None if peer.owner else peer.uid)
-        if not peer.owner:
+        for may, uid in (self.access.revokes, None), (self.access.looks, peer.uid):
+            with contextlib.suppress(LookupError, PermissionError):
+                among = functools.partial(may, peer)
+                return self.registry.hangup(places, reason, grace=grace, uid=uid, among=among)
+        if not self.access.revokes(peer, path):
             raise ControlError(
                 "forbidden",
-                f"user {peer.name!r} may look: to take away is for the owner of this server and root, and by its path a device"
-                " is for the owner of its file",
+                f"user {peer.name!r} may not take that away: the owner of this server and root may, whoever was given the"
+                " right to, and a device, by its path, the owner of its file",
             )
         raise ControlError(
             "unknown-path",
