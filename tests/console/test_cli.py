@@ -1370,9 +1370,9 @@ def test_kernel_revocation_of_what_nobody_has_does_nothing(
 
 def test_examples_of_the_console_server_are_valid(tmp_path: pathlib.Path) -> None:
     """The file is one that `share --config` reads, and the unit runs it."""
-    shares, group = read_config(str(ROOT / "examples/consoles.toml"))
-    assert [share.name for share in shares] == ["router", "kernel-log", "loopback"]
-    assert group == "dialout"
+    config = read_config(str(ROOT / "examples/consoles.toml"))
+    assert [share.name for share in config.shares] == ["router", "kernel-log", "loopback"]
+    assert config.group == "dialout"
     unit = (ROOT / "examples/asyncrevoke.service").read_text()
     (command,) = re.findall(r"^ExecStart=\S+/asyncrevoke (.*)$", unit, re.MULTILINE)
     assert command == "share --config /etc/asyncrevoke/consoles.toml"

@@ -25,7 +25,7 @@ from asyncrevoke.adapters.pty import PtySession, open_pty
 from asyncrevoke.console import console, log as console_log
 from asyncrevoke.console.server import host
 from asyncrevoke.console.settings import Settings
-from asyncrevoke.console.share import Share, read_config
+from asyncrevoke.console.share import Config, Share, read_config
 from asyncrevoke.control import Control, ControlError, connect, server as control_server
 from conftest import BACKENDS, settle
 from ports import Plug
@@ -877,7 +877,7 @@ async def test_recorder_that_is_taken_away_comes_again(tmp_path: pathlib.Path) -
     ("share", "error", "match"),
     [
         ({"command": ("/no/such/program",)}, FileNotFoundError, "/no/such/program"),
-        ({"name": "good"}, ValueError, "'good' is taken"),
+        ({"name": "good"}, ValueError, "'good' is there twice"),
         ({"log": "/no/such/folder/log"}, FileNotFoundError, "/no/such/folder/log"),
     ],
 )
@@ -915,8 +915,8 @@ def test_shares_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
     file.write_text(
         'group = "lab"\n[share.a]\ndevice = "/dev/ttyUSB0"\nbaudrate = 115200\n[share.b]\ncommand = ["sh", "-l"]\n'
     )
-    assert read_config(str(file)) == (
-        [Share("a", device="/dev/ttyUSB0", settings=Settings(115200)), Share("b", command=("sh", "-l"))],
+    assert read_config(str(file)) == Config(
+        (Share("a", device="/dev/ttyUSB0", settings=Settings(115200)), Share("b", command=("sh", "-l"))),
         "lab",
     )
     for text, match in [

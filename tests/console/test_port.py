@@ -93,7 +93,7 @@ def test_settings_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "lab.toml"
     text = '[share.a]\ndevice = "x"\nsettings = "9600e7"\nflow = "rtscts"\nstopbits = 2\ndtr = false\n'
     file.write_text(text)
-    (share,), _ = read_config(str(file))
+    (share,) = read_config(str(file)).shares
     assert share == Share("a", device="x", settings=Settings(9600, 7, "even", 2, "rtscts"), dtr=False)
     for more, says in [
         ("[share.b]\nparity = 'x'", "[share.b]: parity = 'x': give one of none, even"),
@@ -294,7 +294,7 @@ async def test_changing_a_port_needs_the_keyboard_when_attached(plug: Plug) -> N
 
 @pytest.mark.parametrize("may", ["look", "type", ""])
 async def test_rights_of_the_share_count(plug: Plug, may: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To look, and to change, which is to type."""
+    """To look, and to change, which is to type. What one may not look at is not there."""
     plug.plug_in()
     async with sharing(plug) as (_, admin):
         rights = {"look": {"look"}, "type": {"look", "type"}, "": set()}[may]
@@ -302,12 +302,14 @@ async def test_rights_of_the_share_count(plug: Plug, may: str, monkeypatch: pyte
         for wishes in {"break": 0}, {"settings": "300"}, {"down": "x"}, {"up": True}:
             if may == "type":
                 await asked(admin, **wishes)
-            else:
+            elif may == "look":
                 assert await refused(admin, **wishes) == "forbidden: user 'root' may not type at 'lab'"
+            else:
+                assert await refused(admin, **wishes) == "unknown-path: nothing is shared as 'lab', nor anything else"
         if may:
             await asked(admin)
         else:
-            assert await refused(admin) == "forbidden: user 'root' may not look at 'lab'"
+            assert await refused(admin) == "unknown-path: nothing is shared as 'lab', nor anything else"
 
 
 # -- lent to another program --

@@ -85,6 +85,11 @@ class Shared:
     def _turn_to_read(self) -> anyio.Lock:
         return anyio.Lock()
 
+    def keep(self, history: int) -> None:
+        """Keep so many bytes of what comes last from now on, where each stream gets a copy."""
+        self._kept = history
+        del self.history[: max(0, len(self.history) - history)]
+
     def receive_now(self, reader: SharedStream, max_bytes: int) -> bytes | None:
         """Receive what is there for `reader`, or None: await `receive`, as each does who gets a copy. Its handle has admitted it."""
         if self._left:

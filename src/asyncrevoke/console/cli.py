@@ -68,8 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--group", help="group that may attach and list. Only you and root may revoke")
     add("--log", metavar="FILE", default="", help="append all output to this file")
     _line(add, "9600n8", "when the device opens. Default: as Linux makes it, on")
-    add("--socket", metavar="PATH", help="socket that clients connect to. Default: NAME.sock in your own folder")
-    add("--config", metavar="FILE", help="share what this TOML file lists")
+    add(
+        "--socket",
+        metavar="PATH",
+        action="append",
+        help="socket that clients connect to. May be given several times. Default: NAME.sock in your own folder",
+    )
+    add("--config", metavar="FILE", help="share what this TOML file lists, and reload it on SIGHUP")
 
     add = command("attach", "attach this terminal to a share", _ATTACH).add_argument
     add("name", nargs="?", metavar="NAME", help="share to attach to. Default: the only one")

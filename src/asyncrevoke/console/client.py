@@ -11,6 +11,7 @@ import anyio
 
 from asyncrevoke.adapters.pty import PtySession
 from asyncrevoke.control.lines import ControlError
+from asyncrevoke.control.peer import Peer
 from asyncrevoke.control.request import Request
 from asyncrevoke.lowlevel import Revokable, RevokedError, SharedStream
 
@@ -26,20 +27,33 @@ _AHEAD = 256  # lines that a client may type ahead, and an interrupt passes
 class Client:
     """Somebody who is attached.
 
+    :ivar peer: whose rights it has, if the kernel says who that is
+    :ivar origin: from where it came, as it says itself
+    :ivar since: when it came, by the loop's clock
     :ivar handle: pinned to the name: who takes it away takes all that the client has
     :ivar writes: whether the keyboard may come to this one
     :ivar keyboard: a handle on it, for as long as this one has it
     :ivar leaves: it goes by itself, and what it has typed stays
     :ivar end: why it was taken off
     :ivar why: it alone was taken away from this one
-    :ivar since: when it came, by the loop's clock
     :ivar news: set when it may have changed hands, or somebody has said something
     """
 
     def __init__(
-        self, console: Console, front: Front, name: str, *, writes: bool, wait: bool, history: bool = True
+        self,
+        console: Console,
+        front: Front,
+        name: str,
+        *,
+        writes: bool,
+        wait: bool,
+        history: bool = True,
+        peer: Peer | None = None,
+        origin: str = "",
     ) -> None:
         taken = {node.name for node in (console.node, *console.node.children, *console.node.current.children)}
+        self.peer = peer
+        self.origin = origin
         self.name = next(
             each for each in (name, *(f"{name}-{n}" for n in range(2, 2 + len(taken)))) if each not in taken
         )
@@ -69,6 +83,8 @@ class Client:
         self._console.enter(self, force=force)
         try:
             await self._front.tell({"attached": self.handle.path})
+            if self.why:
+                await self._front.tell({"refused": "type", "message": self.why})
             async with anyio.create_task_group() as tasks:
                 for part in (self._show, self._hear, self._tell, self._type):
                     tasks.start_soon(self._run, part, tasks.cancel_scope)
@@ -164,6 +180,7 @@ class Client:
                     # What was taken away, or is at its end, is told elsewhere.
                     with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError), keyboard.using():
                         self._console.typist = self
+                        self._console.typed += len(data)
                         await stream.send(data)
         return "detached"
 
@@ -198,6 +215,28 @@ class Client:
         if self.keyboard is not None and self._size is not None and isinstance(session, PtySession):
             with contextlib.suppress(RevokedError, anyio.ClosedResourceError):
                 session.resize(*self._size)
+
+    def told(self) -> dict[str, Any]:
+        """Who it is and what it does, as the control protocol has it."""
+        return {
+            "name": self.name,
+            "keyboard": self._console.keyboard is self,
+            "types": self.writes,
+            "since": round(anyio.current_time() - self.since, 3),
+            "from": self.origin,
+        }
+
+    def review(self) -> None:
+        """Take from it what its rights do not allow, or not any more."""
+        if self.peer is None:
+            return
+        if not self._console.allows(self.peer, "look"):
+            self.handle.revoke("you may not look here")
+        elif self.writes and not self._console.allows(self.peer, "type"):
+            self.writes, self.why = False, "you may look here, and not type"
+            self.news.set()
+            if self.keyboard is not None:
+                self.keyboard.revoke(self.why)
 
     # -- the keyboard, and the others --
 
@@ -239,16 +278,7 @@ class Client:
 
     def who(self) -> list[dict[str, Any]]:
         """Who is here, as the control protocol tells it."""
-        now = anyio.current_time()
-        return [
-            {
-                "name": each.name,
-                "keyboard": each is self._console.keyboard,
-                "types": each.writes,
-                "since": now - each.since,
-            }
-            for each in sorted(self._console.clients, key=lambda each: each.since)
-        ]
+        return self._console.who()
 
     async def _tell(self) -> str:
         told = None

@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -22,9 +23,10 @@ from asyncrevoke.control.lines import ControlError
 from asyncrevoke.lowlevel import printable
 
 from .attach import attach
+from .fault import told
 from .kernel import held
 from .settings import NAMES, SWITCH, Settings
-from .share import Share, read_config
+from .share import Config, Share, Socket, read_config
 from .sockets import Servers, look, new_socket
 
 GONE, FAILED, STILL_IN_USE, RELEASE_FAILED = 0, 1, 3, 4
@@ -70,10 +72,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def complain(error: BaseException | str) -> None:
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    print(f"asyncrevoke: {printable(text)}", file=sys.stderr)
+    print(f"asyncrevoke: {printable(told(error))}", file=sys.stderr)
 
 
 # -- demo --
@@ -98,18 +97,28 @@ def _share(args: argparse.Namespace) -> int:
     if args.config:
         if device or args.program or args.name or args.log or {*line.values(), dtr, rts} != {None}:
             args.usage("share: --config goes with --group and --socket alone")
-        shares, group = read_config(args.config)
+        path = str(pathlib.Path(args.config).absolute())
+        config = read_config(path)
     else:
         default = pathlib.PurePath(device or (args.program or ["loopback"])[0]).name
         if "/" not in device and shutil.which(device):
             args.usage(f"share: {device!r} is a program, which comes after two dashes: share -- {device}")
         name, settings = default if args.name is None else args.name, Settings().changed(line)
         share = Share(name, tuple(args.program), device, settings, args.log, dtr=dtr, rts=rts)
-        shares, group = [share], None
-    group = args.group or group
-    socket = args.socket or new_socket(shares[0].name, group)
+        config = Config((share,))
+    first = config.shares[0].name  # the socket keeps this name, whatever the file says later
+
+    def here(config: Config) -> Config:
+        """With what the command line says, and a socket."""
+        config = replace(config, group=args.group or config.group)
+        paths = args.socket or (
+            [] if config.sockets else [new_socket(first, config.group, everybody=config.names_people)]
+        )
+        return replace(config, sockets=tuple(map(Socket, paths)) or config.sockets)
+
+    reread = (lambda: here(read_config(path))) if args.config else None
     with _log_to_stderr():
-        anyio.run(_host, shares, socket, group, bool(args.socket))
+        anyio.run(_host, here(config), reread, f"--socket {args.socket[0]} " if args.socket else "")
     return 0
 
 
@@ -127,29 +136,28 @@ def _log_to_stderr() -> Iterator[None]:
         logger.setLevel(level)
 
 
-async def _host(shares: list[Share], socket: str, group: str | None, elsewhere: bool) -> None:
+async def _host(config: Config, reread: Callable[[], Config] | None, where: str) -> None:
     from .server import host  # noqa: PLC0415  # who asks a server need not wait for the adapters
 
     with anyio.CancelScope() as until_told:
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for signum in (signal.SIGTERM, signal.SIGINT, *([] if reread else [signal.SIGHUP])):
             if signal.getsignal(signum) != signal.SIG_IGN:  # under nohup, a closed terminal ends nothing
                 asyncio.get_running_loop().add_signal_handler(signum, until_told.cancel)
-        await host(shares, socket, group=group, task_status=_Up(shares, f"--socket {socket} " if elsewhere else ""))
+        up = _Up(config.shares, where)
+        await host(config.shares, config.sockets, group=config.group, reread=reread, task_status=up)
 
 
 class _Up:
     """Is told when the shares are up."""
 
-    def __init__(self, shares: list[Share], where: str) -> None:
+    def __init__(self, shares: Sequence[Share], where: str) -> None:
         self._shares = shares
         self._where = where
 
     def started(self, _: None = None) -> None:
         for share in self._shares:
-            what = " ".join(share.command) or share.device or "loopback"
-            print(
-                f"sharing {share.name!r} ({printable(what)}): asyncrevoke attach {self._where}{share.name}", flush=True
-            )
+            what = printable(str(share))
+            print(f"sharing {share.name!r} ({what}): asyncrevoke attach {self._where}{share.name}", flush=True)
 
 
 # -- attach --

@@ -8,16 +8,21 @@ stream. The keyboard is a node, too: who loses it is revoked from it, together w
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
-from typing import TYPE_CHECKING, Literal
+import os
+import shutil
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from asyncrevoke.adapters.pty import PtySession, open_pty
-from asyncrevoke.adapters.serial import SerialDevice
+from asyncrevoke.adapters.serial import SerialDevice, open_serial
 from asyncrevoke.control.peer import Peer
-from asyncrevoke.lowlevel import Registry, RevokedError, printable
+from asyncrevoke.lowlevel import Name, Registry, RevokedError, SharedStream, printable
 
+from .access import People, Right, Rights
 from .log import Log
 from .share import Share
 from .shared_port import SharedPort
@@ -31,25 +36,35 @@ _LOOPBACK = ("sh", "-c", "stty raw -echo; exec cat")
 _LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told
 
 Session = PtySession | SerialDevice
-Right = Literal["look", "type", "revoke"]
+LIVE = {"settings", "log", "history", "look", "type", "revoke"}  # what of a share can change while people are attached
 
 
 class Console:
-    """One share, while it is hosted.
+    """One share, while it is hosted. Nothing is begun before `begin`, but what can be known to be wrong is found out.
 
+    :param groups: the server's, for rights that the share does not tell
+    :raises OSError, ValueError: what is wrong with the share
     :ivar port: the serial port, unless it is a program
+    :ivar over: set when it has ended, and all of it is closed
+    :ivar since: when it came into the state that it is in, by the loop's clock
     :ivar session: the latest generation; it may be over
     :ivar changed: set when the session is another, or the share has ended
     :ivar ended: why it has ended by itself
     :ivar clients: who are attached, in the order in which the keyboard comes to them
     :ivar keyboard: who has it
     :ivar typing: is held by who types, until he has lost the keyboard
+    :ivar typed: bytes that were typed, in all
     :ivar typist: whose typing is what may still be on its way to the device
     """
 
-    def __init__(self, share: Share, registry: Registry) -> None:
+    node: Name
+
+    def __init__(self, share: Share, registry: Registry, groups: People) -> None:
         self.share = share
         self.port: SharedPort | None = None
+        self._rights = Rights(share, groups)
+        self.over = anyio.Event()
+        self.since = anyio.current_time()
         self.session: Session | None = None
         self.changed = anyio.Event()
         self.ended = ""
@@ -57,22 +72,38 @@ class Console:
         self.keyboard: Client | None = None
         self.typing = anyio.Lock()
         self.typist: Client | None = None
+        self.typed = 0
+        self._read = 0  # bytes of output, of generations that are over
         self._left = anyio.Event()
+        self._recorder: SharedStream | None = None
+        self._writing: Log | None = None
+        self._registry = registry
+        if share.device:
+            open_serial(share.device, dtr=share.dtr, rts=share.rts, **share.settings.options())  # opens nothing yet
+        elif share.command and shutil.which(share.command[0]) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), share.command[0])
         self._log = Log(share.log, share.name) if share.log else None
+
+    def begin(self) -> None:
+        """Start the program, or begin to wait for the device.
+
+        :raises OSError, ValueError: if that cannot be
+        """
+        share = self.share
+        if share.device:
+            self.port = SharedPort(share, self._registry, self._change)
+            self.node = self.port.node
+            return
+        self.node = self._registry.name(share.name)
         try:
-            if share.device:
-                self.port = SharedPort(share, registry, self._change)
-                self.node = self.port.node
-            else:
-                self.node = registry.name(share.name)
-                self.session = open_pty(
-                    share.command or _LOOPBACK,
-                    owner=self.node,
-                    name="loopback" * (not share.command),
-                    history=share.history,
-                )
+            self.session = open_pty(
+                share.command or _LOOPBACK,
+                owner=self.node,
+                name="loopback" * (not share.command),
+                history=share.history,
+            )
         except BaseException:
-            self._close_log()
+            self.node.close()
             raise
 
     async def run(self) -> None:
@@ -85,6 +116,7 @@ class Console:
                 elif self.port is not None:
                     async for device in self.port:
                         await self._serve(device)
+                        self._change()
         except Exception as exc:
             logger.exception("%s is shared no longer", self.share.name)
             self.node.revoke(f"a fault of the server: {exc!r}")
@@ -98,14 +130,16 @@ class Console:
             await self.node.revoke(self.ended)
         except* Exception:
             logger.exception("%s was not closed well", self.share.name)
-        self._close_log()
+        self.close()
+        self.over.set()
 
     async def _serve(self, session: Session) -> None:
         """Read all output, for the log and the history, until the end of data or the session's own."""
         self.note("it is here" if self.session in (None, session) else "it is back")
         self.session = session
         self._change()
-        recorder = session.open("recorder", take=self._take)
+        self._recorder = recorder = session.open("recorder", take=self._take)
+        self._keep_history()
         while True:
             with contextlib.suppress(RevokedError):  # perhaps of the recorder alone: it is opened anew
                 async for data in recorder:
@@ -115,9 +149,15 @@ class Console:
             if session.node.revoked:
                 self.note(f"it is away: {self.away}")
                 break
-            before, recorder = recorder, session.open("recorder", take=self._take)
+            before = recorder
+            self._recorder = recorder = session.open("recorder", take=self._take)
             if self._log is not None:
                 self._log.miss(recorder.shared.read - before.left_at)
+        self._read, self._recorder = self._read + recorder.shared.read, None
+
+    def _keep_history(self) -> None:
+        if self._recorder is not None:
+            self._recorder.shared.keep(self.share.history)
 
     async def _status(self, session: PtySession) -> str:
         with anyio.move_on_after(1):
@@ -133,20 +173,82 @@ class Console:
         return data
 
     async def _record(self, data: bytes) -> None:
-        if self._log is not None:
-            await self._log.write(data)
+        if (log := self._log) is not None:
+            self._writing = log
+            await log.write(data)
+            self._writing = None
+            if log is not self._log:  # it was replaced meanwhile
+                log.close()
 
-    def _close_log(self) -> None:
+    def close(self) -> None:
+        """Close what was opened before `begin`."""
         if self._log is not None:
             self._log.close()
 
     def _change(self) -> None:
+        self.since = anyio.current_time()
         self.changed.set()
         self.changed = anyio.Event()
 
     def allows(self, peer: Peer, right: Right) -> bool:
         """Whether somebody may look, type, or take others away."""
-        return right != "revoke" or peer.owner
+        return self._rights.allows(peer, right)
+
+    def permit(self, rights: Rights) -> None:
+        """Allow this from now on. Whom it does not allow to be here is taken off."""
+        self._rights = rights
+        for client in list(self.clients):
+            client.review()
+
+    def changes(self, share: Share) -> list[str]:
+        """What is other in that one."""
+        return [each.name for each in fields(share) if getattr(share, each.name) != getattr(self.share, each.name)]
+
+    async def become(self, new: Console) -> None:
+        """Take over from one that never begins what can change meanwhile.
+
+        :raises ControlError: if the driver refuses the settings; then nothing was changed
+        """
+        if self.port is not None and self.share.settings != new.share.settings:
+            await self.port.configure(new.share.settings)
+        self._log, new._log = new._log, self._log
+        self.share = new.share
+        if new._log is not self._writing:
+            new.close()
+        if self.over.is_set():
+            self.close()
+        self._keep_history()
+        self.permit(new._rights)
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """What it is, and why."""
+        if self.node.revoked:
+            return "over", self.node.reason
+        if self.port is not None and self.port.is_down:
+            return "down", self.port.lent
+        return ("away", self.away) if self.away else ("live", "")
+
+    def who(self) -> list[dict[str, Any]]:
+        """Who is attached, in the order in which they came, as the control protocol has it."""
+        return [each.told() for each in sorted(self.clients, key=lambda each: each.since)]
+
+    def told(self) -> dict[str, Any]:
+        """All that people want to know of it, as the control protocol has it."""
+        now = anyio.current_time()
+        state, reason = self.state
+        return {
+            "name": self.share.name,
+            "device": str(self.share),
+            "settings": str(self.port.settings) if self.port else "",
+            "state": state,
+            "reason": reason,
+            "since": round(now - self.since, 3),
+            "keyboard": None if self.keyboard is None else self.keyboard.name,
+            "who": self.who(),
+            "read": self._read + (0 if self._recorder is None else self._recorder.shared.read),
+            "typed": self.typed,
+        }
 
     @property
     def away(self) -> str | None:

@@ -1,8 +1,9 @@
 """What is shared by a console server, and how a file tells it."""
 
 import tomllib
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, replace
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .settings import NAMES, Settings
 
@@ -18,6 +19,9 @@ class Share:
     :ivar settings: of the device's line
     :ivar history: bytes of the last output that a client gets first
     :ivar dtr, rts: how these lines are whenever the device opens; None: as Linux makes them
+    :ivar look: users ("bob") and groups ("@lab") that may attach and list it; None: the server's groups
+    :ivar type: those that may have the keyboard; None: the server's groups, where they may look
+    :ivar revoke: those that may take it, and who is attached, away
     """
 
     name: str
@@ -28,6 +32,9 @@ class Share:
     history: int = 65536
     dtr: bool | None = None
     rts: bool | None = None
+    look: tuple[str, ...] | None = None
+    type: tuple[str, ...] | None = None
+    revoke: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name.isprintable() or not 0 < len(self.name) <= 64 or "/" in self.name or "*" in self.name:
@@ -37,34 +44,97 @@ class Share:
         if not self.device and (self.settings, self.dtr, self.rts) != (Settings(), None, None):
             raise ValueError(f"{self.name!r} is no serial device: leave its settings and lines out")
 
+    def __str__(self) -> str:
+        return " ".join(self.command) or self.device or "loopback"
 
-def read_config(path: str) -> tuple[list[Share], str | None]:
-    """Read shares and the name of their group from a TOML file: ``[share.lab]`` with the fields of `Share`.
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A control socket through which shares are reached.
+
+    :ivar group: that it is given to; left out: the server's
+    :ivar mode: of its file; left out: as the group and the shares need it
+    """
+
+    path: str
+    group: str = ""
+    mode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a console server is to do.
+
+    :ivar group: whose members may connect, look and type, where a share does not say otherwise
+    :ivar sockets: none: one in the user's own folder
+    """
+
+    shares: tuple[Share, ...]
+    group: str | None = None
+    sockets: tuple[Socket, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what in [share.name for share in self.shares], [socket.path for socket in self.sockets]:
+            if twice := [each for each in what if what.count(each) > 1]:
+                raise ValueError(f"{twice[0]!r} is there twice: choose another name")
+
+    @property
+    def names_people(self) -> bool:
+        """Whether a share says who may do something, so that those may come whom no group of a socket has."""
+        return any(share.look or share.type or share.revoke for share in self.shares)
+
+    def complete_sockets(self) -> list[Socket]:
+        """The sockets with all that they leave out. Where a share names people, everybody may connect: the server asks who."""
+        complete = []
+        for each in self.sockets:
+            group = each.group or self.group or ""
+            mode = each.mode or (0o666 if self.names_people else 0o660 if group else 0o600)
+            complete.append(replace(each, group=group, mode=mode))
+        return complete
+
+
+def read_config(path: str) -> Config:
+    """Read a TOML file: ``[share.lab]`` with the fields of `Share`, perhaps ``group`` and ``sockets``.
 
     :raises OSError: if it cannot be read
     :raises ValueError: naming the file and what is wrong there
     """
-    kinds = {each.name: bool if each.default is None else type(each.default) for each in fields(Share)[1:]}
     with open(path, "rb") as file:  # noqa: PTH123
         try:
             config = tomllib.load(file)
-            group, tables = config.pop("group", None), config.pop("share", {})
+            group, tables, sockets = config.pop("group", None), config.pop("share", {}), config.pop("sockets", [])
             if config or not isinstance(group, str | None) or not isinstance(tables, dict) or not tables:
-                raise ValueError('give [share.NAME] for each, and group = "NAME" at the most')  # noqa: TRY301
-            shares = []
-            for name, given in tables.items():
-                table: dict[str, Any] = {
-                    key: tuple(map(str, value)) if type(value) is list else value for key, value in dict(given).items()
-                }
-                try:
-                    line = Settings().changed({key: table.pop(key) for key in NAMES if key in table})
-                except ValueError as exc:
-                    raise ValueError(f"[share.{name}]: {exc}") from exc
-                for key, value in table.items():
-                    if type(value) is not kinds.get(key):
-                        known = ", ".join(dict.fromkeys([*kinds, *NAMES]))
-                        raise ValueError(f"[share.{name}]: {key} = {value!r} is none of {known} of its kind")  # noqa: TRY301
-                shares.append(Share(name, settings=line, **table))
+                raise ValueError('give [share.NAME] for each, and at the most group = "NAME" and sockets = [...]')  # noqa: TRY301
+            return Config(
+                tuple(_share(name, given) for name, given in tables.items()),
+                group,
+                tuple(Socket(**_table(Socket, "sockets", given)) for given in sockets),
+            )
         except (ValueError, TypeError) as exc:
             raise ValueError(f"{path}: {exc}") from exc
-    return shares, group
+
+
+def _share(name: str, given: Any) -> Share:
+    where, table = f"[share.{name}]", dict(given)
+    try:
+        line = Settings().changed({key: table.pop(key) for key in NAMES if key in table})
+    except ValueError as exc:
+        raise ValueError(f"{where}: {exc}") from exc
+    return Share(name, settings=line, **_table(Share, where, table))
+
+
+def _table(kind: type[Share | Socket], where: str, given: Any) -> dict[str, Any]:
+    """The fields of a table, each of its type.
+
+    :raises ValueError, TypeError: if it is no such table
+    """
+    kinds = {}
+    for name, hint in get_type_hints(kind).items():
+        each = get_args(hint)[0] if isinstance(hint, UnionType) else hint  # or None, which a file cannot say
+        kinds[name] = get_origin(each) or each
+    table = {key: tuple(map(str, value)) if type(value) is list else value for key, value in dict(given).items()}
+    for key, value in table.items():
+        if type(value) is not kinds.get(key):
+            known = ", ".join(dict.fromkeys([*kinds, *(NAMES if kind is Share else ())]))
+            raise ValueError(f"{where}: {key} = {value!r} is none of {known} of its kind")
+    return table

@@ -31,8 +31,8 @@ def own_folder() -> pathlib.Path:
     return pathlib.Path(f"/tmp/asyncrevoke-{os.geteuid()}")  # noqa: S108  # see _check
 
 
-def new_socket(name: str, group: str | None = None) -> str:
-    """The path of a socket to make, in this user's folder, which is made if there is none, and lets the group in.
+def new_socket(name: str, group: str | None = None, *, everybody: bool = False) -> str:
+    """The path of a socket to make, in this user's folder, which is made if there is none, and lets the group in, or all.
 
     :raises OSError: if others could put a socket of theirs in its place, or the group cannot be let in
     :raises ValueError: if there is no such group
@@ -41,7 +41,9 @@ def new_socket(name: str, group: str | None = None) -> str:
     with contextlib.suppress(FileExistsError):
         folder.mkdir(0o700)
     _check(folder)
-    if group is not None:
+    if everybody:
+        folder.chmod(0o755)
+    elif group is not None:
         _let_in(folder, group)
     return str(folder / f"{name}.sock")
 

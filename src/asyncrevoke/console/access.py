@@ -1,0 +1,62 @@
+"""Who may look at a share, type there, and take others off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from asyncrevoke.control.peer import Peer, group_number, user_number
+
+from .share import Share
+
+Right = Literal["look", "type", "revoke"]
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    """Users and groups, by number."""
+
+    users: frozenset[int] = frozenset()
+    groups: frozenset[int] = frozenset()
+
+    def __contains__(self, peer: Peer) -> bool:
+        return peer.uid in self.users or not self.groups.isdisjoint(peer.groups)
+
+    def __or__(self, other: People) -> People:
+        return People(self.users | other.users, self.groups | other.groups)
+
+
+def people(names: Sequence[str]) -> People:
+    """Look names up: "bob" is a user, "@lab" a group.
+
+    :raises ValueError: naming the one that there is not
+    """
+    return People(
+        frozenset(user_number(name) for name in names if not name.startswith("@")),
+        frozenset(group_number(name[1:]) for name in names if name.startswith("@")),
+    )
+
+
+class Rights:
+    """What a share allows whom. The owner of the server and root have them all.
+
+    Who may type or take away may look, too. What the share does not say is as for the whole server: its groups look and
+    type. So where a share says who may look, of the groups only those type who may.
+
+    :param groups: the server's
+    :raises ValueError: if there is no such user or group
+    """
+
+    def __init__(self, share: Share, groups: People) -> None:
+        revoke, types = people(share.revoke), people(share.type or ())
+        self._look = types | revoke | (groups if share.look is None else people(share.look))
+        self._may: dict[Right, People] = {
+            "look": self._look,
+            "type": groups if share.type is None else types,
+            "revoke": revoke,
+        }
+
+    def allows(self, peer: Peer, right: Right) -> bool:
+        """Whether somebody may do that."""
+        return peer.owner or (peer in self._look and peer in self._may[right])

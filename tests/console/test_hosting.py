@@ -1,0 +1,484 @@
+"""A console server that goes on: its configuration is reloaded, its shares come again, and each says who may do what."""
+
+import contextlib
+import grp
+import os
+import pathlib
+import pwd
+import stat
+import tempfile
+import termios
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+
+from asyncrevoke.console.server import host
+from asyncrevoke.console.share import Config, Share, Socket, read_config
+from asyncrevoke.control import Control, ControlError, connect
+from ports import as_root, serial_line
+from test_console import Attached
+from test_port import settings_of
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def folder() -> Iterator[pathlib.Path]:
+    """Where everybody may look."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@contextlib.contextmanager
+def user(name: str, *groups: str) -> Iterator[None]:
+    """Be somebody else, to the kernel, for as long as it takes to connect."""
+    before, gid = os.getgroups(), pwd.getpwnam(name).pw_gid
+    os.setgroups([gid, *(grp.getgrnam(each).gr_gid for each in groups)])
+    os.setegid(gid)
+    os.seteuid(pwd.getpwnam(name).pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(before)
+
+
+class Lab:
+    """A console server with a configuration, and those who connect."""
+
+    def __init__(self, folder: pathlib.Path, tasks: anyio.abc.TaskGroup) -> None:
+        self.file = folder / "lab.toml"
+        self.socket = str(folder / "socket")
+        self.hosting = anyio.CancelScope()
+        self._tasks = tasks
+        self._open = contextlib.AsyncExitStack()
+
+    def says(self, text: str) -> None:
+        self.file.write_text(text)
+
+    def read(self) -> Config:
+        config = read_config(str(self.file))
+        return Config(config.shares, config.group, config.sockets or (Socket(self.socket),))
+
+    async def start(self) -> None:
+        async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            with self.hosting:
+                config = self.read()
+                await host(config.shares, config.sockets, group=config.group, reread=self.read, task_status=task_status)
+
+        await self._tasks.start(run)
+
+    async def connect(self, name: str = "", *groups: str, socket: str = "") -> Control:
+        with user(name, *groups) if name else contextlib.nullcontext():
+            return await self._open.enter_async_context(await connect(socket or self.socket))
+
+    async def attach(self, share: str, *who: str, mode: str = "write", **fields: Any) -> Attached:
+        attached = Attached(await self.connect(*who))
+        self._tasks.start_soon(lambda: attached.listen(share, mode=mode, **fields))
+        await attached.until(lambda: attached.told or attached.end)
+        return attached
+
+    async def asks(self, do: str, *who: str, **fields: Any) -> list[dict[str, Any]]:
+        """What is answered; the last record has "ok"."""
+        async with await self.connect(*who) as control:
+            return [record async for record in control.request(do, **fields)]
+
+    async def reload(self, text: str) -> dict[str, str]:
+        self.says(text)
+        done: dict[str, str] = (await self.asks("reload"))[-1]["done"]
+        return done
+
+    async def states(self, *who: str) -> dict[str, str]:
+        return {each["share"]["name"]: each["share"]["state"] for each in (await self.asks("shares", *who))[:-1]}
+
+    async def close(self) -> None:
+        await self._open.aclose()
+        self.hosting.cancel()
+
+
+@contextlib.asynccontextmanager
+async def lab(folder: pathlib.Path, text: str) -> AsyncIterator[Lab]:
+    async with anyio.create_task_group() as tasks:
+        opened = Lab(folder, tasks)
+        opened.says(text)
+        try:
+            await opened.start()
+            yield opened
+        finally:
+            await opened.close()
+
+
+# -- who may do what --
+
+
+RIGHTS = """
+group = "daemon"
+[share.free]
+[share.hidden]
+look = ["@sys", "games"]
+type = ["@sys"]
+[share.shown]
+look = ["@daemon"]
+type = []
+revoke = ["man"]
+"""
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("who", "looks", "types", "revokes"),
+    [
+        (("root",), "free hidden shown", "free hidden shown", "free hidden shown"),
+        (("daemon",), "free shown", "free", ""),
+        (("nobody", "daemon"), "free shown", "free", ""),
+        (("nobody", "sys"), "hidden", "hidden", ""),
+        (("games",), "hidden", "", ""),
+        (("man",), "shown", "", "shown"),
+        (("man", "daemon"), "free shown", "free", "shown"),
+    ],
+)
+async def test_each_may_do_what_the_share_allows(
+    folder: pathlib.Path, who: tuple[str, ...], looks: str, types: str, revokes: str
+) -> None:
+    """What he may not look at is in no list and no error; without the right to type he watches, and takes nothing by force."""
+    async with lab(folder, RIGHTS) as server:
+        names = ["free", "hidden", "shown"]
+        assert list(await server.states(*who)) == looks.split()
+        control = await server.connect(*who)
+        assert [
+            node["path"] for node in await control.list() if "/" not in node["path"] and node["kind"] == "name"
+        ] == [*looks.split()]
+        for name in names:
+            attached = await server.attach(name, *who)
+            if name not in looks.split():
+                assert await attached.ends() == f"nothing is shared as {name!r}: {', '.join(looks.split())} is"
+                continue
+            await attached.is_told(yours=name in types.split())
+            if name not in types.split():
+                assert {"refused": "type", "message": "you may look here, and not type"} in attached.told
+                forced = await server.attach(name, *who, mode="force")
+                assert await forced.ends() == f"user {who[0]!r} may not type at {name!r}"
+            await attached.control.aclose()
+        for name in names:
+            victim = await server.attach(name)
+            if name in revokes.split():
+                assert (await control.revoke(f"{name}/root", "enough"))["done"]
+                assert await victim.ends() == f"'{name}/root' was revoked: enough"
+            else:
+                with pytest.raises(ControlError, match=f"user {who[0]!r} may not take that away"):
+                    await control.revoke(f"{name}/root")
+
+
+@as_root
+async def test_who_is_named_nowhere_may_not_connect(folder: pathlib.Path) -> None:
+    """Where a share names people, the socket is open to all, and the server turns away whom no share knows."""
+    async with lab(folder, RIGHTS) as server:
+        assert stat.S_IMODE(pathlib.Path(server.socket).stat().st_mode) == 0o666
+        with pytest.raises(ControlError, match="user 'nobody' may not connect here"):
+            await server.states("nobody")
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('look = ["no-such-user"]', "no user 'no-such-user'"),
+        ('type = ["@no-such-group"]', "no group 'no-such-group'"),
+        ('revoke = ["root", "no-such-user"]', "no user 'no-such-user'"),
+    ],
+)
+async def test_name_that_nobody_has_is_an_error(folder: pathlib.Path, line: str, fault: str) -> None:
+    """It is named when the file is loaded, not when somebody comes."""
+    with pytest.raises(BaseExceptionGroup) as raised:
+        async with lab(folder, f"[share.lab]\n{line}"):
+            pass
+    assert raised.group_contains(ValueError, match=fault)
+
+
+@as_root
+async def test_rights_change_while_people_are_there(folder: pathlib.Path) -> None:
+    """Who may not look any more is taken off; who may not type watches; both are told; who still may notices nothing."""
+    text = '[share.lab]\ncommand = ["cat"]\nlook = ["daemon", "man", "games"]\ntype = {}\n'
+    async with lab(folder, text.format('["daemon", "man", "games"]')) as server:
+        daemon, man, games = [await server.attach("lab", name) for name in ("daemon", "man", "games")]
+        await games.is_told(keyboard="daemon")
+        told = len(games.told)
+        done = await server.reload('[share.lab]\ncommand = ["cat"]\nlook = ["daemon"]\ntype = ["games"]\n')
+        assert done == {"lab": "look, type changed"}
+        assert await man.ends() == "'lab/man' was revoked: you may not look here"
+        await daemon.is_told(yours=False, reason="you may look here, and not type")
+        await games.is_told(keyboard="games", yours=True)
+        assert (daemon.end, games.end, len(games.told)) == (None, None, told + 1)
+
+
+# -- a configuration that changes --
+
+
+async def test_reload_touches_nobody_whose_share_did_not_change(folder: pathlib.Path) -> None:
+    """New ones begin; missing and changed ones are taken away with the reason, and the changed begun anew."""
+    log = folder / "log"
+    same = f'[share.same]\ncommand = ["cat"]\nlog = "{log}"\n'
+    old = same + '[share.other]\ncommand = ["cat"]\n[share.gone]\n'
+    async with lab(folder, old) as server:
+        same_one, other, gone = [await server.attach(name) for name in ("same", "other", "gone")]
+        await same_one.types(b"before\n")
+        await same_one.hears(b"before\r\nbefore\r\n")
+        told, inode = list(same_one.told), log.stat().st_ino
+        assert await server.reload(old) == {}
+        done = await server.reload(same + '[share.other]\ncommand = ["cat", "-"]\n[share.new]\n')
+        assert done == {
+            "other": "taken away: command changed in the configuration; started anew",
+            "gone": "taken away: the configuration has it no more",
+            "new": "started",
+        }
+        assert await other.ends() == "'other/root' was revoked: command changed in the configuration"
+        assert await gone.ends() == "'gone/root' was revoked: the configuration has it no more"
+        assert await server.states() == {"same": "live", "other": "live", "new": "live"}
+        await same_one.types(b"after\n")
+        await same_one.hears(b"after\r\nafter\r\n")
+        assert (same_one.told, log.stat().st_ino) == (told, inode)
+        late = await server.attach("same")
+        await late.until(lambda: late.output == same_one.output)
+        assert log.read_bytes() == same_one.output
+
+
+async def test_log_and_history_change_while_people_are_there(folder: pathlib.Path) -> None:
+    """They notice nothing; what comes next goes to the new log, and of what came before so much is kept as is asked now."""
+    text = '[share.lab]\ncommand = ["sh", "-c", "stty raw -echo; echo; exec cat"]\nlog = "{}"\nhistory = {}\n'
+    first, second = folder / "first", folder / "second"
+    async with lab(folder, text.format(first, 100)) as server:
+        client = await server.attach("lab")
+        await client.hears(b"\n")
+        await client.types(b"12345678")
+        await client.hears(b"12345678")
+        told = list(client.told)
+        assert await server.reload(text.format(second, 4)) == {"lab": "log, history changed"}
+        await client.types(b"9")
+        await client.hears(b"9")
+        late = await server.attach("lab")
+        await late.hears(b"6789")
+        assert late.output == b"6789"
+        assert await server.reload(text.format("", 0)) == {"lab": "log, history changed"}
+        later = await server.attach("lab", mode="watch")
+        await client.types(b"x")
+        await later.hears(b"x")
+        assert later.output == b"x"
+        assert (client.told, client.end) == (told, None)
+    assert (first.read_bytes()[-9:], second.read_bytes()) == (b"\n12345678", b"9")
+
+
+async def test_settings_change_while_people_are_there(folder: pathlib.Path) -> None:
+    """The line has them at once, and nobody notices; how lines are at open takes another start."""
+    with serial_line() as line:
+        text = f'[share.lab]\ndevice = "{line.path}"\n'
+        async with lab(folder, text) as server:
+            while await server.states() != {"lab": "live"}:
+                await anyio.sleep(0.001)
+            client = await server.attach("lab")
+            await client.is_told(yours=True)
+            told = list(client.told)
+            assert await server.reload(text + "baudrate = 300\n") == {"lab": "settings changed"}
+            assert settings_of(line)[5] == termios.B300
+            (share,) = (await server.asks("shares"))[:-1]
+            assert (share["share"]["settings"], client.told, client.end) == ("300n8", told, None)
+            done = await server.reload(text + "baudrate = 300\ndtr = false\n")
+            assert done == {"lab": "taken away: dtr changed in the configuration; started anew"}
+
+
+async def test_history_stays_changed_when_the_device_comes_back(folder: pathlib.Path) -> None:
+    """The next generation keeps as much as the last was told to."""
+    text = '[share.lab]\ndevice = "{}"\nhistory = {}\n'
+    port = folder / "port"
+    with serial_line() as first, serial_line() as second:
+        port.symlink_to(first.path)
+        async with lab(folder, text.format(port, 100)) as server:
+            while await server.states() != {"lab": "live"}:
+                await anyio.sleep(0.001)
+            client = await server.attach("lab", wait=True)
+            await client.is_told(yours=True)
+            first.send(b"1")
+            await client.hears(b"1")
+            assert await server.reload(text.format(port, 2)) == {"lab": "history changed"}
+            port.unlink()
+            first.close()
+            await client.until(lambda: {"away"} & client.told[-1].keys())
+            port.symlink_to(second.path)
+            await client.is_told(back=2)
+            second.send(b"2345")
+            await client.hears(b"2345")
+            late = await server.attach("lab")
+            await late.hears(b"45")
+            assert late.output == b"45"
+
+
+SOUND = '[share.lab]\ncommand = ["cat"]\n[share.more]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[share", "lab.toml: "),
+        ('[share.lab]\ncommand = ["/no/such/program"]', "/no/such/program: No such file"),
+        (SOUND + '[share.new]\ncommand = ["{folder}/broken"]', "broken: No such file"),
+        (SOUND + '[share.new]\n[share.worse]\ncommand = ["/no/such/program"]', "/no/such/program: No such file"),
+        (SOUND + '[share.new]\nlog = "/no/such/folder/log"', "/no/such/folder/log: No such file"),
+        (SOUND + 'log = "/no/such/folder/log"', "/no/such/folder/log: No such file"),
+        (SOUND + '[share.new]\ndevice = "x"\nbaudrate = -1', "baudrate"),
+        (SOUND + 'look = ["no-such-user"]', "no user 'no-such-user'"),
+        ('group = "no-such-group"\n' + SOUND, "no group 'no-such-group'"),
+        (
+            'sockets = [{{path = "{folder}/new"}}, {{path = "/no/such/folder/s"}}]\n' + SOUND,
+            "no control socket can be made",
+        ),
+        ('sockets = [{{path = "{folder}/new"}}, {{path = "{folder}/new"}}]\n' + SOUND, "/new' is there twice"),
+        ('sockets = [{{group = "daemon"}}]\n' + SOUND, "path"),
+        ('sockets = "path"\n' + SOUND, "lab.toml: "),
+    ],
+)
+async def test_fault_in_the_configuration_changes_nothing(folder: pathlib.Path, text: str, fault: str) -> None:
+    """It is named; nobody notices anything, what was begun is undone, and the next reload works."""
+    broken = folder / "broken"
+    broken.write_text("#!/no/such/interpreter")
+    broken.chmod(0o755)
+    async with lab(folder, SOUND) as server:
+        clients = [await server.attach(name) for name in ("lab", "more")]
+        for each in clients:
+            await each.is_told(yours=True)
+        told = [list(each.told) for each in clients]
+        with pytest.raises(ControlError, match="nothing was changed: ") as refused:
+            await server.reload(text.format(folder=folder))
+        assert fault in str(refused.value)
+        assert refused.value.code == "failed"
+        assert await server.states() == {"lab": "live", "more": "live"}
+        control = await server.connect()
+        while {node["path"] for node in await control.list() if node["kind"] == "name"} != {"lab", "more"}:
+            await anyio.sleep(0.001)  # what was begun goes
+        await clients[0].types(b"still\n")
+        await clients[0].hears(b"still")
+        assert [each.told for each in clients] == told
+        while (folder / "new").exists():
+            await anyio.sleep(0.001)
+        assert await server.reload(SOUND) == {}
+        assert await server.reload(SOUND + "[share.new]\n") == {"new": "started"}
+
+
+async def test_share_that_cannot_begin_anew_is_over_and_says_why(folder: pathlib.Path) -> None:
+    """What only its start shows is told in the answer; when it is mended, it can be started."""
+    broken = folder / "broken"
+    broken.write_text("#!/no/such/interpreter")
+    broken.chmod(0o755)
+    async with lab(folder, SOUND) as server:
+        done = await server.reload(SOUND.replace('"cat"', f'"{broken}"'))
+        assert done["lab"].startswith("taken away: command changed in the configuration; it cannot be started: ")
+        assert await server.states() == {"lab": "over", "more": "live"}
+        with pytest.raises(ControlError, match=r"'lab' cannot be started: .*broken: No such file"):
+            await server.asks("start", name="lab")
+        broken.write_text("#!/bin/sh\nexec cat")
+        await server.asks("start", name="lab")
+        assert await server.states() == {"lab": "live", "more": "live"}
+
+
+@as_root
+async def test_reload_is_for_the_owner(folder: pathlib.Path) -> None:
+    """Whoever else may take a share away may not."""
+    async with lab(folder, '[share.lab]\nrevoke = ["daemon"]') as server:
+        with pytest.raises(ControlError, match="to reload is for the owner"):
+            await server.asks("reload", "daemon")
+
+
+async def test_server_without_a_file_cannot_reload(folder: pathlib.Path) -> None:
+    """It says so."""
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(lambda *, task_status: host([Share("lab")], str(folder / "s"), task_status=task_status))
+        async with await connect(str(folder / "s")) as control:
+            with pytest.raises(ControlError, match="has no configuration file: start it with --config"):
+                async for _ in control.request("reload"):
+                    pass
+        tasks.cancel_scope.cancel()
+
+
+# -- a share that is over --
+
+
+async def test_share_comes_again_when_it_is_started(folder: pathlib.Path) -> None:
+    """The server goes on meanwhile and tells why it is over; who may take it away may start it; nobody starts it twice."""
+    async with lab(folder, '[share.lab]\ncommand = ["cat"]\nrevoke = ["daemon"]\nlook = ["man"]') as server:
+        control = await server.connect()
+        assert (await control.revoke("lab", "maintenance"))["done"]
+        (over,) = (await server.asks("shares"))[:-1]
+        assert (over["share"]["state"], over["share"]["reason"]) == ("over", "maintenance")
+        assert await (await server.attach("lab")).ends() == "'lab' was revoked: maintenance"
+        if os.geteuid() == 0:
+            with pytest.raises(ControlError, match="user 'man' may not take away, or start, 'lab'"):
+                await server.asks("start", "man", name="lab")
+        await server.asks("start", *(["daemon"] if os.geteuid() == 0 else []), name="lab")
+        client = await server.attach("lab")
+        await client.types(b"again\n")
+        await client.hears(b"again\r\nagain\r\n")
+        with pytest.raises(ControlError, match="'lab' is shared: it was not taken away"):
+            await server.asks("start", name="lab")
+        with pytest.raises(ControlError, match="nothing is shared as 'nothing': lab is"):
+            await server.asks("start", name="nothing")
+
+
+async def test_program_that_has_ended_can_be_started_again(folder: pathlib.Path) -> None:
+    """It is over, with its status, until then; a reload leaves it over, unless its table has changed."""
+    text = '[share.lab]\ncommand = ["sh", "-c", "read line; exit 3"]\n'
+    async with lab(folder, text) as server:
+        for again in ("start", "reload"):
+            client = await server.attach("lab")
+            await client.types(b"\n")
+            assert await client.ends() == "the program has ended with status 3"
+            while (await server.states()) != {"lab": "over"}:
+                await anyio.sleep(0.001)
+            (over,) = (await server.asks("shares"))[:-1]
+            assert over["share"]["reason"] == "the program has ended with status 3"
+            assert await server.reload(text) == {}
+            assert await server.reload(text + "history = 1\n") == {"lab": "history changed"}
+            assert await server.states() == {"lab": "over"}
+            assert await server.reload(text) == {"lab": "history changed"}
+            if again == "start":
+                await server.asks("start", name="lab")
+            else:
+                done = await server.reload(text.replace("3", "4"))
+                assert done["lab"].endswith("; started anew")
+            assert await server.states() == {"lab": "live"}
+
+
+# -- several sockets --
+
+
+@as_root
+async def test_each_socket_has_its_group_and_mode(folder: pathlib.Path) -> None:
+    """All lead to all that one may look at; a reload adds, changes and removes sockets, whose clients are told."""
+    first, second, third = (str(folder / name) for name in ("first", "second", "third"))
+    text = 'group = "daemon"\nsockets = [{}]\n[share.lab]\n'
+    one, two = f'{{path = "{first}"}}', f'{{path = "{second}", group = "games", mode = 0o666}}'
+    async with lab(folder, text.format(f"{one}, {two}")) as server:
+
+        def files() -> dict[str, tuple[str, str]]:
+            found = {each.name: each.stat() for each in folder.iterdir() if each.is_socket()}
+            return {
+                name: (oct(stat.S_IMODE(each.st_mode)), grp.getgrgid(each.st_gid).gr_name)
+                for name, each in found.items()
+            }
+
+        server.socket = first
+        assert files() == {"first": ("0o660", "daemon"), "second": ("0o666", "games")}
+        clients = []
+        for socket, name in (first, "daemon"), (second, "games"):
+            control = await server.connect(name, socket=socket)
+            assert [each["path"] for each in await control.list() if each["kind"] == "name"] == ["lab"]
+            clients.append(control)
+        changed = f'{{path = "{first}", mode = 0o600}}, {{path = "{third}", group = "man"}}'
+        assert await server.reload(text.format(changed)) == {}
+        while files() != {"first": ("0o600", "daemon"), "third": ("0o660", "man")}:
+            await anyio.sleep(0.001)
+        with pytest.raises(ControlError, match="the control server has ended"):
+            await clients[1].list()
+        assert await clients[0].list()
