@@ -601,7 +601,7 @@ def test_several_from_a_file(tmp_path: pathlib.Path, capsys: pytest.CaptureFixtu
         assert sorted(listed(capsys)) == ["one", "two"]
         assert main(["revoke", "one"]) == 0
         assert client.ends("revoked") == 1
-        assert list(listed(capsys)) == ["two"]
+        assert {name: record["state"] for name, record in listed(capsys).items()} == {"one": "over", "two": "live"}
         assert log.read_bytes() == b"hi\r\nhi\r\n"
 
 
@@ -614,9 +614,11 @@ def test_ls_shows_who_is_there(capsys: pytest.CaptureFixture[str]) -> None:
         assert {"lab", "lab/root", "lab/root/keyboard"} <= set(listed(capsys, "--who"))
         assert main(["ls"]) == 0
         head, line = capsys.readouterr().out.splitlines()
-        assert head.split() == ["NAME", "STATE", "GENERATION", "CLIENTS", "IN", "USE", "SINCE", "REASON"]
-        assert line.split()[:4] == ["lab", "live", "1", "1"]
+        assert head.split() == ["NAME", "DEVICE", "SETTINGS", "STATE", "KEYBOARD", "USERS", "SINCE"]
+        assert line.split()[:5] == ["lab", "loopback", "live", "root", "1"]
         assert main(["ls", "--who"]) == 0
+        assert re.search(r"^lab/root +has the keyboard", capsys.readouterr().out, re.MULTILINE)
+        assert main(["ls", "--all"]) == 0
         assert re.search(r"^  lab/root +live", capsys.readouterr().out, re.MULTILINE)
 
 
@@ -928,7 +930,7 @@ def test_names_of_a_service_do_nothing_to_a_terminal(
             tasks.cancel_scope.cancel()
 
     anyio.run(scenario)
-    assert re.search(r"^\\x1b\[1J +kicked .* \\x1b\[2J$", shown, re.MULTILINE)
+    assert re.search(r"^\\x1b\[1J +kicked: \\x1b\[2J  ", shown, re.MULTILINE)
     assert r"\x1b[3J revoked (\x1b[4J)" in shown
     assert "\x1b" not in shown
 
@@ -1376,8 +1378,9 @@ def test_examples_of_the_console_server_are_valid(tmp_path: pathlib.Path) -> Non
     unit = (ROOT / "examples/asyncrevoke.service").read_text()
     (command,) = re.findall(r"^ExecStart=\S+/asyncrevoke (.*)$", unit, re.MULTILINE)
     assert command == "share --config /etc/asyncrevoke/consoles.toml"
+    assert re.findall(r"^ExecReload=\S+/asyncrevoke (.*)$", unit, re.MULTILINE) == ["reload"]
     with contextlib.suppress(FileNotFoundError):  # where there is no systemd
         copy = tmp_path / "asyncrevoke.service"
-        copy.write_text(re.sub(r"ExecStart=\S+", f"ExecStart={sys.executable}", unit))
+        copy.write_text(re.sub(r"(Exec\w+=)\S+", rf"\g<1>{sys.executable}", unit))
         done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import errno
 import math
+import os
 import signal
 from collections.abc import AsyncIterator
 from typing import Literal
@@ -48,7 +49,13 @@ async def attach(
         size = terminal.size() if terminal.raw else {}
         history = terminal.raw or mode == "watch"
         request = {"v": VERSION, "do": "attach", "name": name, "mode": mode, "wait": wait, "history": history, **size}
-        return await attachment.run(request, ends, resized)
+        return await attachment.run({**request, "from": _whence()}, ends, resized)
+
+
+def _whence() -> str:
+    """From where we are: the terminal, and the host by SSH, as who(1) has it."""
+    terminal = os.ttyname(0).removeprefix("/dev/") if os.isatty(0) else ""
+    return " ".join(filter(None, (terminal, *os.environ.get("SSH_CONNECTION", "").split()[:1])))
 
 
 class _Attachment:
@@ -138,8 +145,14 @@ class _Attachment:
                 await self._terminal.say(*present(who, self._name))
             case {"port": port}:
                 self._menu.port(port)
-            case {"refused": _, "message": why}:
-                self._menu.refused(str(why))
+            case {"refused": what, "message": why}:
+                self._refuse(what, str(why))
+
+    def _refuse(self, what: object, why: str) -> None:
+        if what == "type" and not self._terminal.raw:  # the keyboard would be waited for in vain
+            self._end(ControlError("forbidden", why))
+        else:
+            self._menu.refused(why)
 
     async def _hand(self, holder: str | None, yours: bool, why: str) -> None:
         has = "you have the keyboard" if yours else f"{holder or 'nobody'} has the keyboard"

@@ -85,8 +85,10 @@ def _parser() -> argparse.ArgumentParser:
 
     _send(command("send", "type text into a share, and print what it answers", _SEND).add_argument)
 
+    _hosting(command)
     add = command("ls", "list what is shared").add_argument
-    add("--who", action="store_true", help="and who is attached, and what is inside")
+    add("--who", action="store_true", help="list who is attached, what they do, and from where they came")
+    add("--all", action="store_true", help="list all that is open, and the operations inside")
     add("--json", action="store_true", help="one JSON record per line")
     add("--watch", action="store_true", help="show what happens there, from now on, until they have all ended")
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
@@ -130,18 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _port(command)
     _ports(command)
-    actions = command("cluster", "see and prepare the log by which sessions are revoked on all hosts").add_subparsers(
-        dest="action", required=True, metavar="ACTION"
-    )
-    for name, text, more in _ACTIONS:
-        add = command(name, text, more, actions).add_argument
-        add("--cluster", metavar="URL", help=_CLUSTER)
-        if name == "readmit":
-            add("what", nargs="+", metavar="KEY", help="exactly as it was revoked")
-            add("--parts", action="store_true", help=_PARTS)
-            add("--reason", default="", help="for those who read the log")
-        if name in ("ls", "watch"):
-            add("--json", action="store_true", help="one JSON record per line")
+    _cluster(command)
     return parser
 
 
@@ -161,6 +152,34 @@ def _send(add: Callable[..., Any]) -> None:
     add("--no-prompt", dest="prompt", action="store_false", help="leave out the line that REGEX matches")
     add("--force", action="store_true", help="take the keyboard from whoever has it")
     add("--wait", action="store_true", help="wait for the keyboard, and for a device that is away, up to the timeout")
+    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
+
+
+def _cluster(command: Any) -> None:
+    actions = command("cluster", "see and prepare the log by which sessions are revoked on all hosts").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    for name, text, more in _ACTIONS:
+        add = command(name, text, more, actions).add_argument
+        add("--cluster", metavar="URL", help=_CLUSTER)
+        if name == "readmit":
+            add("what", nargs="+", metavar="KEY", help="exactly as it was revoked")
+            add("--parts", action="store_true", help=_PARTS)
+            add("--reason", default="", help="for those who read the log")
+        if name in ("ls", "watch"):
+            add("--json", action="store_true", help="one JSON record per line")
+
+
+def _hosting(command: Any) -> None:
+    add = command("reload", "have a server read its configuration file again", _RELOAD).add_argument
+    add("name", nargs="?", default="", metavar="NAME", help="one of its shares. Default: all servers with a file")
+    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
+
+    add = command("start", "start a share again that is over").add_argument
+    add("name", metavar="NAME", help="share that was taken away, or whose program has ended")
+    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
+
+    add = command("top", "watch what is shared, and who is there", _TOP).add_argument
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
 
@@ -196,6 +215,15 @@ exit status:
   4  the share was taken away, or has ended
   5  the device is away
   6  another has the keyboard"""
+_RELOAD = """
+
+Nobody notices anything on a share that did not change. A changed one goes on, or is taken away
+and started anew if it must be. If the file has a fault, nothing changes.
+
+exit status:
+  0  done: it prints what, share by share
+  1  nothing was changed: a fault in the file, permission denied, or no server with a file"""
+_TOP = "\n\nKeys: up and down choose, k takes away what is chosen and asks for the reason, q quits."
 _REVOKE = """
 
 exit status:

@@ -9,9 +9,9 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -155,9 +155,17 @@ class _Up:
         self._where = where
 
     def started(self, _: None = None) -> None:
+        _notify(b"READY=1")
         for share in self._shares:
             what = printable(str(share))
             print(f"sharing {share.name!r} ({what}): asyncrevoke attach {self._where}{share.name}", flush=True)
+
+
+def _notify(state: bytes) -> None:
+    """Tell systemd, if it has started us and wants to know (sd_notify(3))."""
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+            notified.sendto(state, address.replace("@", "\0", 1))
 
 
 # -- attach --
@@ -186,40 +194,27 @@ def _send(args: argparse.Namespace) -> int:
 
 
 def _ls(args: argparse.Namespace) -> int:
+    from . import overview  # noqa: PLC0415  # who asks for something else need not wait for it
+
     async def run() -> int:
         async with await look(args.socket) as servers:
             if args.watch:
                 return await _watch(servers, as_json=args.json)
-            found = await servers.nodes(who=args.who)
-            records = [record for socket, nodes in found.items() for record in _records(socket, nodes, args.who)]
-            for each in servers.unanswered if records else [f"nothing is shared: looked in {servers}"]:
+            found = await overview.ask(servers, who=args.who or args.all)
+            for each in servers.unanswered if any(found) else [f"nothing is shared: looked in {servers}"]:
                 complain(each)
             if args.json:
-                for record in records:
+                for record in overview.records(found, internals=args.who or args.all):
                     print(json.dumps(record))
-            elif records:
-                print_table(_rows(records))
+            elif args.all:
+                print_table(overview.internals(found))
+            elif args.who:
+                print_table(overview.people(found))
+            elif any(found):
+                print_table(overview.summary(found))
             return 0
 
     return anyio.run(run)
-
-
-def _records(socket: str, nodes: Sequence[Record], who: bool) -> Iterator[Record]:
-    below = Counter(node["path"].rpartition("/")[0] for node in nodes if node["generation"] is None)  # that is pinned
-    for node in sorted(nodes, key=lambda node: node["path"].split("/")):
-        share = "/" not in node["path"]
-        if node["kind"] != "generation" and (who or share):
-            yield {**node, "clients": below[node["path"]] if share else None, "socket": socket}
-
-
-def _rows(records: Sequence[Record]) -> Iterator[list[str]]:
-    yield ["NAME", "STATE", "GENERATION", "CLIENTS", "IN USE", "SINCE", "REASON"]
-    for record in records:
-        name = "  " * record["path"].count("/") + record["path"]
-        numbers = ["" if record[key] is None else str(record[key]) for key in ("generation", "clients", "in_use")]
-        yield [name, record["state"], *numbers, ago(record["since"]), record["reason"]]
-        for user in record.get("users", ()):
-            yield [f"{name}: {user['kind']}", "", "", "", "", ago(user["since"]), user["where"]]
 
 
 def ago(seconds: float | None) -> str:
@@ -229,11 +224,15 @@ def ago(seconds: float | None) -> str:
     return f"{seconds:.0f} s" if not minutes else f"{minutes:.0f} min" if not hours else f"{hours:.0f} h"
 
 
-def print_table(rows: Iterable[list[str]]) -> None:
+def table(rows: Iterable[list[str]]) -> list[str]:
     shown = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    for row in shown:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
+
+
+def print_table(rows: Iterable[list[str]]) -> None:
+    for line in table(rows):
+        print(line)
 
 
 async def _watch(servers: Servers, *, as_json: bool) -> int:
@@ -394,8 +393,29 @@ def _port(args: argparse.Namespace) -> int:
     return run(args)
 
 
+# -- a console server that goes on --
+
+
+def _reload(args: argparse.Namespace) -> int:
+    from .reload import run  # noqa: PLC0415  # as for ls
+
+    return run(args)
+
+
 def _ports(args: argparse.Namespace) -> int:
     from .ports import run  # noqa: PLC0415  # as for one port
+
+    return run(args)
+
+
+def _start(args: argparse.Namespace) -> int:
+    from .start import run  # noqa: PLC0415
+
+    return run(args)
+
+
+def _top(args: argparse.Namespace) -> int:
+    from .top import run  # noqa: PLC0415
 
     return run(args)
 
@@ -405,9 +425,12 @@ _COMMANDS = {
     "ports": _ports,
     "demo": _demo,
     "share": _share,
+    "reload": _reload,
+    "start": _start,
     "attach": _attach,
     "send": _send,
     "ls": _ls,
+    "top": _top,
     "revoke": _revoke,
     "cluster": _cluster,
 }

@@ -6,16 +6,25 @@ import contextlib
 import errno
 import os
 import pathlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import anyio.abc
 
-from asyncrevoke.control.client import Control, Record, connect
+from asyncrevoke.control.client import Control, Record, as_record, connect
 from asyncrevoke.control.lines import ControlError
 from asyncrevoke.control.peer import group_number, user_name
 
 SYSTEM = pathlib.Path("/run/asyncrevoke")
+_SHARE = dict.fromkeys(("name", "device", "settings", "state", "reason"), str) | {
+    "since": float | int,
+    "keyboard": str | None,
+    "read": int,
+    "typed": int,
+    "who": list,
+}
+_PERSON = {"name": str, "keyboard": bool, "types": bool, "since": float | int, "from": str}
 _SILENT = "it does not answer"
 _PATIENCE = 5.0  # seconds for a server to answer; one that is stopped must not keep the others from being found
 
@@ -134,11 +143,18 @@ class Servers(anyio.abc.AsyncResource):
 
     async def nodes(self, path: str = "", **options: Any) -> dict[str, list[Record]]:
         """What is open at `path` and below, by the path of the socket. Options as for `Control.list`."""
+        return await self._ask(lambda control: control.list(path, **options))
+
+    async def shares(self) -> dict[str, list[Record]]:
+        """What console servers share, also if it is over, by the path of the socket; of another service nothing."""
+        return await self._ask(shares)
+
+    async def _ask(self, ask: Callable[[Control], Awaitable[list[Record]]]) -> dict[str, list[Record]]:
         found = {}
         for socket, control in list(self.controls.items()):
             try:
                 with anyio.fail_after(_PATIENCE):
-                    found[socket] = await control.list(path, **options)
+                    found[socket] = await ask(control)
                 continue
             except TimeoutError:
                 self.unanswered.append(f"{socket} ({_SILENT})")
@@ -154,6 +170,9 @@ class Servers(anyio.abc.AsyncResource):
         :raises ControlError: "unknown-path", if there is none, or several
         """
         sockets = [socket for socket, nodes in (await self.nodes(name)).items() if nodes]
+        if not sockets:  # a share that is over is nowhere else
+            found = await self.shares()
+            sockets = [socket for socket, shares in found.items() if any(each["name"] == name for each in shares)]
         if len(sockets) > 1:
             raise ControlError(
                 "unknown-path", f"{name!r} is shared more than once: choose by --socket {' or '.join(sockets)}"
@@ -186,3 +205,17 @@ def _close_first(name: str, names: list[str]) -> list[str]:
     import difflib  # noqa: PLC0415  # for those who mistype alone
 
     return list(dict.fromkeys([*difflib.get_close_matches(name, names, n=len(names) or 1, cutoff=0.5), *names]))
+
+
+async def shares(control: Control) -> list[Record]:
+    """What a server shares, one record each, as docs/control-protocol.md has it; nothing, if it is no console server."""
+    try:
+        found = [as_record(_SHARE, each["share"]) async for each in control.request("shares") if "share" in each]
+    except ControlError as error:
+        if error.code == "unknown-request":
+            return []
+        raise
+    for share in found:
+        for person in share["who"]:
+            as_record(_PERSON, person)
+    return found

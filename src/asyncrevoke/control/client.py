@@ -75,9 +75,9 @@ class Control(anyio.abc.AsyncResource):
         nodes: list[Record] = []
         async for record in self.request("list", path=path, who=who):
             if "node" in record:
-                nodes.append(_as(_NODE, record["node"]) | ({"users": []} if who else {}))
+                nodes.append(as_record(_NODE, record["node"]) | ({"users": []} if who else {}))
             elif who and "user" in record and nodes:
-                nodes[-1]["users"].append(_as(_USER, record["user"]))
+                nodes[-1]["users"].append(as_record(_USER, record["user"]))
         return nodes
 
     async def revoke(
@@ -112,10 +112,10 @@ class Control(anyio.abc.AsyncResource):
     async def _revoke(self, **fields: Any) -> Record:
         last: Record = {}
         async for record in self.request("revoke", **fields):
-            last = _as(_REVOKED, record)
-        _as(_REPORT, last.get("report"))
+            last = as_record(_REVOKED, record)
+        as_record(_REPORT, last.get("report"))
         for user in last["stragglers"]:
-            _as(_USER, user)
+            as_record(_USER, user)
         return last
 
     def watch(self, path: str = "") -> AsyncIterator[Record]:
@@ -182,10 +182,10 @@ class _Answer(AsyncIterator[Record]):
             await self._control.send(request)
         record = await self._control.receive()
         self._over = "ok" in record
-        return _as(_EVENT, record[self._unwrap]) if self._unwrap in record else record
+        return as_record(_EVENT, record[self._unwrap]) if self._unwrap in record else record
 
 
-def _as(fields: Mapping[str, Any], record: object) -> Record:
+def as_record(fields: Mapping[str, Any], record: object) -> Record:
     """A record that has these fields.
 
     :raises ControlError: "garbage"

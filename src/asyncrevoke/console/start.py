@@ -1,0 +1,19 @@
+"""A share that is over is started again."""
+
+import argparse
+
+import anyio
+
+from .sockets import look
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start it; it returns the exit status."""
+
+    async def start() -> None:
+        async with await look(args.socket) as servers:
+            async for _ in (await servers.sharing(args.name)).request("start", name=args.name):
+                pass
+
+    anyio.run(start)
+    return 0
