@@ -2,6 +2,7 @@
 
 import contextlib
 import grp
+import math
 import os
 import pathlib
 import pwd
@@ -15,6 +16,7 @@ import anyio
 import anyio.abc
 import pytest
 
+from asyncrevoke.console import console
 from asyncrevoke.console.server import host
 from asyncrevoke.console.share import Config, Share, Socket, read_config
 from asyncrevoke.control import Control, ControlError, connect
@@ -329,6 +331,8 @@ SOUND = '[share.lab]\ncommand = ["cat"]\n[share.more]\n'
         (SOUND + '[share.new]\nlog = "/no/such/folder/log"', "/no/such/folder/log: No such file"),
         (SOUND + 'log = "/no/such/folder/log"', "/no/such/folder/log: No such file"),
         (SOUND + '[share.new]\ndevice = "x"\nbaudrate = -1', "baudrate"),
+        (SOUND + 'restart = "sometimes"', "restart = 'sometimes': give one of never, on-failure, always"),
+        (SOUND + '[share.new]\ndevice = "x"\nrestart = "always"', "'new' is a device, which comes back anyway"),
         (SOUND + 'look = ["no-such-user"]', "no user 'no-such-user'"),
         ('group = "no-such-group"\n' + SOUND, "no group 'no-such-group'"),
         (
@@ -448,6 +452,80 @@ async def test_program_that_has_ended_can_be_started_again(folder: pathlib.Path)
                 done = await server.reload(text.replace("3", "4"))
                 assert done["lab"].endswith("; started anew")
             assert await server.states() == {"lab": "live"}
+
+
+RESTARTING = '[share.lab]\nrestart = "{}"\ncommand = ["sh", "-c", "echo here; read status; exit $status"]\n'
+
+
+async def test_program_is_started_again_when_the_share_says_so(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All stay attached, with the keyboard, and are told; the last output comes first."""
+    monkeypatch.setattr(console, "_PAUSE", 0.0)
+    async with lab(folder, RESTARTING.format("always")) as server:
+        client = await server.attach("lab")
+
+        async def ends_with(status: bytes) -> None:
+            seen = client.output.count(b"here")
+            await client.types(status + b"\n")
+            await client.until(lambda: client.end or client.output.count(b"here") > seen)
+
+        await client.hears(b"here")
+        await ends_with(b"0")
+        await ends_with(b"3")
+        assert [told for told in client.told if told.keys() & {"away", "back"}] == [
+            {"away": "the program has ended with status 0"},
+            {"back": 2},
+            {"away": "the program has ended with status 3"},
+            {"back": 3},
+        ]
+        assert await server.states() == {"lab": "live"}
+        assert await server.reload(RESTARTING.format("on-failure")) == {"lab": "restart changed"}
+        await ends_with(b"3")
+        await ends_with(b"0")
+        assert await client.ends() == "the program has ended with status 0"
+        assert client.told[-1] == {"back": 4}
+
+
+async def test_program_that_is_taken_away_for_good_is_not_started_again(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while it runs, nor in the pause."""
+    async with lab(folder, RESTARTING.format("always")) as server:
+        for pauses in False, True:
+            monkeypatch.setattr(console, "_PAUSE", math.inf)
+            client = await server.attach("lab")
+            await client.hears(b"here")
+            if pauses:
+                await client.types(b"0\n")
+                control = await server.connect()
+                while not any(
+                    user["where"].endswith("in _run_program")
+                    for node in await control.list("lab", who=True)
+                    for user in node["users"]
+                ):
+                    await anyio.sleep(0.001)
+            assert (await (await server.connect()).revoke("lab", "enough"))["done"]
+            assert await client.ends() == "'lab/root' was revoked: enough"
+            (over,) = (await server.asks("shares"))[:-1]
+            assert (over["share"]["state"], over["share"]["reason"]) == ("over", "enough")
+            await server.asks("start", name="lab")
+
+
+async def test_program_that_cannot_be_started_again_is_over_and_says_why(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no fault of the server."""
+    monkeypatch.setattr(console, "_PAUSE", 0.0)
+    program = folder / "program"
+    program.write_text("#!/bin/sh\nread line; rm $0")
+    program.chmod(0o755)
+    async with lab(folder, f'[share.lab]\nrestart = "always"\ncommand = ["{program}"]') as server:
+        client = await server.attach("lab")
+        await client.types(b"\n")
+        assert (await client.ends()).startswith(
+            f"the program has ended with status 0, and cannot be started again: {program}: "
+        )
 
 
 # -- several sockets --

@@ -7,12 +7,14 @@ import re
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import termios
 
 import pytest
 
 from asyncrevoke.console.cli import main
-from ports import serial_line
+from ports import as_root, serial_line
 from test_cli import COMMAND, Client, attach, folder, sharing  # noqa: F401  # folder: a fixture, for each test
 
 
@@ -92,6 +94,25 @@ def test_share_is_started_again(config: pathlib.Path, capsys: pytest.CaptureFixt
         assert "'lab' is shared: it was not taken away" in capsys.readouterr().err
         assert main(["start", "nothing"]) == 1
         assert "nothing is shared as 'nothing'" in capsys.readouterr().err
+
+
+@as_root
+def test_pipe_of_somebody_who_may_not_type_is_refused(config: pathlib.Path) -> None:
+    """It ends at once with the reason, as the keyboard would never come; who only looks gets what there is."""
+    script = (
+        "import os, sys, anyio._backends._asyncio, asyncrevoke.console.commands; from asyncrevoke.console.cli import main;"
+        "os.setgroups([]); os.setgid(1); os.setuid(1); sys.exit(main(sys.argv[1:]))"
+    )
+    with tempfile.TemporaryDirectory() as place:
+        pathlib.Path(place).chmod(0o755)
+        command = [sys.executable, "-c", script, "attach", "lab", "--socket", f"{place}/s"]
+        config.write_text('[share.lab]\ncommand = ["cat"]\nlook = ["daemon"]\n')
+        with sharing("--config", str(config), "--socket", f"{place}/s"):
+            done = subprocess.run(command, input="x", capture_output=True, text=True)
+            assert (done.returncode, done.stderr.splitlines()[-1]) == (
+                1,
+                "asyncrevoke: you may look here, and not type",
+            )
 
 
 def test_several_sockets_lead_to_one_server(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

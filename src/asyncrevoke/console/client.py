@@ -121,7 +121,7 @@ class Client:
             if console.away is None:
                 assert console.session is not None
                 await self._follow(console.session)
-            elif self._wait or (console.port is not None and console.port.lent):
+            elif self._wait or console.returns:
                 await self._await_next()
             else:
                 raise ControlError("revoked", f"{console.share.name!r} is away: {console.away}; with 'wait' you stay")
@@ -138,9 +138,10 @@ class Client:
                     with stream.handle.using():  # so that nothing of it is sent when the revocation was reported
                         await self._front.show(data)
         except anyio.EndOfStream:
-            await self._until(lambda: self._console.ended)
+            await self._until(lambda: self._console.ended or session.node.revoked)
         except RevokedError:
-            if self.handle.revoked or not session.node.revoked or (isinstance(session, PtySession) and not self._wait):
+            stays = self._wait or self._console.returns or not isinstance(session, PtySession)
+            if self.handle.revoked or not session.node.revoked or not stays:
                 raise
 
     def _take(self, data: bytes) -> bytes:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncrevoke.adapters.pty import PtySession, open_pty
+from asyncrevoke.adapters.pty import PtyOptions, PtySession, open_pty, start_pty
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
 from asyncrevoke.control.peer import Peer
 from asyncrevoke.lowlevel import Name, Registry, RevokedError, SharedStream, printable
 
 from .access import People, Right, Rights
+from .fault import told
 from .log import Log
 from .share import Share
 from .shared_port import SharedPort
@@ -33,10 +34,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asyncrevoke")
 
 _LOOPBACK = ("sh", "-c", "stty raw -echo; exec cat")
+_PAUSE = 1.0  # seconds until a program is started again, in which its clients take its last output
 _LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told
 
 Session = PtySession | SerialDevice
-LIVE = {"settings", "log", "history", "look", "type", "revoke"}  # what of a share can change while people are attached
+LIVE = {
+    "settings",
+    "restart",
+    "log",
+    "history",
+    "look",
+    "type",
+    "revoke",
+}  # what of a share can change while people are attached
 
 
 class Console:
@@ -75,6 +85,7 @@ class Console:
         self.typed = 0
         self._read = 0  # bytes of output, of generations that are over
         self._left = anyio.Event()
+        self._restarts = False
         self._recorder: SharedStream | None = None
         self._writing: Log | None = None
         self._registry = registry
@@ -96,23 +107,20 @@ class Console:
             return
         self.node = self._registry.name(share.name)
         try:
-            self.session = open_pty(
-                share.command or _LOOPBACK,
-                owner=self.node,
-                name="loopback" * (not share.command),
-                history=share.history,
-            )
+            self.session = open_pty(share.command or _LOOPBACK, **self._options())
         except BaseException:
             self.node.close()
             raise
+
+    def _options(self) -> PtyOptions:
+        return {"owner": self.node, "name": "loopback" * (not self.share.command), "history": self.share.history}
 
     async def run(self) -> None:
         """Share it until it is taken away, or its program has ended."""
         try:
             with contextlib.suppress(RevokedError):
                 if isinstance(self.session, PtySession):
-                    await self._serve(self.session)
-                    self.ended = await self._status(self.session)
+                    self.ended = await self._run_program(self.session)
                 elif self.port is not None:
                     async for device in self.port:
                         await self._serve(device)
@@ -132,6 +140,27 @@ class Console:
             logger.exception("%s was not closed well", self.share.name)
         self.close()
         self.over.set()
+
+    async def _run_program(self, session: PtySession) -> str:
+        """Serve it, and start it again as often as the share says. It returns how it has ended."""
+        while True:
+            await self._serve(session)
+            ended = await self._status(session)
+            again = self.share.restart == "always" or (self.share.restart == "on-failure" and session.returncode != 0)
+            if self.node.revoked or not again:
+                return ended
+            with self.node.using(idle=True):
+                await anyio.sleep(_PAUSE)
+            self._restarts = True
+            await self.node.hangup(ended)
+            self._change()
+            try:
+                session = await start_pty(self.share.command or _LOOPBACK, **self._options())
+            except RevokedError:
+                raise
+            except OSError as exc:
+                return f"{ended}, and cannot be started again: {told(exc)}"
+            self._restarts = False
 
     async def _serve(self, session: Session) -> None:
         """Read all output, for the log and the history, until the end of data or the session's own."""
@@ -258,6 +287,11 @@ class Console:
         if self.session is None:
             return "it has not come yet"
         return self.session.node.reason or "closed" if self.session.node.revoked else None
+
+    @property
+    def returns(self) -> bool:
+        """Whether it is away for a while that somebody has meant, so that everybody stays."""
+        return self._restarts or (self.port is not None and bool(self.port.lent))
 
     def discard(self) -> None:
         """Throw away what was typed and the device has not taken."""

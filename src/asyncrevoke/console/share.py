@@ -7,6 +7,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from .settings import NAMES, Settings
 
+RESTARTS = ("never", "on-failure", "always")
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -15,6 +17,7 @@ class Share:
     :ivar name: under which it is attached to
     :ivar command: a program with its arguments, on a pty of its own
     :ivar device: or a serial device, as `serial_device` finds it; neither: a loopback, which gives back what is typed
+    :ivar restart: whether a program is started again when it has ended: never, on-failure or always
     :ivar log: the file to which all output is appended
     :ivar settings: of the device's line
     :ivar history: bytes of the last output that a client gets first
@@ -32,6 +35,7 @@ class Share:
     history: int = 65536
     dtr: bool | None = None
     rts: bool | None = None
+    restart: str = "never"
     look: tuple[str, ...] | None = None
     type: tuple[str, ...] | None = None
     revoke: tuple[str, ...] = ()
@@ -43,6 +47,11 @@ class Share:
             raise ValueError(f"{self.name!r} has a command and a device: give one of them")
         if not self.device and (self.settings, self.dtr, self.rts) != (Settings(), None, None):
             raise ValueError(f"{self.name!r} is no serial device: leave its settings and lines out")
+
+        if self.restart not in RESTARTS:
+            raise ValueError(f"{self.name!r}: restart = {self.restart!r}: give one of {', '.join(RESTARTS)}")
+        if self.device and self.restart != "never":
+            raise ValueError(f"{self.name!r} is a device, which comes back anyway: leave restart out")
 
     def __str__(self) -> str:
         return " ".join(self.command) or self.device or "loopback"
