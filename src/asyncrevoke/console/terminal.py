@@ -36,7 +36,7 @@ class Terminal:
         self._shows = os.isatty(1)
         self._screen = Screen()
         self._out, self._err = 1, 2
-        self._writing = anyio.Lock()
+        self._writing = anyio.Lock(fast_acquire=True)
 
     def __enter__(self) -> Self:
         self._out, self._err = _unblocked(1), _unblocked(2)
