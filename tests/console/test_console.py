@@ -229,16 +229,16 @@ async def test_one_is_taken_off_and_the_others_notice_nothing(tmp_path: pathlib.
         alice, bob = await server.attach(), await server.attach()
         admin = await server.connect()
         assert (await admin.revoke("lab/root-2", "shift over"))["done"]
-        assert await bob.ends() == "'lab/root-2' was revoked: shift over"
+        assert await bob.ends() == "root-2 was taken off by root: shift over"
         bob = await server.attach()
         await alice.types(b"still here")
         await bob.hears(b"still here")
-        assert alice.told[1:] == [{"keyboard": "root", "yours": True, "reason": ""}]
+        assert alice.told[1:] == [{"keyboard": "root", "yours": True, "reason": "", "by": ""}]
         reply = await admin.revoke("lab", "maintenance")
         assert reply["done"], "it is answered, though the server has nothing to share any more"
         assert reply["report"]["errors"] == [], "the keyboard is handed to nobody who goes, too"
         assert [await each.ends() for each in (alice, bob)] == [
-            f"'lab/{name}' was revoked: maintenance" for name in ("root", "root-2")
+            f"{name} was taken off by root: maintenance" for name in ("root", "root-2")
         ]
     assert not pathlib.Path(server.socket).exists()
 
@@ -273,7 +273,7 @@ async def test_stopped_server_tells_all_and_leaves_nothing(tmp_path: pathlib.Pat
         pid = int(clients[0].output.split()[1].strip(b"."))
         server.hosting.cancel()
         for each in clients:
-            assert (await each.ends()).endswith("was revoked: the console server was stopped")
+            assert (await each.ends()).endswith("was taken off: the console server was stopped")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -313,7 +313,7 @@ async def test_who_does_not_read_is_taken_off_and_told(tmp_path: pathlib.Path, m
         await reader.hears(b"end\r\n")
         assert reader.output.count(b"x") == total
         got = 0
-        with pytest.raises(ControlError, match=r"was revoked: it was \d+ bytes behind, and may be 65536"):
+        with pytest.raises(ControlError, match=r"was taken off: it was \d+ bytes behind, and may be 65536"):
             while True:
                 got += len((await slow.receive()).get("data", ""))
         assert got < total
@@ -323,9 +323,9 @@ async def test_who_does_not_read_is_taken_off_and_told(tmp_path: pathlib.Path, m
 @pytest.mark.parametrize(
     ("what", "wait", "why"),
     [
-        ("lab/root", b"false", b"'lab/root' was revoked: enough"),
-        ("lab/sh", b"false", b"was revoked: enough"),
-        ("lab/sh/root", b"true", b"'lab/sh/root' (generation 1) was revoked: enough"),
+        ("lab/root", b"false", b"root was taken off by root: enough"),
+        ("lab/sh", b"false", b"was taken off by root: enough"),
+        ("lab/sh/root", b"true", b"root was taken off by root: enough"),
         ("", b"true", b"the control server has ended"),
     ],
 )
@@ -579,7 +579,7 @@ async def test_fault_of_the_server_is_told_and_logged(
     async with lab(tmp_path, Share("lab", ECHO)) as server:
         client = await server.attach()
         await client.types(b"x")
-        assert await client.ends() == "'lab/root' was revoked: a fault of the server: ValueError('no')"
+        assert await client.ends() == "root was taken off: a fault of the server: ValueError('no')"
     assert "lab is shared no longer" in caplog.text
 
 
@@ -626,7 +626,7 @@ async def test_unplugged_device_comes_back_to_those_who_wait(
                     await anyio.lowlevel.checkpoint()
                     got += plug.end.received()
             await admin.revoke("lab", "no more")
-            assert await stays.ends() == "'lab/root' was revoked: no more"
+            assert await stays.ends() == "root was taken off by root: no more"
             assert "back" in stays.told[-1], "nobody has told him to wait"
     finally:
         plug.close()
@@ -651,7 +651,7 @@ async def test_who_waits_for_a_device_can_be_taken_off(
         client = await server.attach(wait=True)
         await client.until(lambda: {"away": "it has not come yet"} in client.told)
         assert (await (await server.connect()).revoke(what, "it will not come", grace=3600, timeout=30))["done"]
-        assert await client.ends() == "'lab/root' was revoked: it will not come"
+        assert await client.ends() == "root was taken off by root: it will not come"
     assert not caplog.records
 
 
@@ -662,7 +662,7 @@ async def test_program_does_not_come_back(tmp_path: pathlib.Path) -> None:
         await client.is_told(keyboard="root")
         await (await server.connect()).revoke("lab/sh", "enough")
         assert await client.ends() == "the program has ended with status -1"
-        assert client.told[2:] in ([], [{"away": "enough"}])
+        assert client.told[2:] in ([], [{"away": "taken away by root: enough"}])
 
 
 async def test_size_may_be_told_when_there_is_no_terminal_any_more(tmp_path: pathlib.Path) -> None:
@@ -750,7 +750,7 @@ async def test_who_sends_no_more_still_receives(tmp_path: pathlib.Path) -> None:
             with contextlib.suppress(anyio.EndOfStream):
                 while True:
                     received += await half.receive()
-        assert json.loads(received.splitlines()[-1])["message"].endswith("'lab/root' was revoked: enough")
+        assert json.loads(received.splitlines()[-1])["message"].endswith("root was taken off by root: enough")
 
 
 async def test_log_is_not_for_everybody(tmp_path: pathlib.Path) -> None:
@@ -967,7 +967,7 @@ async def test_nothing_passes_once_the_revocation_is_reported(tmp_path: pathlib.
             await bob.types(b"\nM%d\n" % number)
             await bob.hears(b"OUT%d\n" % number)
             bob.output = bob.output[-20:]
-            assert await alice.ends() == "'lab/root-2' was revoked: enough"
+            assert await alice.ends() == "root-2 was taken off by root: enough"
             assert b"OUT%d\n" % number not in alice.output
             floods.append(alice.output)
             await alice.control.aclose()

@@ -109,7 +109,7 @@ def test_two_share_a_shell(panes: list[Pane]) -> None:
         bob.sees(f"[{MENU}]")
         bob.presses("t")
         bob.sees("[you have the keyboard]")
-        alice.sees("[root-2 has the keyboard]")
+        alice.sees("[root-2 has the keyboard (taken from you by root-2)]")
         bob.types("echo $((6 * 7))\r")
         alice.sees("\n42\n")
         bob.presses("C-]", "w")

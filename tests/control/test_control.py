@@ -26,7 +26,7 @@ import anyio.lowlevel
 import pytest
 from anyio.streams.file import FileStreamAttribute
 
-from asyncrevoke import Registry, Revokable, RevokedError
+from asyncrevoke import Registry, Revokable, RevokedError, revoke_all
 from asyncrevoke.control import Control, ControlError, Peer, Request, connect, serve, server as control_server
 from asyncrevoke.control.lines import LIMIT, Connection, Lines
 from asyncrevoke.control.peer import user_name
@@ -318,6 +318,27 @@ async def test_watch_tells_what_happens_there(path: str) -> None:
             ("revoked", "lab/alice", "off"),
             ("released", "lab/alice", "off"),
         ]
+
+
+async def test_who_had_it_taken_away_is_a_field_of_its_own(path: str) -> None:
+    """In events and lists, of a request or of the service's own; the reason stays as it was given, for the service too."""
+    me = user_name(os.geteuid())
+    async with served(path) as (registry, _), await connect(path) as control, await connect(path) as watching:
+        alice, bob = registry.root.open("alice"), registry.root.open("bob")
+        for each in alice, bob:
+            assert each.start_using()
+        events = watching.watch()
+        await anext(events)
+        await control.revoke("alice", "off by carol", timeout=0)
+        revoke_all([bob], "the token is over", by="x" * 100_000)
+        assert (alice.reason, alice.revoked_by, bob.reason) == ("off by carol", me, "the token is over")
+        cut = "x" * (1_000 // 12) + "…"
+        expected = [("alice", "off by carol", me), ("bob", "the token is over", cut)]
+        told = [await anext(events) for _ in range(2)]
+        for records in told, await control.list():
+            assert [(each["path"], each["reason"], each["by"]) for each in records] == expected
+        for each in alice, bob:
+            each.stop_using()
 
 
 async def test_a_watch_sleeps_while_nothing_happens(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

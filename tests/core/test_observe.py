@@ -135,9 +135,22 @@ async def test_events_carry_who_why_and_the_act() -> None:
         "path": "lab/alice",
         "generation": 1,
         "reason": "unplugged",
+        "by": "",
         "who": kicked.who,
     }
     assert str(kicked) == f"'lab/alice' kicked: {kicked.who} (unplugged)"
+
+
+async def test_events_tell_by_whom_it_was_revoked(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says it once, of the act; all events of it have it as a field."""
+    caplog.set_level("INFO", "asyncrevoke")
+    root = Revokable("root")
+    by: list[tuple[str, str]] = []
+    async with observed(root, lambda event: by.append((event.what, event.fields["by"])), log_events):
+        revoke_all([root.open("alice")], "enough", by="bob")
+    await root.aclose()
+    assert by == [("opened", ""), ("revoked", "bob"), ("released", "bob")]
+    assert caplog.messages == ["'root/alice' revoked by bob (enough)"]
 
 
 async def test_a_close_is_told_as_such() -> None:

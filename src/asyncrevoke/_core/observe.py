@@ -39,19 +39,21 @@ class Event:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """All of it as plain values: `event`, `path`, `generation`, `reason`, `who`."""
+        """All of it as plain values: `event`, `path`, `generation`, `reason`, `by`, `who`."""
         return {
             "event": self.what,
             "path": self.node.path,
             "generation": self.node.generation,
             "reason": self.node.reason,
+            "by": self.node.revoked_by,
             "who": self.who,
         }
 
     def __str__(self) -> str:
         who = f": {self.who}" if self.who else ""
+        by = f" by {self.node.revoked_by}" if self.what == "revoked" and self.node.revoked_by else ""
         reason = f" ({self.node.reason})" if self.node.reason else ""
-        return printable(f"{self.node.path or 'everything'!r} {self.what}{who}{reason}")
+        return printable(f"{self.node.path or 'everything'!r} {self.what}{by}{who}{reason}")
 
 
 #: Is called in the loop, in the midst of things: it notes what it is told, and does not wait. What it raises is logged.

@@ -97,19 +97,27 @@ class Revocation:
     anybody waits (I4). Any number of tasks may await it, as often as they like; each gets a `Report`. Cancelling or
     timing out an await leaves the revocation as it is.
 
+    :ivar reason: why, as the caller says
+    :ivar by: the user it was done for, where somebody has made sure of that, such as a control server; else ""
     :raises BaseExceptionGroup: from each await, a fresh one, if hooks or releases raised
     :raises RevokeDeadlock: at once, if it can only complete after the caller itself has gone on
     :raises RuntimeError: at once, in another event loop than that of what is revoked, where nobody would be woken
     """
 
     def __init__(
-        self, roots: tuple[Revokable, ...], reason: str, closer: Revokable | None = None, spare: loop.Task | None = None
+        self,
+        roots: tuple[Revokable, ...],
+        reason: str,
+        closer: Revokable | None = None,
+        spare: loop.Task | None = None,
+        by: str = "",
     ) -> None:
         self._roots = roots
         self._whole = self  # whose counts these are: the first act of the same roots, as a later one adds no node
         self._before = (0, 0, 0)  # what that had kicked, released, and noted of errors, when this one was called
         self._deadline: float | None = None  # when all are kicked, whoever asked for it
         self.reason = reason
+        self.by = by
         self._closer = closer  # the node whose owner closed it, in an act of close()
         self._spare = spare  # the task whose own operations are not kicked
         self._nodes: list[Revokable] = []  # what was swept, parents before children; empty again when done

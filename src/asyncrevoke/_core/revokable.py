@@ -191,6 +191,11 @@ class Revokable:
         return self._acts[0].reason if self.revoked else ""
 
     @property
+    def revoked_by(self) -> str:
+        """The user for whom the first revocation was done, as `Revocation.by`; it never changes."""
+        return self._acts[0].by if self.revoked else ""
+
+    @property
     def path(self) -> str:
         """The names from the root to here, as in ``ttyUSB0/alice``."""
         names = []
@@ -574,14 +579,15 @@ class Revokable:
             self._count_unclosed(-1)
 
 
-def revoke_all(nodes: Iterable[Revokable], reason: str = "", *, grace: float = 0.0) -> Revocation:
+def revoke_all(nodes: Iterable[Revokable], reason: str = "", *, grace: float = 0.0, by: str = "") -> Revocation:
     """Take away many at once: all refuse, then all are kicked, then all are released.
 
+    :param by: the user it is done for. Only a name that you have made sure of: nobody checks it
     :raises: as `Revokable.revoke`
     """
     roots = tuple(nodes)
     home = _check(roots, grace)
-    act = Revocation(roots, reason)
+    act = Revocation(roots, reason, by=by)
     begin(act, home, grace)
     return act
 

@@ -212,6 +212,7 @@ class Registry:
         grace: float = 0.0,
         uid: int | None = None,
         among: Callable[[str], bool] = lambda _: True,
+        by: str = "",
     ) -> Revocation:
         """Hang up the device that a path leads to, as revoke(2); of a directory, all that its files lead to.
 
@@ -222,6 +223,7 @@ class Registry:
         :param uid: the user who asks, where it is not this process: he must be root, or own the file by which each of the
             devices was added here, whosever the files are that he has found it by
         :param among: tells of a device's `path` whether the user may know of it; the others are not there
+        :param by: as for `revoke_all`
         :raises LookupError: if no device of this registry is there, or there are too many files to look at
         :raises PermissionError: if one of them is not the user's; then nothing has changed
         :raises OSError, ValueError: if nothing is at that path at all, or it can be none
@@ -241,7 +243,7 @@ class Registry:
             if uid not in (None, 0, name._owner()):
                 raise PermissionError(errno.EPERM, f"only the owner of its file and root may revoke {name.name!r}")
         in_order = [found[name] for name in self._names.values() if name in found]
-        return revoke_all(in_order, reason, grace=grace)
+        return revoke_all(in_order, reason, grace=grace, by=by)
 
     def frevoke(self, handle: Revokable | Face, reason: str = "", *, grace: float = 0.0) -> Revocation:
         """Hang up the device that `handle` is open on, for all who have it open, as frevoke(2).

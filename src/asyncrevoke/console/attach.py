@@ -132,7 +132,7 @@ class _Attachment:
                 self._name = str(path).rpartition("/")[2]
                 await self._terminal.say(f"attached as {path}" + f"; {HINT}" * self._terminal.raw)
             case {"keyboard": holder, "yours": yours}:
-                await self._hand(holder, bool(yours), str(record.get("reason", "")))
+                await self._hand(holder, bool(yours), str(record.get("reason", "")), str(record.get("by", "")))
             case {"away": why}:
                 self._may_type_if(here=False)
                 await self._terminal.say(f"away: {why}")
@@ -154,16 +154,18 @@ class _Attachment:
         else:
             self._menu.refused(why)
 
-    async def _hand(self, holder: str | None, yours: bool, why: str) -> None:
-        has = "you have the keyboard" if yours else f"{holder or 'nobody'} has the keyboard"
+    async def _hand(self, holder: str | None, yours: bool, why: str, by: str) -> None:
         self._may_type_if(yours=yours)
-        self._excuse = (
-            "" if yours else f"not typed: {'you only watch here' if self._watches else f'{has}; ctrl-] t takes it'}"
-        )
-        has += f" ({why})" if why and not yours else ""
-        await self._terminal.say(
-            has + ": waiting for it" * (not yours and not self._watches and not self._terminal.raw)
-        )
+        self._excuse = ""
+        if yours:
+            await self._terminal.say("you have the keyboard")
+            return
+        has = f"{holder or 'nobody'} has the keyboard"
+        if self._terminal.raw:
+            self._excuse = f"not typed: {'you only watch here' if self._watches else f'{has}; ctrl-] t takes it'}"
+        why = ": ".join(filter(None, (by and f"taken from you by {by}", why)))
+        has += f" ({why})" if why else ""
+        await self._terminal.say(has if self._terminal.raw or self._watches else f"{has}: waiting for it")
 
     def _may_type_if(self, *, yours: bool | None = None, here: bool | None = None) -> None:
         self._yours = self._yours if yours is None else yours
@@ -226,7 +228,7 @@ class _Attachment:
 
     async def _type(self, data: bytes) -> None:
         if data:  # what is typed without the keyboard, the server throws away
-            if self._excuse and self._terminal.raw:
+            if self._excuse:
                 self.say_soon(self._excuse)
                 self._excuse = ""
             await self._unsent.send({"data": base64.b64encode(data).decode()})

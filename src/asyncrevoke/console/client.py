@@ -15,7 +15,7 @@ from asyncrevoke.control.peer import Peer
 from asyncrevoke.control.request import Request
 from asyncrevoke.lowlevel import Revokable, RevokedError, SharedStream
 
-from .console import Console, Session
+from .console import Console, Session, why
 from .front import Front, Refused
 from .shared_port import CHANGES, obey
 
@@ -34,8 +34,10 @@ class Client:
     :ivar writes: whether the keyboard may come to this one
     :ivar keyboard: a handle on it, for as long as this one has it
     :ivar leaves: it goes by itself, and what it has typed stays
-    :ivar end: why it was taken off
+    :ivar end: that it was taken off, by whom and why
     :ivar why: it alone was taken away from this one
+    :ivar by: who has taken it
+    :ivar since: when it came, by the loop's clock
     :ivar news: set when it may have changed hands, or somebody has said something
     """
 
@@ -61,7 +63,7 @@ class Client:
         self.keyboard: Revokable | None = None
         self.leaves = False
         self.end = ""
-        self.why = ""
+        self.why = self.by = ""
         self.since = anyio.current_time()
         self.news = anyio.Event()
         self._said: deque[Mapping[str, Any]] = deque(maxlen=_UNSAID)
@@ -103,14 +105,18 @@ class Client:
 
     async def _run(self, part: Callable[[], Awaitable[str]], all_parts: anyio.CancelScope) -> None:
         outcome: str | Exception
+        end = ""
         try:
             outcome = await part()
         except RevokedError as error:
-            error = RevokedError(self.handle) if self.handle.revoked else error
-            outcome, self.end = ControlError("revoked", str(error)), error.reason
+            node = self.handle if self.handle.revoked else error.node
+            assert node is not None
+            end = f"{self.name} was taken off{why(node)}"
+            outcome = ControlError("revoked", end)
         except Exception as error:  # noqa: BLE001  # raised when the others have ended, too
-            outcome, self.end = error, str(error)
-        self._outcome = self._outcome or outcome
+            outcome = error
+        if self._outcome is None:
+            self._outcome, self.end = outcome, end
         all_parts.cancel()
 
     # -- from the device --
@@ -250,7 +256,7 @@ class Client:
             raise Refused("take", self.why or "you only watch here")
         if self._console.keyboard is self:
             raise Refused("take", "you have the keyboard")
-        self._console.hand_to(self)
+        self._console.hand_to(self, by=self.name)
 
     def give(self) -> None:
         """Give the keyboard back: to whom it was taken from, or else to who has been here longest.
@@ -287,7 +293,8 @@ class Client:
             while self._said:
                 await self._front.tell(self._said.popleft())
             holder = self._console.keyboard
-            news = {"keyboard": None if holder is None else holder.name, "yours": holder is self, "reason": self.why}
+            name = None if holder is None else holder.name
+            news = {"keyboard": name, "yours": holder is self, "reason": self.why, "by": self.by}
             if news != told:
                 await self._front.tell(news)
                 told = news

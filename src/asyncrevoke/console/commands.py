@@ -242,7 +242,8 @@ async def _watch(servers: Servers, *, as_json: bool) -> int:
                 if as_json:
                     print(json.dumps({**event, "socket": socket}), flush=True)
                 elif "event" in event:
-                    more = "".join(f" ({event[key]})" for key in ("who", "reason") if event[key])
+                    by = f" by {event['by']}" if event["by"] and event["event"] == "revoked" else ""
+                    more = by + "".join(f" ({event[key]})" for key in ("who", "reason") if event[key])
                     print(time.strftime("%H:%M:%S"), printable(f"{event['path']} {event['event']}{more}"), flush=True)
         except ControlError as error:
             complain(f"{socket}: {error}")

@@ -20,7 +20,7 @@ import anyio
 from asyncrevoke.adapters.pty import PtyOptions, PtySession, open_pty, start_pty
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
 from asyncrevoke.control.peer import Peer
-from asyncrevoke.lowlevel import Name, Registry, RevokedError, SharedStream, printable
+from asyncrevoke.lowlevel import Name, Registry, Revokable, RevokedError, SharedStream, printable, revoke_all
 
 from .access import People, Right, Rights
 from .fault import told
@@ -128,7 +128,7 @@ class Console:
         except Exception as exc:
             logger.exception("%s is shared no longer", self.share.name)
             self.node.revoke(f"a fault of the server: {exc!r}")
-        self.note(f"it has ended: {self.ended or self.node.reason}")
+        self.note(f"it was taken away{why(self.node)}" if self.node.revoked else f"it has ended: {self.ended}")
         self._change()
         with anyio.move_on_after(_LAST_WORDS):
             while self.clients:
@@ -176,7 +176,8 @@ class Console:
                 break
             await self._record(bytes(recorder.unread))  # others have read it, and may have shown it
             if session.node.revoked:
-                self.note(f"it is away: {self.away}")
+                if not self.node.revoked:
+                    self.note(f"it is away: {self.away}")
                 break
             before = recorder
             self._recorder = recorder = session.open("recorder", take=self._take)
@@ -286,7 +287,10 @@ class Console:
             return self.port.lent
         if self.session is None:
             return "it has not come yet"
-        return self.session.node.reason or "closed" if self.session.node.revoked else None
+        node = self.session.node
+        if not node.revoked:
+            return None
+        return f"taken away{why(node)}" if node.revoked_by else node.reason or "closed"
 
     @property
     def returns(self) -> bool:
@@ -313,13 +317,15 @@ class Console:
         """Somebody has come."""
         self.clients[client] = None
         self.note(f"{client.name} has come")
-        if force or (client.writes and self.keyboard is None):
+        if force:
+            self.hand_to(client, by=client.name)
+        elif client.writes and self.keyboard is None:
             self.hand_to(client)
 
     def leave(self, client: Client) -> None:
         """Somebody has gone."""
         del self.clients[client]
-        self.note(f"{client.name} has gone" if client.leaves else f"{client.name} was taken off: {client.end}")
+        self.note(client.end or f"{client.name} has gone")
         self._left.set()
 
     def hand_on(self) -> None:
@@ -327,26 +333,41 @@ class Console:
         others = (each for each in self.clients if each is not self.keyboard)
         self.hand_to(next((each for each in others if each.writes and not each.handle.revoked), None))
 
-    def hand_to(self, client: Client | None) -> None:
-        """Give the keyboard to this one, or to nobody. What is being typed with the old one is thrown away."""
+    def hand_to(self, client: Client | None, *, by: str = "") -> None:
+        """Give the keyboard to this one, or to nobody. What is being typed with the old one is thrown away.
+
+        :param by: who takes it from whoever has it
+        """
         before, self.keyboard = self.keyboard, client
         if client is not before:
             if before in self.clients:
                 self.clients = {before: None, **self.clients}  # to this one it goes back
-            self.note(f"{'nobody' if client is None else client.name} has the keyboard")
+            taken = f", taken from {before.name} by {by}" if by and before is not None else ""
+            self.note(f"{'nobody' if client is None else client.name} has the keyboard{taken}")
         if before is not None and before.keyboard is not None:
             keyboard, before.keyboard = before.keyboard, None
-            keyboard.revoke("another has the keyboard")  # and what was just typed there
+            before.why, before.by = "", by
+            revoke_all([keyboard], "another has the keyboard", by=by)  # and what was just typed there
         if client is not None:
+            client.why = client.by = ""
 
             def lost() -> None:
                 if self.typist is client and not client.leaves:
                     self.discard()
                 if client.keyboard is new:  # it was closed or taken away, alone or with all that the client has
-                    client.keyboard, client.writes, client.why = None, False, new.reason
+                    client.keyboard, client.writes = None, False
+                    client.why, client.by = new.reason, new.revoked_by
+                    if not client.handle.revoked:
+                        self.note(f"the keyboard was taken from {client.name}{why(new)}")
                     self.hand_on()
 
             client.keyboard = new = client.handle.open("keyboard", release=lost)
             client.shape()
         for each in self.clients:
             each.news.set()
+
+
+def why(node: Revokable) -> str:
+    """By whom it was taken away, and for what reason, as it goes on after "was taken off"."""
+    by = f" by {node.revoked_by}" if node.revoked_by else ""
+    return by + (f": {node.reason}" if node.reason else "")

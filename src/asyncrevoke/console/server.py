@@ -17,7 +17,7 @@ from asyncrevoke.control.listener import permit
 from asyncrevoke.control.peer import Peer
 from asyncrevoke.control.request import Request
 from asyncrevoke.control.server import serve
-from asyncrevoke.lowlevel import Registry, RevokedError, log_events, observe, printable
+from asyncrevoke.lowlevel import Event, Registry, RevokedError, log_events, observe, printable
 
 from .access import People, Right, Rights, people
 from .client import Client
@@ -86,7 +86,7 @@ class _Hosting(Access):
                 async with self._serving:
                     async with self._running:
                         try:
-                            await self._serving.start(observe, self.registry.root, log_events)
+                            await self._serving.start(observe, self.registry.root, _log)
                             await self._apply(config)
                         except (OSError, ValueError) as exc:
                             self.failure = exc
@@ -318,3 +318,9 @@ class _Hosting(Access):
     async def _port(self, request: Request) -> Mapping[str, Any]:
         console = self._find(request, "type" if request.fields.keys() & CHANGES else "look")
         return {"port": await obey(console, request, request.peer.name)}
+
+
+def _log(event: Event) -> None:
+    """What is taken away, the consoles say."""
+    if event.what != "revoked":
+        log_events(event)

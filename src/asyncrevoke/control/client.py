@@ -75,7 +75,7 @@ class Control(anyio.abc.AsyncResource):
         nodes: list[Record] = []
         async for record in self.request("list", path=path, who=who):
             if "node" in record:
-                nodes.append(as_record(_NODE, record["node"]) | ({"users": []} if who else {}))
+                nodes.append({"by": ""} | as_record(_NODE, record["node"]) | ({"users": []} if who else {}))
             elif who and "user" in record and nodes:
                 nodes[-1]["users"].append(as_record(_USER, record["user"]))
         return nodes
@@ -182,7 +182,7 @@ class _Answer(AsyncIterator[Record]):
             await self._control.send(request)
         record = await self._control.receive()
         self._over = "ok" in record
-        return as_record(_EVENT, record[self._unwrap]) if self._unwrap in record else record
+        return {"by": ""} | as_record(_EVENT, record[self._unwrap]) if self._unwrap in record else record
 
 
 def as_record(fields: Mapping[str, Any], record: object) -> Record:

@@ -41,11 +41,12 @@ from .listener import listening
 from .peer import Peer, peer_of
 from .request import Command, Request
 
-logger = logging.getLogger("asyncrevoke")
+logger = logging.getLogger("asyncrevoke.control")
 
 _LAST_WORDS = 5.0  # seconds for what clients wait for when the server ends
 _AT_ONCE = 64  # nodes and users that are listed before others have their turn
 _EVENTS = 500  # that are sent at once
+_BY = 1_000  # bytes of a user's name
 _PAUSE = 0.05  # seconds from one sending of events to the next, so that many who watch do not take the loop
 _ENDED = "the control server has ended"
 _NOT_YET = "it has not come yet"
@@ -147,9 +148,8 @@ class _Server:
         if not self._watchers:
             return
         fields = event.fields
-        line = encode(
-            {"event": {name: short(each) if isinstance(each, str) else each for name, each in fields.items()}}
-        )
+        cut = {name: short(each) if isinstance(each, str) else each for name, each in fields.items()}
+        line = encode({"event": cut | {"by": short(event.node.revoked_by, _BY)}})
         for watcher in tuple(self._watchers):
             if _is_under(fields["path"], watcher.path) and self.access.looks(watcher.connection.peer, fields["path"]):
                 watcher.unsent.append(line)
@@ -309,6 +309,7 @@ class _Server:
             "open": len(node.children),
             "since": None if opened is None else round(time.monotonic() - opened, 3),
             "reason": short(node.reason or latest.reason or (_NOT_YET if latest.generation == 0 else "")),
+            "by": short(node.revoked_by or latest.revoked_by, _BY),
         }
 
     async def _revoke(self, request: Request) -> Mapping[str, Any]:
@@ -340,11 +341,11 @@ class _Server:
         # What is revoked already can be hurried, and waited for.
         found = [node for node in found if not node.revoked] or [node for node in found if not node.released]
         if found:
-            return revoke_all(found, reason, grace=grace)
+            return revoke_all(found, reason, grace=grace, by=peer.name)
         for may, uid in (self.access.revokes, None), (self.access.looks, peer.uid):
             with contextlib.suppress(LookupError, PermissionError):
                 among = functools.partial(may, peer)
-                return self.registry.hangup(places, reason, grace=grace, uid=uid, among=among)
+                return self.registry.hangup(places, reason, grace=grace, uid=uid, among=among, by=peer.name)
         if not self.access.revokes(peer, path):
             raise ControlError(
                 "forbidden",
