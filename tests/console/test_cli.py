@@ -600,7 +600,7 @@ def test_several_from_a_file(tmp_path: pathlib.Path, capsys: pytest.CaptureFixtu
         client.sees("hi\r\nhi\r\n")
         assert sorted(listed(capsys)) == ["one", "two"]
         assert main(["revoke", "one"]) == 0
-        assert client.ends("revoked") == 1
+        assert client.ends("root was taken off by root") == 1
         assert {name: record["state"] for name, record in listed(capsys).items()} == {"one": "over", "two": "live"}
         assert log.read_bytes() == b"hi\r\nhi\r\n"
 

@@ -67,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", help="name that clients attach to. Default: the device or program name")
     add("--group", help="group that may attach and list. Only you and root may revoke")
     add("--log", metavar="FILE", default="", help="append all output to this file")
+    add("--log-times", action="store_true", help="begin each line of the log with the time")
+    add("--log-marks", action="store_true", help="tell in the log who comes, goes, has the keyboard or is taken off")
+    add("--log-size", metavar="10M", default="", help="begin the log anew at this size; the old one is FILE.1 then")
+    add("--log-keep", type=int, default=5, metavar="N", help="how many old logs to keep (%(default)s)")
     _line(add, "9600n8", "when the device opens. Default: as Linux makes it, on")
     add(
         "--socket",

@@ -22,6 +22,7 @@ from asyncrevoke.control.client import Control, Record
 from asyncrevoke.control.lines import ControlError
 from asyncrevoke.lowlevel import printable
 
+from . import journal
 from .attach import attach
 from .fault import told
 from .kernel import held
@@ -72,7 +73,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def complain(error: BaseException | str) -> None:
-    print(f"asyncrevoke: {printable(told(error))}", file=sys.stderr)
+    print(f"{journal.prefix(logging.ERROR)}{printable(told(error))}", file=sys.stderr)
 
 
 # -- demo --
@@ -95,7 +96,8 @@ def _share(args: argparse.Namespace) -> int:
     line: dict[str, Any] = {name: getattr(args, name) for name in NAMES}
     dtr, rts = SWITCH.get(args.dtr), SWITCH.get(args.rts)
     if args.config:
-        if device or args.program or args.name or args.log or {*line.values(), dtr, rts} != {None}:
+        logs = args.log or args.log_times or args.log_marks or args.log_size
+        if device or args.program or args.name or logs or {*line.values(), dtr, rts} != {None}:
             args.usage("share: --config goes with --group and --socket alone")
         path = str(pathlib.Path(args.config).absolute())
         config = read_config(path)
@@ -104,7 +106,8 @@ def _share(args: argparse.Namespace) -> int:
         if "/" not in device and shutil.which(device):
             args.usage(f"share: {device!r} is a program, which comes after two dashes: share -- {device}")
         name, settings = default if args.name is None else args.name, Settings().changed(line)
-        share = Share(name, tuple(args.program), device, settings, args.log, dtr=dtr, rts=rts)
+        log = {each: getattr(args, each) for each in ("log", "log_times", "log_marks", "log_size", "log_keep")}
+        share = Share(name, tuple(args.program), device, settings, **log, dtr=dtr, rts=rts)
         config = Config((share,))
     first = config.shares[0].name  # the socket keeps this name, whatever the file says later
 
@@ -117,23 +120,9 @@ def _share(args: argparse.Namespace) -> int:
         return replace(config, sockets=tuple(map(Socket, paths)) or config.sockets)
 
     reread = (lambda: here(read_config(path))) if args.config else None
-    with _log_to_stderr():
+    with journal.logging_to_stderr():
         anyio.run(_host, here(config), reread, f"--socket {args.socket[0]} " if args.socket else "")
     return 0
-
-
-@contextlib.contextmanager
-def _log_to_stderr() -> Iterator[None]:
-    logger, handler = logging.getLogger("asyncrevoke"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("asyncrevoke: %(message)s"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 async def _host(config: Config, reread: Callable[[], Config] | None, where: str) -> None:

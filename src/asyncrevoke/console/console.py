@@ -24,7 +24,7 @@ from asyncrevoke.lowlevel import Name, Registry, Revokable, RevokedError, Shared
 
 from .access import People, Right, Rights
 from .fault import told
-from .log import Log
+from .log import Log, log_of
 from .share import Share
 from .shared_port import SharedPort
 
@@ -93,7 +93,7 @@ class Console:
             open_serial(share.device, dtr=share.dtr, rts=share.rts, **share.settings.options())  # opens nothing yet
         elif share.command and shutil.which(share.command[0]) is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), share.command[0])
-        self._log = Log(share.log, share.name) if share.log else None
+        self._log = log_of(share)
 
     def begin(self) -> None:
         """Start the program, or begin to wait for the device.
@@ -308,8 +308,16 @@ class Console:
                 logger.warning("%r keeps what was typed: %s", self.share.name, exc)
 
     def note(self, text: str) -> None:
-        """Tell what has happened here, in the one form that the server's log has."""
-        logger.info("%s", printable(f"{self.share.name}: {text}"))
+        """Tell what has happened here: the server's log and, as a mark, that of the share."""
+        text = printable(text)
+        logger.info("%s: %s", printable(self.share.name), text)
+        if self._log is not None:
+            self._log.mark(text)
+
+    def reopen_log(self) -> None:
+        """Another program has rotated the log: go on in the file that is at its path now."""
+        if self._log is not None:
+            self._log.reopen()
 
     # -- the keyboard --
 

@@ -1,5 +1,6 @@
 """What is shared by a console server, and how a file tells it."""
 
+import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from types import UnionType
@@ -20,6 +21,10 @@ class Share:
     :ivar restart: whether a program is started again when it has ended: never, on-failure or always
     :ivar log: the file to which all output is appended
     :ivar settings: of the device's line
+    :ivar log_times: whether each line there begins with the time
+    :ivar log_marks: whether it is said there who comes and goes, has the keyboard, is taken off, and the like
+    :ivar log_size: at what size the file is begun anew, such as "10M"; left out: never
+    :ivar log_keep: how many old files there are
     :ivar history: bytes of the last output that a client gets first
     :ivar dtr, rts: how these lines are whenever the device opens; None: as Linux makes them
     :ivar look: users ("bob") and groups ("@lab") that may attach and list it; None: the server's groups
@@ -32,6 +37,10 @@ class Share:
     device: str = ""
     settings: Settings = field(default_factory=Settings)
     log: str = ""
+    log_times: bool = False
+    log_marks: bool = False
+    log_size: str = ""
+    log_keep: int = 5
     history: int = 65536
     dtr: bool | None = None
     rts: bool | None = None
@@ -47,6 +56,18 @@ class Share:
             raise ValueError(f"{self.name!r} has a command and a device: give one of them")
         if not self.device and (self.settings, self.dtr, self.rts) != (Settings(), None, None):
             raise ValueError(f"{self.name!r} is no serial device: leave its settings and lines out")
+        if not self.log and (self.log_times or self.log_marks or self.log_size):
+            raise ValueError(f"{self.name!r} has no log: give its file, or leave the rest about it out")
+        if self.log_size and not self.log_bytes:
+            raise ValueError(f"{self.log_size!r} is no size of a log: give bytes, or such as 500k, 10M or 1G")
+        if self.log_keep < 1:
+            raise ValueError(f"{self.name!r} keeps {self.log_keep} old logs: keep 1 or more")
+
+    @property
+    def log_bytes(self) -> int:
+        """The size at which its file is begun anew; 0 if it never is."""
+        found = re.fullmatch(r"([0-9]{1,15})([kMG]?)", self.log_size)
+        return int(found[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[found[2]] if found else 0
 
         if self.restart not in RESTARTS:
             raise ValueError(f"{self.name!r}: restart = {self.restart!r}: give one of {', '.join(RESTARTS)}")

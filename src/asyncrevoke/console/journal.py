@@ -1,0 +1,48 @@
+"""What a server says: on standard error, which may be the journal's."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from asyncrevoke.lowlevel import printable
+
+_PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+
+
+@contextlib.contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Have all that is logged on standard error, from now on and until the exit."""
+    logger, handler = logging.getLogger("asyncrevoke"), logging.StreamHandler()
+    handler.setFormatter(_Lines())
+    # By whom somebody is taken off, the share says: the control server need not say it, too.
+    handler.addFilter(lambda record: record.name != "asyncrevoke.control" or record.levelno > logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Lines(logging.Formatter):
+    """A line, and those of a traceback, which begin as their reader expects it. No name in it begins another."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # as logging has it
+        return printable(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        begin = prefix(record.levelno)
+        again = begin if begin.startswith("<") else ""
+        return begin + f"\n{again}".join(map(printable, super().format(record).split("\n")))
+
+
+def prefix(level: int) -> str:
+    """How a line begins: with the name of this program or, for the journal, which knows it, the priority (sd-daemon(3))."""
+    with contextlib.suppress(OSError):
+        stderr = os.fstat(2)
+        if os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}":
+            return f"<{_PRIORITIES.get(level, 5)}>"
+    return "asyncrevoke: "
