@@ -831,7 +831,7 @@ def test_shared_device_is_hung_up_by_its_path(tmp_path: pathlib.Path) -> None:
         with attach("--wait", "lab") as client:
             client.sees("you have the keyboard")
             assert main(["revoke", line.path, "--reason", "off"]) == 0
-            client.sees("[away: off")
+            client.sees("[away: hung up by root: off")
             client.sees("[back again]")
             assert main(["revoke", str(tmp_path)]) == 0
             client.sees("[back again]")

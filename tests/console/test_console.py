@@ -23,7 +23,7 @@ from anyio.abc import SocketAttribute
 
 from asyncrevoke.adapters.pty import PtySession, open_pty
 from asyncrevoke.console import console, log as console_log
-from asyncrevoke.console.log_file import LogFile
+from asyncrevoke.console.log_file import open_file
 from asyncrevoke.console.server import host
 from asyncrevoke.console.settings import Settings
 from asyncrevoke.console.share import Config, Share, read_config
@@ -474,7 +474,7 @@ async def test_where_nothing_can_be_thrown_away_the_keyboard_is_handed_on(tmp_pa
 
 async def test_log_counts_what_never_came_to_it(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     """As what came while the recorder had been taken away."""
-    log = console_log.Log(LogFile(str(tmp_path / "log")), "lab")
+    log = console_log.Log(open_file(str(tmp_path / "log")), "lab")
     log.miss(5)
     await log.write(b"on")
     log.close()
@@ -663,7 +663,7 @@ async def test_program_does_not_come_back(tmp_path: pathlib.Path) -> None:
         await client.is_told(keyboard="root")
         await (await server.connect()).revoke("lab/sh", "enough")
         assert await client.ends() == "the program has ended with status -1"
-        assert client.told[2:] in ([], [{"away": "taken away by root: enough"}])
+        assert client.told[2:] in ([], [{"away": "hung up by root: enough"}])
 
 
 async def test_size_may_be_told_when_there_is_no_terminal_any_more(tmp_path: pathlib.Path) -> None:
@@ -850,7 +850,7 @@ async def test_log_waits_for_its_reader_once(
     """When something is lost already, more is lost at once; the end tells how much."""
     monkeypatch.setattr(console_log, "_PATIENCE", 0.01)
     with read_pipe(tmp_path / "log") as reader:
-        log = console_log.Log(LogFile(str(tmp_path / "log")), "lab")
+        log = console_log.Log(open_file(str(tmp_path / "log")), "lab")
         await log.write(b"x" * 400_000)
         monkeypatch.setattr(console_log, "_PATIENCE", math.inf)
         with anyio.fail_after(10):

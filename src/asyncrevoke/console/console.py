@@ -290,7 +290,7 @@ class Console:
         node = self.session.node
         if not node.revoked:
             return None
-        return f"taken away{why(node)}" if node.revoked_by else node.reason or "closed"
+        return f"hung up{why(node)}" if node.revoked_by else node.reason or "closed"
 
     @property
     def returns(self) -> bool:

@@ -2,13 +2,14 @@
 
 import errno
 import functools
+import io
 import logging
 import time
 from datetime import UTC, datetime
 
 import anyio
 
-from .log_file import LogFile, RotatedFile
+from .log_file import ends_within_a_line, is_regular, open_file, reopen
 from .share import Share
 
 logger = logging.getLogger("asyncrevoke")
@@ -24,7 +25,7 @@ class Log:
     :param name: whose output it is, for messages
     """
 
-    def __init__(self, file: LogFile, name: str) -> None:
+    def __init__(self, file: io.FileIO, name: str) -> None:
         self._file = file
         self._name = name
         self._lost = 0  # bytes, since it last took something
@@ -58,7 +59,7 @@ class Log:
     def reopen(self) -> None:
         """Go on in the file that is at the path now, as another program has rotated the log. A pipe stays."""
         try:
-            self._file.reopen()
+            reopen(self._file)
         except OSError as exc:
             logger.error("the log %r is not opened anew: %s", self._file.name, exc.strerror)  # noqa: TRY400
 
@@ -86,13 +87,14 @@ class MarkedLog(Log):
     :param marks: whether marks are written; they end a line that has no end yet
     """
 
-    def __init__(self, file: LogFile, name: str, *, times: bool, marks: bool) -> None:
+    def __init__(self, file: io.FileIO, name: str, *, times: bool, marks: bool) -> None:
         super().__init__(file, name)
         self._times = times
         self._marks = marks
         self._begun = False  # a line has begun, and may go on
-        self._cut = file.ends_within_a_line()  # a line has begun, and will not go on
+        self._cut = ends_within_a_line(file)  # a line has begun, and will not go on
         self._queue = b""  # what is to be written
+        self._waits = not is_regular(file)
         self._writing = False
 
     async def write(self, data: bytes) -> None:
@@ -106,7 +108,7 @@ class MarkedLog(Log):
             self._writing = False
 
     def write_now(self, data: bytes) -> bytes:
-        if self._writing or not self._file.regular:
+        if self._writing or self._waits:
             return data
         self._queue += self._lines(data)
         self._flush()
@@ -127,7 +129,7 @@ class MarkedLog(Log):
     def _flush(self) -> None:
         """Write what can be written without waiting; a pipe may leave some."""
         try:
-            while (queue := self._queue) and (rest := super().write_now(queue)) != queue:
+            while (queue := self._queue) and (rest := Log.write_now(self, queue)) != queue:
                 self._queue = rest
             if len(self._queue) > _UNREAD:
                 raise BlockingIOError(errno.EAGAIN, "nobody reads it")
@@ -161,8 +163,7 @@ def log_of(share: Share) -> Log | None:
     """
     if not share.log:
         return None
-    size = share.log_bytes
-    file = RotatedFile(share.log, size, share.log_keep) if size else LogFile(share.log)
+    file = open_file(share.log, share.log_bytes, share.log_keep)
     if share.log_times or share.log_marks:
         return MarkedLog(file, share.name, times=share.log_times, marks=share.log_marks)
     return Log(file, share.name)

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import math
 import os
 import stat
 
@@ -12,55 +11,58 @@ logger = logging.getLogger("asyncrevoke")
 _LINE = 4096  # bytes more, for the line in which a file gets full to come to its end
 
 
-class LogFile(io.FileIO):
-    """A file, or a pipe, that is appended to.
+def open_file(path: str, size: int = 0, keep: int = 0) -> io.FileIO:
+    """Open what is appended to. A pipe, and what a symbolic link leads to, such as /dev/stdout, are never rotated.
 
+    :param size, keep: as for `RotatedFile`; 0: it is not rotated
     :raises OSError: if it cannot be opened; a pipe that nobody reads is an error, and no reason to wait
     """
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path, "ab", opener=_open)
-        self.path = path
-        #: whether it is a file: it never has to be waited for
-        self.regular = stat.S_ISREG(os.fstat(self.fileno()).st_mode)
-
-    def ends_within_a_line(self) -> bool:
-        """Whether it is a file whose last line has no end."""
-        if not self.regular or not os.fstat(self.fileno()).st_size:
-            return False
-        with contextlib.suppress(OSError), open(self.path, "rb") as file:  # noqa: PTH123
-            file.seek(-1, os.SEEK_END)
-            return file.read() != b"\n"
-        return True  # it is not for us to read: perhaps
-
-    def reopen(self) -> None:
-        """Go on with the file that is at its path now; a pipe stays.
-
-        :raises OSError: if that cannot be opened; then all goes on in the old one
-        """
-        if self.regular:
-            fd = _open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-            os.dup2(fd, self.fileno(), inheritable=False)
-            os.close(fd)
+    if size and (not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode)):
+        return RotatedFile(path, size, keep)
+    return open(path, "ab", buffering=0, opener=_open)  # its user closes it
 
 
-class RotatedFile(LogFile):
+def is_regular(file: io.FileIO) -> bool:
+    """Whether it never has to be waited for."""
+    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+
+
+def reopen(file: io.FileIO) -> None:
+    """Go on with the file that is at its path now; a pipe stays.
+
+    :raises OSError: if that cannot be opened; then all goes on in the old one
+    """
+    if is_regular(file):
+        fd = _open(os.fsdecode(file.name), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(fd, file.fileno(), inheritable=False)
+        os.close(fd)
+
+
+def ends_within_a_line(file: io.FileIO) -> bool:
+    """Whether it has a last line that has no end."""
+    if not is_regular(file) or not os.fstat(file.fileno()).st_size:
+        return False
+    with contextlib.suppress(OSError), open(file.name, "rb") as reading:  # noqa: PTH123
+        reading.seek(-1, os.SEEK_END)
+        return reading.read() != b"\n"
+    return True  # it is not for us to read: perhaps
+
+
+class RotatedFile(io.FileIO):
     """A file that is begun anew when it is full: PATH becomes PATH.1, which becomes PATH.2, and so on.
 
     Each ends with the line in which it gets full, or 4096 bytes later. If one cannot be renamed or made, all goes on in the
-    old one, which has grown by another `size` when it is tried again; the files stay in order. A pipe, and what a symbolic
-    link leads to, such as /dev/stdout, are never full.
+    old one, which has grown by another `size` when it is tried again; the files stay in order.
 
     :param size: bytes; a file that has so many is full
     :param keep: how many old ones there are, 1 or more; the oldest makes room
-    :raises OSError: as `LogFile`
+    :raises OSError: as `open_file`
     """
 
     def __init__(self, path: str, size: int, keep: int) -> None:
-        super().__init__(path)
+        super().__init__(path, "ab", opener=_open)
         self._names = [path, *(f"{path}.{number}" for number in range(1, keep + 1))]
-        self._size = size if stat.S_ISREG(os.lstat(path).st_mode) else math.inf
-        self._full = self._size
+        self._size = self._full = size
         self._whole = True  # what it has ends with a line
 
     def write(self, data: bytes) -> int:  # type: ignore[override]  # bytes are all that we write
@@ -70,24 +72,24 @@ class RotatedFile(LogFile):
             self._rotate()
             room = self._room()
         if len(data) >= room:
-            most = int(room) + _LINE
-            data = data[: data.find(b"\n", max(0, int(room) - 1), most) + 1 or most]
-        written = super().write(data) or 0
+            most = room + _LINE
+            data = data[: data.find(b"\n", max(0, room - 1), most) + 1 or most]
+        written = super().write(data)
         self._whole = data[written - 1 : written] == b"\n"
         return written
 
-    def _room(self) -> float:
-        return self._full - os.fstat(self.fileno()).st_size
+    def _room(self) -> int:
+        return self._full - self.seek(0, os.SEEK_END)
 
     def _rotate(self) -> None:
         free = next((n for n, name in enumerate(self._names) if not os.path.lexists(name)), len(self._names) - 1)
         try:
             for number in range(free, 0, -1):
                 os.rename(self._names[number - 1], self._names[number])  # noqa: PTH104
-            self.reopen()
+            reopen(self)
         except OSError as exc:
-            logger.error("the log %r is not rotated: %s", self.path, exc.strerror)  # noqa: TRY400
-            self._full = os.fstat(self.fileno()).st_size + self._size
+            logger.error("the log %r is not rotated: %s", self.name, exc.strerror)  # noqa: TRY400
+            self._full = self.seek(0, os.SEEK_END) + self._size
         else:
             self._full = self._size
 
