@@ -304,6 +304,7 @@ def test_keyboard_changes_hands_and_both_are_told() -> None:
                 carol.sees("you have the keyboard")
                 for each in alice, bob:
                     each.sees("root-3 has the keyboard")
+                alice.sees(" (taken from you by root-3)")
                 alice.types("unheard")
                 carol.types("heard")
                 assert "un" not in bob.sees("heard")

@@ -1,6 +1,7 @@
 """What is recorded of a share: in the log of its output, in the server's own, and in what a victim is told."""
 
 import contextlib
+import gzip
 import itertools
 import logging
 import os
@@ -8,6 +9,8 @@ import pathlib
 import random
 import re
 import resource
+import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -21,9 +24,12 @@ import pytest
 from asyncrevoke.console import log as console_log
 from asyncrevoke.console.share import Share
 from asyncrevoke.control import connect
+from ports import Plug
 from test_console import ECHO, Attached, lab
 
 pytestmark = pytest.mark.anyio
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -120,6 +126,36 @@ async def test_server_says_that_a_program_has_ended(tmp_path: pathlib.Path, said
         await alice.types(b"\n")
         await alice.ends()
     assert "lab: it has ended: the program has ended with status 3" in said()
+
+
+async def test_device_that_goes_and_comes_is_told(tmp_path: pathlib.Path, said: Callable[[], list[str]]) -> None:
+    """That it is here, away and why, also by whom it was hung up, and back."""
+    plug = Plug(tmp_path / "port")
+    end = plug.plug_in()
+    try:
+        async with lab(tmp_path, Share("lab", device=str(plug.link))) as server:
+            stays, admin = await server.attach(wait=True), await server.connect()
+            while not any(node["path"].endswith("/recorder") for node in await admin.list()):
+                pass
+            await admin.revoke(end.path, "to flash it")
+            await stays.until(lambda: {"away": "hung up by root: to flash it"} in stays.told)
+            await stays.until(lambda: "back" in stays.told[-1])
+            plug.unplug()
+            await stays.until(lambda: "away" in stays.told[-1])
+            plug.plug_in()
+            await stays.until(lambda: "back" in stays.told[-1])
+            await admin.revoke("lab", "maintenance")
+    finally:
+        plug.close()
+    told = [each for each in said() if each.startswith("lab: it")]
+    assert told[3].startswith("lab: it is away: unplugged: ")
+    assert [*told[:3], *told[4:]] == [
+        "lab: it is here",
+        "lab: it is away: hung up by root: to flash it",
+        "lab: it is back",
+        "lab: it is back",
+        "lab: it was taken away by root: maintenance",
+    ]
 
 
 # -- the log of a share --
@@ -437,6 +473,50 @@ def test_log_is_opened_anew(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFix
         [b"three", b"four"],
     ]
     assert caplog.messages == [f"the log '{folder / 'log'}' is not opened anew: No such file or directory"]
+
+
+@pytest.mark.skipif(not shutil.which("logrotate"), reason="there is no logrotate: apt install logrotate")
+@pytest.mark.parametrize("options", [{}, {"log_times": True, "log_marks": True}], ids=["raw", "marked"])
+def test_logrotate_rotates_as_the_example_says(tmp_path: pathlib.Path, options: dict[str, bool]) -> None:
+    """It renames the log and sends SIGHUP; no byte is lost, and none comes twice."""
+    log, config = opened(tmp_path / "router.log", **options), tmp_path / "config"
+    example = (ROOT / "examples/asyncrevoke.logrotate").read_text()
+    assert "/var/log/asyncrevoke/*.log {" in example
+    assert "kill --kill-who=main --signal=HUP asyncrevoke.service" in example
+    example = re.sub("/var/log/asyncrevoke/", f"{tmp_path}/", example)
+    config.write_text(re.sub("systemctl .*", f"kill -HUP {os.getpid()}", example))
+    config.chmod(0o644)
+    reopened = 0
+
+    def reopen(*_: object) -> None:
+        nonlocal reopened
+        log.reopen()
+        reopened += 1
+
+    before = signal.signal(signal.SIGHUP, reopen)
+    try:
+        for number in range(3):
+            write(log, b"before %d\n" % number, itertools.repeat(3))
+            done = subprocess.run(
+                ["logrotate", "-f", "-s", str(tmp_path / "state"), str(config)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert (done.returncode, done.stderr) == (0, "")
+        write(log, b"after\n", itertools.repeat(3))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        log.close()
+    assert reopened == 3
+    texts = [(tmp_path / f"router.log{end}").read_bytes() for end in ("", ".1")]
+    texts += [gzip.decompress((tmp_path / f"router.log.{n}.gz").read_bytes()) for n in (2, 3)]
+    assert [text.split(b" ", 1)[-1] if options else text for text in texts] == [
+        b"after\n",
+        b"before 2\n",
+        b"before 1\n",
+        b"before 0\n",
+    ]
 
 
 @pytest.mark.parametrize(

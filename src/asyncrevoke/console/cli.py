@@ -80,13 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--config", metavar="FILE", help="share what this TOML file lists, and reload it on SIGHUP")
 
-    add = command("attach", "attach this terminal to a share", _ATTACH).add_argument
-    add("name", nargs="?", metavar="NAME", help="share to attach to. Default: the only one")
-    add("--read-only", dest="mode", action="store_const", const="watch", default="write", help="never type")
-    add("--force", dest="mode", action="store_const", const="force", help="take the keyboard from whoever has it")
-    add("--wait", action="store_true", help="stay while the device is unplugged, until it is back")
-    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
-
+    _attach(command)
     _send(command("send", "type text into a share, and print what it answers", _SEND).add_argument)
 
     _hosting(command)
@@ -138,6 +132,15 @@ def _parser() -> argparse.ArgumentParser:
     _ports(command)
     _cluster(command)
     return parser
+
+
+def _attach(command: Any) -> None:
+    add = command("attach", "attach this terminal to a share", _ATTACH).add_argument
+    add("name", nargs="?", metavar="NAME", help="share to attach to. Default: the only one")
+    add("--read-only", dest="mode", action="store_const", const="watch", default="write", help="never type")
+    add("--force", dest="mode", action="store_const", const="force", help="take the keyboard from whoever has it")
+    add("--wait", action="store_true", help="stay while the device is unplugged, until it is back")
+    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
 
 def _send(add: Callable[..., Any]) -> None:
