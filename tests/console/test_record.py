@@ -21,7 +21,9 @@ from typing import Any
 import anyio
 import pytest
 
+from asyncrevoke import Registry
 from asyncrevoke.console import log as console_log
+from asyncrevoke.console.console import Console
 from asyncrevoke.console.share import Share
 from asyncrevoke.control import connect
 from ports import Plug
@@ -126,6 +128,17 @@ async def test_server_says_that_a_program_has_ended(tmp_path: pathlib.Path, said
         await alice.types(b"\n")
         await alice.ends()
     assert "lab: it has ended: the program has ended with status 3" in said()
+
+
+async def test_what_happens_after_the_log_was_closed_is_said(
+    tmp_path: pathlib.Path, said: Callable[[], list[str]]
+) -> None:
+    """As when one goes who has not received for too long."""
+    console = Console(Share("lab", ("true",), log=str(tmp_path / "log"), log_marks=True), Registry())
+    await console.run()
+    console.note("alice has gone")
+    assert said()[-1] == "lab: alice has gone"
+    assert b"alice" not in (tmp_path / "log").read_bytes()
 
 
 async def test_device_that_goes_and_comes_is_told(tmp_path: pathlib.Path, said: Callable[[], list[str]]) -> None:
@@ -376,6 +389,30 @@ def test_rotated_files_are_whole_and_in_order(tmp_path: pathlib.Path, seed: int)
     assert len(sizes) == pytest.approx(len(text) / 1024, rel=0.05)
     assert all(1024 <= size < 1024 + 30 for size in sizes)
     assert all(path.read_bytes().endswith(b"\n") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{}, {"log_times": True}], ids=["raw", "timed"])
+async def test_log_of_a_share_is_rotated_while_output_comes(tmp_path: pathlib.Path, options: dict[str, Any]) -> None:
+    """All that a program has said is in the files, whether it is taken at once or waits to be recorded."""
+    log, text = tmp_path / "log", numbered(3000)
+    (tmp_path / "text").write_bytes(text)
+    program = "sh", "-c", f"stty raw -echo; cat {tmp_path}/text; read line; cat {tmp_path}/text"
+    async with lab(tmp_path, Share("lab", program, log=str(log), log_size="2k", log_keep=200, **options)) as server:
+        alice = await server.attach()
+        await alice.hears(b"line 2999 of")
+        await alice.types(b"\n")
+        await alice.ends()
+    assert re.sub(rb"(?m)^\S+ (?=line)", b"", whole(log)) == text * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"log_times": True}], ids=["raw", "marked"])
+async def test_rotated_file_is_never_waited_for(tmp_path: pathlib.Path, options: dict[str, bool]) -> None:
+    """What does not go into one file goes into the next at once."""
+    text = numbered(1000)
+    log = opened(tmp_path / "log", log_size="1k", log_keep=100, **options)
+    await log.write(text)
+    log.close()
+    assert re.sub(rb"(?m)^\S+ (?=line)", b"", whole(tmp_path / "log")) == text
 
 
 def test_oldest_files_make_room(tmp_path: pathlib.Path) -> None:

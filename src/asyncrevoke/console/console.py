@@ -212,8 +212,9 @@ class Console:
 
     def close(self) -> None:
         """Close what was opened before `begin`."""
-        if self._log is not None:
-            self._log.close()
+        log, self._log = self._log, None  # somebody may go later, which is said all the same
+        if log is not None:
+            log.close()
 
     def _change(self) -> None:
         self.since = anyio.current_time()
@@ -325,10 +326,8 @@ class Console:
         """Somebody has come."""
         self.clients[client] = None
         self.note(f"{client.name} has come")
-        if force:
+        if force or (client.writes and self.keyboard is None):
             self.hand_to(client, by=client.name)
-        elif client.writes and self.keyboard is None:
-            self.hand_to(client)
 
     def leave(self, client: Client) -> None:
         """Somebody has gone."""

@@ -34,8 +34,10 @@ class Log:
         """Append all of it. A pipe that is full is waited for, unless something is lost already."""
         try:
             with anyio.fail_after(0 if self._lost else _PATIENCE):
-                while data := Log.write_now(self, data):
-                    await anyio.wait_writable(self._file)
+                while rest := Log.write_now(self, data):
+                    if rest == data:
+                        await anyio.wait_writable(self._file)
+                    data = rest
         except OSError as exc:
             self._lose(data, exc)
 

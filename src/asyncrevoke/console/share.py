@@ -62,17 +62,16 @@ class Share:
             raise ValueError(f"{self.log_size!r} is no size of a log: give bytes, or such as 500k, 10M or 1G")
         if self.log_keep < 1:
             raise ValueError(f"{self.name!r} keeps {self.log_keep} old logs: keep 1 or more")
+        if self.restart not in RESTARTS:
+            raise ValueError(f"{self.name!r}: restart = {self.restart!r}: give one of {', '.join(RESTARTS)}")
+        if self.device and self.restart != "never":
+            raise ValueError(f"{self.name!r} is a device, which comes back anyway: leave restart out")
 
     @property
     def log_bytes(self) -> int:
         """The size at which its file is begun anew; 0 if it never is."""
         found = re.fullmatch(r"([0-9]{1,15})([kMG]?)", self.log_size)
         return int(found[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[found[2]] if found else 0
-
-        if self.restart not in RESTARTS:
-            raise ValueError(f"{self.name!r}: restart = {self.restart!r}: give one of {', '.join(RESTARTS)}")
-        if self.device and self.restart != "never":
-            raise ValueError(f"{self.name!r} is a device, which comes back anyway: leave restart out")
 
     def __str__(self) -> str:
         return " ".join(self.command) or self.device or "loopback"
