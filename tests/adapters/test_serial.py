@@ -965,7 +965,9 @@ async def test_settings_that_are_refused_leave_all_as_it_was(backend: str) -> No
         stream = device.open()
         before = termios.tcgetattr(device.fileno())
         with pytest.raises(serial.SerialException, match=f"it does not take these settings: '{end.path}'"):
-            await stream.configure(parity="E", bytesize=7)
+            await stream.configure(baudrate=9600, parity="E")
+        with pytest.raises(serial.SerialException, match="it does not take these settings"):
+            await stream.configure(stopbits=2, bytesize=5)
         for nonsense in {"parity": "X"}, {"speed": 9600}, {"stopbits": 3, "baudrate": 9600}:
             with pytest.raises(ValueError, match=f"'{end.path}': .* give one of "):
                 await stream.configure(**nonsense)

@@ -6,11 +6,23 @@ import fcntl
 import os
 import struct
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 _LOW_LATENCY, _FLAGS = 1 << 13, 16  # ASYNC_LOW_LATENCY, and the place of `flags` in include/uapi/linux/serial.h
 _TIOCSBRK, _TIOCCBRK = 0x5427, 0x5428  # include/uapi/asm-generic/ioctls.h
+_PARITY, _ODD, _STICK = termios.PARENB, termios.PARODD, 0o10000000000  # CMSPAR in include/uapi/asm-generic/termbits.h
+#: Where the settings are in c_cflag: the bits, and what they are for each.
+_IN_CFLAG: dict[str, tuple[int, dict[Any, int]]] = {
+    "bytesize": (termios.CSIZE, {5: termios.CS5, 6: termios.CS6, 7: termios.CS7, 8: termios.CS8}),
+    "parity": (
+        _PARITY | _ODD | _STICK,
+        {"N": 0, "E": _PARITY, "O": _PARITY | _ODD, "M": _PARITY | _ODD | _STICK, "S": _PARITY | _STICK},
+    ),
+    "stopbits": (termios.CSTOPB, {1: 0, 1.5: termios.CSTOPB, 2: termios.CSTOPB}),
+    "rtscts": (termios.CRTSCTS, {False: 0, True: termios.CRTSCTS}),
+}
 _LACKING = (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -37,6 +49,16 @@ def set_modem_lines(fd: int, **lines: bool | None) -> None:
         bits = sum(_bit(name) for name, wish in lines.items() if wish is state)
         if bits:
             fcntl.ioctl(fd, request, struct.pack("I", bits))
+
+
+def check_taken(fd: int, settings: Mapping[str, Any]) -> None:
+    """See whether a driver has what it was told, as it refuses without a word.
+
+    :raises OSError: EINVAL, if it has not; the rate is not looked at, as many have it a little different
+    """
+    for name, (mask, bits) in _IN_CFLAG.items():
+        if name in settings and termios.tcgetattr(fd)[2] & mask != bits[settings[name]]:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 def set_break(fd: int, *, state: bool) -> None:

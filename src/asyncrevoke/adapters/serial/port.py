@@ -23,7 +23,7 @@ from asyncrevoke.adapters.device.explained import HINTS, explained as device_exp
 from asyncrevoke.lowlevel import Fd, Revokable, close_off_loop, off_loop
 
 from . import network
-from .lines import AtOpen, ModemLines, discard_input, modem_lines, set_break, set_modem_lines
+from .lines import AtOpen, ModemLines, check_taken, discard_input, modem_lines, set_break, set_modem_lines
 
 if TYPE_CHECKING:
     from serial import SerialException as SerialException  # noqa: PLC0414  # which is handed on
@@ -225,25 +225,35 @@ class _DescriptorPort(FdLine, Driven):
         return why_over(self.fileno())
 
     async def configure(self, settings: Mapping[str, Any]) -> None:
-        await off_loop(lambda: configure(self.serial, settings, set_each), patience=math.inf)
+        await off_loop(lambda: configure_pyserial(self.serial, settings), patience=math.inf)
 
 
-def configure(serial: Any, settings: Mapping[str, Any], change: Callable[[Any, Mapping[str, Any]], object]) -> None:
-    """Have a library change settings of its port. It keeps what the driver has refused, so that is put back."""
-    before = {option: vars(serial)[f"_{option}"] for option in settings}
+def configure_pyserial(serial: Any, settings: Mapping[str, Any]) -> None:
+    """Change settings of a `Serial`, or none."""
+
+    def change(settings: Mapping[str, Any]) -> None:
+        vars(serial).update({f"_{option}": value for option, value in settings.items()})
+        serial.baudrate = serial.baudrate  # makes all of them, in one step
+
+    configure(serial, settings, settings, change)
+
+
+def configure(
+    serial: Any,
+    settings: Mapping[str, Any],
+    in_its_words: Mapping[str, Any],
+    change: Callable[[Mapping[str, Any]], object],
+) -> None:
+    """Have a library change settings of its port, or none: it keeps what the driver has refused, so that is put back."""
+    before = {option: vars(serial)[f"_{option}"] for option in in_its_words}
     try:
-        change(serial, settings)
+        change(in_its_words)
+        check_taken(serial.fileno(), settings)
     except BaseException:
-        change(serial, before)
+        change(before)
         raise
 
 
 def serialx_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of pyserial's, as serialx names them."""
     return {"byte_size" if option == "bytesize" else option: value for option, value in settings.items()}
-
-
-def set_each(serial: Any, settings: Mapping[str, Any]) -> None:
-    """As pyserial does it. Of several that are made in one step, the C library would tell no refusal."""
-    for option, value in settings.items():
-        setattr(serial, option, value)

@@ -15,7 +15,7 @@ import anyio
 from asyncrevoke.lowlevel import Deadline, Fd, OffLoop, Revokable, close_off_loop, off_loop
 
 from .lines import AtOpen
-from .port import Driven, Port, configure, imported, open_pyserial, serialx_words, set_each, why_over
+from .port import Driven, Port, configure, configure_pyserial, imported, open_pyserial, serialx_words, why_over
 
 _BACKLOG = 65536  # bytes of a transport's that nobody has read, before it is stopped
 
@@ -33,7 +33,7 @@ async def open_pyserial_asyncio(url: str, node: Revokable, settings: dict[str, A
     transport, _ = await serial_asyncio.connection_for_serial(loop, lambda: port, serial)
     serial.is_open = True
     port.connection_made(transport)
-    return port.opened(serial.fileno(), lambda settings: configure(serial, settings, set_each), close)
+    return port.opened(serial.fileno(), functools.partial(configure_pyserial, serial), close)
 
 
 async def open_serialx(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Port:
@@ -60,7 +60,7 @@ async def open_serialx(url: str, node: Revokable, settings: dict[str, Any], at_o
         raise
 
     def change(settings: Mapping[str, Any]) -> None:
-        configure(serial, serialx_words(settings), lambda serial, settings: serial.reconfigure_port(**settings))
+        configure(serial, settings, serialx_words(settings), lambda words: serial.reconfigure_port(**words))
 
     return port.opened(serial.fileno(), change, close)
 
