@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CHANGES = frozenset(("settings", "lines", "break", "down", "up"))  # what may be asked, besides how it is
-_BREAK = 0.25  # seconds, as tcsendbreak(3) has it at the least
 _SOON = 2.0  # seconds in which it is open again, if it is there
 _LENT = "lent to another program"
 
@@ -122,9 +121,8 @@ class SharedPort:
                 self.device.shared.leave(stream)  # it gets no copy of what comes, which it would not receive
                 return await act(stream)
         except (OSError, anyio.ClosedResourceError) as exc:
-            raise ControlError(
-                "refused", getattr(exc, "strerror", None) or str(exc)
-            ) from None  # it is no fault of ours
+            why = getattr(exc, "strerror", None) or str(exc)
+            raise ControlError("refused", why) from None  # the server's log is for its own faults
 
 
 async def obey(console: Console, request: Request, who: str, also: Iterable[Revokable] = ()) -> Mapping[str, Any]:
@@ -147,7 +145,7 @@ async def obey(console: Console, request: Request, who: str, also: Iterable[Revo
         await port.ask(lambda stream: stream.set_modem_lines(**lines), also)
         console.note(f"{who} has set " + ", ".join(f"{line} {'on' if on else 'off'}" for line, on in lines.items()))
     if "break" in wishes:
-        seconds = request.number("break", _BREAK, 10.0)
+        seconds = request.number("break", 0.0, 10.0)
         console.note(f"{who} sends a break of {seconds:g} s")
         await port.ask(lambda stream: stream.send_break(seconds), also)
     if "down" in wishes:
@@ -167,8 +165,9 @@ async def _state(console: Console, port: SharedPort) -> Mapping[str, Any]:
     lines = None
     if port.is_open:
         try:
-            found = asdict(await port.ask(lambda stream: stream.modem_lines()))
-            lines = {"dcd": found.pop("cd"), **found}
+            found = await port.ask(lambda stream: stream.modem_lines())
+            theirs = {"cts": found.cts, "dsr": found.dsr, "dcd": found.cd, "ri": found.ri}
+            lines = {**theirs, "dtr": found.dtr, "rts": found.rts}
         except ControlError:  # it has none, as over a socket
             pass
     away = console.away
