@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 
 import cells
+import consoles
 import devices
 import inputs
 import loans
@@ -23,6 +24,7 @@ SCENARIOS: dict[str, Callable[[Outside, int], Iterator[Row]]] = {
     "replugs": unplugs.replugs,
     "swaps": unplugs.swaps,
     "stalls": unplugs.stalls,
+    "consoles": consoles.shared,
     "devices": devices.rows,
     "loans": loans.rows,
     "answers": cells.answers,

@@ -24,6 +24,7 @@ SCENARIOS = {
     "replugs": (50, 1),
     "swaps": (20, 0),
     "stalls": (1, 0),
+    "consoles": (1, 1),
     "devices": (50, 1),
     "loans": (200, 2),
     "answers": (1, 0),
