@@ -312,6 +312,34 @@ async def test_rights_of_the_share_count(plug: Plug, may: str, monkeypatch: pyte
             assert await refused(admin) == "unknown-path: nothing is shared as 'lab', nor anything else"
 
 
+async def test_a_break_is_held_however_much_comes_meanwhile(plug: Plug) -> None:
+    """It ends when it should, or with the keyboard, and not as its stream reads nothing."""
+    end = plug.plug_in()
+    async with sharing(plug) as (opened, admin):
+        client = await opened.attach()
+        await told(client, yours=True)
+        await client.control.send({"break": 10})
+        for count in range(1, 200):
+            end.send(bytes(1000))
+            await client.until(lambda count=count: len(client.output) == count * 1000)  # type: ignore[misc]
+        await admin.revoke("lab/root/keyboard", "hands off")
+        await told(client, refused="break")
+        (why,) = [each["message"] for each in client.told if "refused" in each]
+        assert why.endswith("was revoked: hands off"), why
+
+
+async def test_a_connection_has_no_settings_and_no_lines(tmp_path: pathlib.Path) -> None:
+    """To ask for them is refused, and does not end it."""
+    with server() as (place, listening):
+        async with lab(tmp_path, Share("lab", device=f"socket://{place}")) as opened:
+            admin = await opened.connect()
+            assert (await until(admin, state="live"))["lines"] is None
+            with listening.accept()[0]:
+                for wishes in {"settings": "9600e7"}, {"lines": {"dtr": True}}:
+                    assert "refused: it is no serial port" in await refused(admin, **wishes)
+                assert (await asked(admin))["state"] == "live"
+
+
 # -- lent to another program --
 
 
