@@ -380,6 +380,23 @@ async def test_what_the_driver_refuses_is_no_unplug(backend: str, number: int, m
         await stream.send(b"x")
 
 
+@on_each
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EOPNOTSUPP, errno.ENOTTY])
+async def test_who_cannot_send_a_break_says_so(backend: str, number: int, monkeypatch: Patch) -> None:
+    """A driver, or a USB device, in whatever way: it is no unplug, and the words say what it is."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    async with port(backend) as (device, end):
+        stream = device.open()
+        with monkeypatch.context() as patch:
+            patch.setattr(fcntl, "ioctl", refuse)
+            with pytest.raises(serial.SerialException, match=f"it cannot send a break: '{end.path}'"):
+                await stream.send_break(0)
+        await stream.send(b"x")
+
+
 class Driver:
     """A driver in place of the kernel's, as a pty has no lines: it notes what it is asked, and has RTS and CTS set."""
 

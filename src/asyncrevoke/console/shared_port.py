@@ -12,7 +12,7 @@ from asyncrevoke.adapters.hotplug import serial_device
 from asyncrevoke.adapters.serial import SerialDevice, SerialStream
 from asyncrevoke.control.lines import ControlError
 from asyncrevoke.control.request import Request
-from asyncrevoke.lowlevel import Registry, Revokable
+from asyncrevoke.lowlevel import Registry, Revokable, RevokedError
 
 from .settings import Settings
 from .share import Share
@@ -114,15 +114,16 @@ class SharedPort:
 
         :raises ControlError: "refused", if it cannot, or it is away
         """
+        if self.device is None:
+            raise ControlError("refused", f"{self.node.name!r} has not come yet")
         try:
-            if self.device is None:
-                raise OSError(f"{self.node.name!r} has not come yet")  # noqa: TRY301
             async with self.device.open("port", also=also) as stream:
                 self.device.shared.leave(stream)  # it gets no copy of what comes, which it would not receive
                 return await act(stream)
-        except (OSError, anyio.ClosedResourceError) as exc:
-            why = getattr(exc, "strerror", None) or str(exc)
-            raise ControlError("refused", why) from None  # the server's log is for its own faults
+        except (RevokedError, anyio.ClosedResourceError) as exc:
+            raise ControlError("refused", str(exc)) from None  # the server's log is for its own faults
+        except OSError as exc:
+            raise ControlError("refused", f"{self.node.name!r}: {exc.strerror}") from None
 
 
 async def obey(console: Console, request: Request, who: str, also: Iterable[Revokable] = ()) -> Mapping[str, Any]:

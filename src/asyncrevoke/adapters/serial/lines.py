@@ -62,7 +62,12 @@ def check_taken(fd: int, settings: Mapping[str, Any]) -> None:
 
 
 def set_break(fd: int, *, state: bool) -> None:
-    fcntl.ioctl(fd, _TIOCSBRK if state else _TIOCCBRK)
+    try:
+        fcntl.ioctl(fd, _TIOCSBRK if state else _TIOCCBRK)
+    except OSError as exc:
+        if exc.errno not in (*_LACKING, errno.EPIPE):  # which a USB device says
+            raise
+        raise OSError(errno.EOPNOTSUPP, "it cannot send a break") from exc
 
 
 def _bit(line: str) -> int:
