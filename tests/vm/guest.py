@@ -24,7 +24,7 @@ SCENARIOS: dict[str, Callable[[Outside, int], Iterator[Row]]] = {
     "replugs": unplugs.replugs,
     "swaps": unplugs.swaps,
     "stalls": unplugs.stalls,
-    "consoles": consoles.shared,
+    "consoles": consoles.rows,
     "devices": devices.rows,
     "loans": loans.rows,
     "answers": cells.answers,
