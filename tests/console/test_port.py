@@ -261,6 +261,19 @@ async def test_what_a_device_cannot_do_is_refused_and_changes_nothing(plug: Plug
         assert "(generation 1) was revoked: unplugged" in await refused(admin, **{"break": 0})
 
 
+async def test_a_driver_that_has_other_settings_is_told(plug: Plug) -> None:
+    """It has not taken those of the share, as a pty has no parity; or another program has changed them."""
+    end = plug.plug_in()
+    async with sharing(plug, settings=Settings(9600, 7, "even")) as (_, admin):
+        assert (await asked(admin))["reason"] == "the driver has other settings than these"
+        assert (await asked(admin, settings="9600n8"))["reason"] == ""
+        theirs = settings_of(end)
+        theirs[2] |= termios.CSTOPB
+        termios.tcsetattr(end._slave, termios.TCSANOW, theirs)
+        assert (await asked(admin))["reason"] == "the driver has other settings than these"
+        assert (await asked(admin, settings={}))["reason"] == ""
+
+
 async def test_a_program_has_no_port(tmp_path: pathlib.Path) -> None:
     """Whatever is asked of it is refused, with the reason; who is attached stays."""
     async with lab(tmp_path, Share("lab", ECHO)) as opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import termios
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -10,6 +11,7 @@ import anyio
 
 from asyncrevoke.adapters.hotplug import serial_device
 from asyncrevoke.adapters.serial import SerialDevice, SerialStream
+from asyncrevoke.adapters.serial.lines import check_taken
 from asyncrevoke.control.lines import ControlError
 from asyncrevoke.control.request import Request
 from asyncrevoke.lowlevel import Registry, Revokable, RevokedError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 CHANGES = frozenset(("settings", "lines", "break", "down", "up"))  # what may be asked, besides how it is
 _SOON = 2.0  # seconds in which it is open again, if it is there
+_DIFFERS = "the driver has other settings than these"
 _LENT = "lent to another program"
 
 
@@ -109,6 +112,18 @@ class SharedPort:
     def is_open(self) -> bool:
         return self.device is not None and not self.device.node.revoked
 
+    @property
+    def differs(self) -> bool:
+        """Whether the driver has other settings: it has not taken all, or another program has changed them."""
+        try:
+            if self.device is not None:
+                check_taken(self.device.fileno(), self.settings.options())
+        except termios.error:  # it is a connection
+            return False
+        except OSError:
+            return True
+        return False
+
     async def ask(self, act: Callable[[SerialStream], Awaitable[T]], also: Iterable[Revokable] = ()) -> T:
         """Have its driver do something, as an operation that ends when one of `also` is taken away.
 
@@ -179,7 +194,7 @@ async def _state(console: Console, port: SharedPort) -> Mapping[str, Any]:
         "settings": asdict(port.settings),
         "lines": lines,
         "state": "live" if away is None else "away",
-        "reason": away or "",
+        "reason": away or _DIFFERS * port.differs,
         "down": port.is_down,
     }
 
