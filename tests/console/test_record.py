@@ -23,6 +23,7 @@ import pytest
 
 from asyncrevoke import Registry
 from asyncrevoke.console import log as console_log
+from asyncrevoke.console.access import People
 from asyncrevoke.console.console import Console
 from asyncrevoke.console.share import Share
 from asyncrevoke.control import connect
@@ -134,7 +135,8 @@ async def test_what_happens_after_the_log_was_closed_is_said(
     tmp_path: pathlib.Path, said: Callable[[], list[str]]
 ) -> None:
     """As when one goes who has not received for too long."""
-    console = Console(Share("lab", ("true",), log=str(tmp_path / "log"), log_marks=True), Registry())
+    console = Console(Share("lab", ("true",), log=str(tmp_path / "log"), log_marks=True), Registry(), People())
+    console.begin()
     await console.run()
     console.note("alice has gone")
     assert said()[-1] == "lab: alice has gone"
