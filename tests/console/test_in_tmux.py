@@ -60,6 +60,8 @@ class Pane:
 
     def clears(self, prompt: str) -> None:
         """Have the shell clear the screen, but for its prompt."""
+        self.types("echo anything\r")
+        self.sees("\nanything\n")
         self.types("clear\r")
         until = time.monotonic() + 30
         while (shown := self.screen()).split() != [prompt]:
