@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     _send(command("send", "type text into a share, and print what it answers", _SEND).add_argument)
 
     _hosting(command)
+
+    add = command("import", "turn a configuration of ser2net or conserver into one for share --config", _IMPORT)
+    add.add_argument("file", metavar="FILE", help="such as /etc/ser2net.yaml or /etc/conserver/conserver.cf")
+    add.add_argument("--from", dest="kind", choices=["ser2net", "conserver"], help="default: what FILE looks like")
+
     add = command("ls", "list what is shared").add_argument
     add("--who", action="store_true", help="list who is attached, what they do, and from where they came")
     add("--all", action="store_true", help="list all that is open, and the operations inside")
@@ -231,6 +236,7 @@ exit status:
   0  done: it prints what, share by share
   1  nothing was changed: a fault in the file, permission denied, or no server with a file"""
 _TOP = "\n\nKeys: up and down choose, k takes away what is chosen and asks for the reason, q quits."
+_IMPORT = "It is printed, with a comment for each line that has no equal; standard error tells them, too."
 _REVOKE = """
 
 exit status:

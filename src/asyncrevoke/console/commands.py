@@ -179,6 +179,12 @@ def _send(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def _import(args: argparse.Namespace) -> int:
+    from .importer import run  # noqa: PLC0415  # nobody else needs it
+
+    return run(args)
+
+
 # -- ls --
 
 
@@ -419,6 +425,7 @@ _COMMANDS = {
     "start": _start,
     "attach": _attach,
     "send": _send,
+    "import": _import,
     "ls": _ls,
     "top": _top,
     "revoke": _revoke,

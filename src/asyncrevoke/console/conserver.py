@@ -1,0 +1,353 @@
+"""The configuration of conserver, conserver.cf."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from .importer import Draft, Imported, source
+
+_DEPTH = 10  # files that may include each other
+_PIECE = re.compile(
+    r"""(?<![^\n])\#include[ \t](?P<include>[^\n]*) | \#[^\n]* | (?P<token>[{};])
+    | \\(?P<one>.) | "(?P<many>(?:\\"|[^"])*)" | (?P<plain>[^\\"{};#]+) | (?P<open>.)""",
+    re.DOTALL | re.VERBOSE,
+)
+_TYPED = "nothing is typed by itself: use asyncrevoke send"
+_NETWORK = "the control socket is for users of this machine; listen is for those who can reach it"
+_BREAK = "a break is a break: use asyncrevoke send for other texts"
+#: Why something has no equal, where there is more to say.
+_WHY = {
+    "motd": "nothing is shown to those who attach",
+    "idlestring": _TYPED,
+    "idletimeout": _TYPED,
+    "initcmd": "nothing is run when a device comes",
+    "break": _BREAK,
+    "breaklist": _BREAK,
+    "string": _BREAK,
+    "allowed": _NETWORK,
+    "trusted": _NETWORK,
+    "rejected": _NETWORK,
+    "passwdfile": "the kernel tells who a user is",
+    "defaultaccess": _NETWORK,
+    "primaryport": "the control socket is a file",
+    "secondaryport": "the control socket is a file",
+    "logfile": "the server logs to standard error, which is the journal's",
+}
+_LISTS = ("rw", "ro", "options")
+_USED = (
+    *_LISTS,
+    *("type", "device", "devicesubst", "baud", "parity", "exec", "execsubst", "execrunas", "host", "port", "portbase"),
+    *(
+        "portinc",
+        "protocol",
+        "uds",
+        "udssubst",
+        "replstring",
+        "initsubst",
+        "logfile",
+        "logfilemax",
+        "timestamp",
+        "master",
+    ),
+)
+#: Options of a line, and those that are on where nothing is said; the others of both have no equal if they are not so.
+_LINE, _ON = {"ixon", "ixoff", "crtscts", "cstopb"}, {"ixon", "ixoff", "login", "autoreinit", "reinitoncc"}
+_PARITY = {"none": "n8", "even": "e7", "odd": "o7", "mark": "m7", "space": "s7"}  # as its source has it
+_BASES = {"d": 10, "x": 16, "X": 16, "a": 36, "A": 36}
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def read(path: str) -> Imported:
+    """Read a file, and those that it includes.
+
+    :raises OSError: if one cannot be read
+    :raises ValueError: naming the file and the line that makes no sense
+    """
+    return _Reader().read(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A keyword and its value; of a block, its kind and name."""
+
+    where: str
+    key: str
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        return [word for word in re.split(r"[,\s]+", self.text) if word]
+
+
+def _items(path: str, depth: int = 1) -> Iterator[tuple[_Item, str]]:
+    """What stands before each brace and semicolon, and that. Included files come in their place."""
+    if depth > _DEPTH:
+        raise ValueError(f"{path}: files include each other more than {_DEPTH} deep")
+    text, whole, mask, begin = source(path), "", "", 0  # the mask has no space where there is one in quotes
+    for found in _PIECE.finditer(text):
+        kind = found.lastgroup
+        if not mask.strip():
+            begin = found.start() + len(found[0]) - len(found[0].lstrip())
+        where = f"{path}:{text.count(chr(10), 0, begin) + 1}"
+        if kind == "include":
+            yield from _items(str(pathlib.Path(path).parent / found["include"].strip()), depth + 1)
+        elif kind == "token":
+            split = re.fullmatch(r"\s*(\S*)\s*(.*?)\s*", mask, re.DOTALL)
+            assert split
+            yield _Item(where, whole[slice(*split.span(1))], whole[slice(*split.span(2))]), found["token"]
+            whole = mask = ""
+        elif kind == "open":
+            raise ValueError(f"{path}:{text.count(chr(10), 0, found.start()) + 1}: this quote has no end")
+        elif kind is not None:
+            new = found[kind].replace('\\"', '"') if kind == "many" else found[kind]
+            whole += new
+            mask += new if kind == "plain" else "x" * len(new)
+    if mask.strip():
+        raise ValueError(f"{where}: {whole.split()[0]}: the file ends before this does")
+
+
+def _blocks(path: str) -> Iterator[tuple[_Item, list[_Item]]]:
+    """Each block's head, and what is in it."""
+    head: _Item | None = None
+    inside: list[_Item] = []
+    for item, end in _items(path):
+        if (head is None) != (end == "{"):
+            raise ValueError(f"{item.where}: {end} is out of place: what is before it has no end, or no beginning")
+        if head is None:
+            head, inside = item, []
+        elif end == ";":
+            inside.append(item)
+        elif item.key:
+            raise ValueError(f"{item.where}: {item.key}: there is no ; after it")
+        else:
+            yield head, inside
+            head = None
+    if head is not None:
+        raise ValueError(f"{head.where}: {head.key} {head.text}: the file ends before this does")
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self._imported = Imported()
+        self._defaults: dict[str, dict[str, list[_Item]]] = {"*": {}}
+        self._groups: dict[str, list[str]] = {}
+        self._admins: list[str] = []
+
+    def read(self, path: str) -> Imported:
+        for head, items in _blocks(path):
+            if head.key == "default":
+                self._defaults[head.text] = self._told(items, {})
+            elif head.key == "console":
+                told = self._told(items, self._defaults["*"])
+                self._imported.shares.append(_Console(self._imported, head, told, self._groups).make())
+            elif head.key == "group":
+                self._groups[head.text] = [word for item in items for word in _expanded(item.words, self._groups)]
+            else:
+                for item in items:
+                    if item.key == "admin":
+                        self._admins += _expanded(item.words, self._groups)
+                    else:
+                        why = _WHY.get(item.key, "it has no equal")
+                        self._imported.note(item.where, f"{head.key} {head.text}: {item.key}: {why}")
+        if admins := _people(self._admins)[0]:
+            for share in self._imported.shares:
+                share.fields["revoke"] = admins
+        return self._imported
+
+    def _told(self, items: Iterable[_Item], before: dict[str, list[_Item]]) -> dict[str, list[_Item]]:
+        """What is said about a console: the last word of each kind, but all of a list."""
+        told = dict(before)
+        for item in items:
+            if item.key != "include":
+                told[item.key] = [*(told.get(item.key, []) if item.key in _LISTS and item.text else []), item]
+            elif item.text not in self._defaults:
+                raise ValueError(f"{item.where}: there is no default {item.text!r} before")
+            else:
+                for key, given in self._defaults[item.text].items():
+                    told[key] = [*(told.get(key, []) if key in _LISTS else []), *given]
+        return told
+
+
+def _expanded(words: list[str], groups: dict[str, list[str]]) -> list[str]:
+    """The same users, with those of groups; an exclamation mark turns each around."""
+    found = []
+    for word in words:
+        name = word.removeprefix("!")
+        for each in groups.get(name, [name]):
+            found.append(each if name == word else each.removeprefix("!") if each[0] == "!" else f"!{each}")  # noqa: PERF401
+    return found
+
+
+def _people(words: list[str]) -> tuple[list[str], list[str], bool]:
+    """Who may, who may not, and whether all others may. The last word about somebody counts, and one about all ends it."""
+    may: dict[str, bool] = {}
+    for word in reversed(words):
+        name = word.removeprefix("!")
+        may.setdefault(name, name == word)
+        if name == "*":
+            break
+    everybody = may.pop("*", False)
+    named = list(reversed(may))
+    return [each for each in named if may[each]], [each for each in named if not may[each]], everybody
+
+
+class _Console:
+    """A console that is made a share."""
+
+    def __init__(
+        self, imported: Imported, head: _Item, told: dict[str, list[_Item]], groups: dict[str, list[str]]
+    ) -> None:
+        self._imported = imported
+        self._told = told
+        self._groups = groups
+        self._head = head
+        self._share = Draft(head.text)
+        self._fields = self._share.fields
+
+    def _item(self, key: str, default: str = "") -> _Item:
+        return self._told[key][-1] if key in self._told else _Item(self._head.where, key, default)
+
+    def _note(self, item: _Item, why: str) -> None:
+        self._imported.note(item.where, f"{item.key}: {why}", self._share)
+
+    def _leave_out(self, item: _Item, why: str) -> None:
+        self._imported.leave_out(item.where, why, self._share)
+
+    def make(self) -> Draft:
+        name, kind = self._share.name, self._item("type")
+        if not name.isprintable() or not 0 < len(name) <= 64 or "/" in name or "*" in name:
+            self._leave_out(self._head, "this can be no name: give up to 64 characters, none of them / or *")
+        if kind.text not in ("device", "exec", "host", "uds"):
+            self._leave_out(kind, f"{kind.text or 'no type'} is no device and no program of ours")
+        else:
+            getattr(self, f"make_{kind.text}")()
+        master = self._item("master", "localhost")
+        if master.text not in ("localhost", "127.0.0.1", "::1", socket.gethostname()):
+            self._leave_out(master, f"the server on {master.text} has it")
+        self._log()
+        self._rights()
+        for key, items in self._told.items():
+            for item in items if key not in _USED else ():
+                if item.text:
+                    self._note(item, _WHY.get(key, "it has no equal"))
+        return self._share
+
+    # -- what is shared --
+
+    def make_device(self) -> None:
+        self._fields["device"] = self._substituted("device")
+        words = [(item, word) for item in self._told.get("options", ()) for word in item.words]
+        on = dict.fromkeys(_ON, True)
+        for item, word in words:
+            name = word.removeprefix("!")
+            on[name] = name == word
+            if name not in _LINE and on[name] != (name in _ON):
+                self._note(item, f"{word}: it has no equal")
+        parity = self._item("parity", "none")
+        if parity.text not in _PARITY:
+            raise ValueError(f"{parity.where}: parity {parity.text!r} is none of {', '.join(_PARITY)}")
+        stop = 2 if on.get("cstopb") else 1
+        self._fields["settings"] = f"{self._number('baud', 9600)}{_PARITY[parity.text]}{stop}"
+        if on.get("crtscts"):
+            self._fields["flow"] = "rtscts"
+        elif on["ixon"] and on["ixoff"]:
+            self._fields["flow"] = "xonxoff"
+        if on["ixon"] + on["ixoff"] > 2 * (self._fields.get("flow") == "xonxoff"):
+            self._note(
+                self._item("options"),
+                f"flow control is {self._fields.get('flow', 'none')} here, and not ixon or ixoff, too",
+            )
+
+    def make_exec(self) -> None:
+        given = self._substituted("exec")
+        self._fields["command"] = ["/bin/sh", "-ce", given] if given else ["/bin/sh", "-i"]
+        user, _, group = self._item("execrunas").text.partition(":")
+        if user:
+            runs = ["runuser", "-u", user, *(["-g", group] if group else []), "--"]
+            self._fields["command"] = [*runs, *self._fields["command"]]
+        elif group:
+            self._leave_out(self._item("execrunas"), "as a group alone nothing is run here")
+
+    def make_host(self) -> None:
+        host, port = self._item("host"), self._item("port")
+        if not host.text or not port.text:
+            raise ValueError(f"{self._head.where}: console {self._head.text} has no host and port")
+        if self._item("protocol", "telnet").text == "raw":
+            self._fields["device"] = f"socket://{host.text}:{self._port()}"
+        else:
+            self._fields["command"] = ["telnet", host.text, str(self._port())]
+            self._note(host, "telnet is spoken by the program telnet, which has to be installed")
+
+    def make_uds(self) -> None:
+        self._fields["command"] = ["socat", "STDIO,raw,echo=0", f"UNIX-CONNECT:{self._substituted('uds')}"]
+        self._note(self._item("uds"), "it is reached by the program socat, which has to be installed")
+
+    def _number(self, key: str, default: int) -> int:
+        item = self._item(key, str(default))
+        try:
+            return int(item.text) if key != "port" or item.text.isdecimal() else socket.getservbyname(item.text)
+        except (OSError, ValueError):
+            raise ValueError(f"{item.where}: {key} {item.text!r} is no number") from None
+
+    def _port(self) -> int:
+        return self._number("portbase", 0) + self._number("portinc", 1) * self._number("port", 0)
+
+    def _substituted(self, key: str) -> str:
+        """The value of a keyword, with what its "subst" puts into it."""
+        item, rule = self._item(key), self._item(f"{key}subst")
+        given = dict(each.partition("=")[::2] for each in rule.words)
+        if bad := [each for each in given.values() if not re.fullmatch(r"[chr]\d*s|[bpP]\d*[dxXaA]", each)]:
+            raise ValueError(f"{rule.where}: {rule.key}: {bad[0]!r} is no substitution")
+        return "".join(self._replaced(given[char]) if char in given else char for char in item.text)
+
+    def _replaced(self, rule: str) -> str:
+        what, width, form = rule[0], rule[1:-1], rule[-1]
+        if form == "s":
+            texts = {"c": self._head.text, "h": self._item("host").text, "r": self._item("replstring").text}
+            return texts[what].rjust(int(width or 0))
+        number = self._port() if what == "P" else self._number("baud" if what == "b" else "port", 0)
+        digits = ""
+        while number or not digits:
+            number, digit = divmod(number, _BASES[form])
+            digits = _DIGITS[digit] + digits
+        return (digits.upper() if form in "XA" else digits).rjust(int(width or 0), "0" if width[:1] == "0" else " ")
+
+    # -- its log, and who may --
+
+    def _log(self) -> None:
+        path, times, most = self._item("logfile"), self._item("timestamp"), self._item("logfilemax")
+        if path.text in ("", "/dev/null"):
+            return
+        self._fields["log"] = path.text.replace("&", self._share.name)
+        if most.text.strip("0"):
+            self._fields["log_size"] = most.text.replace("m", "M")
+        told = re.fullmatch(r"(?:(\d+)([mhdl]?))?([ab]*)", times.text)
+        if told is None:
+            raise ValueError(f"{times.where}: timestamp {times.text!r} makes no sense")
+        if told[3]:
+            self._fields["log_marks"] = True
+        if int(told[1] or 0):
+            self._fields["log_times"] = True
+            if (told[1], told[2]) != ("1", "l"):
+                self._note(times, "each line has its time, and there are no marks in between")
+
+    def _rights(self) -> None:
+        rw, ro = (
+            [word for item in self._told.get(key, ()) for word in _expanded(item.words, self._groups)]
+            for key in ("rw", "ro")
+        )
+        may_type, not_type, all_type = _people(rw)
+        may_look, not_look, all_look = _people(ro)
+        if not all_type or not_type:
+            self._fields["type"] = may_type
+        if not (all_type or all_look) or not_type or not_look:
+            self._fields["look"] = list(dict.fromkeys(may_type + may_look))
+        for key, everybody, refused in ("rw", all_type, not_type), ("ro", all_look, not_look):
+            if everybody and refused:
+                self._note(self._item(key), f"all but {', '.join(refused)}: name those who may")
+            elif everybody:
+                self._imported.note(self._item(key).where, f'{key} *: it is for those whom group = "NAME" names')
