@@ -5,10 +5,25 @@ import tomllib
 from typing import Any
 
 import pytest
+import tomli_w
 
 from asyncrevoke.console.cli import main
+from asyncrevoke.console.share import read_config
 
 Capture = pytest.CaptureFixture[str]
+#: Keys of a share that are not here yet.
+TO_COME = (
+    *("listen", "listen_anywhere", "tls_certificate", "tls_key", "tls_clients", "type", "look", "revoke"),
+    *("log_size", "log_times", "log_marks"),
+)
+
+
+def without(keys: tuple[str, ...], text: str) -> str:
+    config = tomllib.loads(text)
+    config["share"] = {
+        name: {key: value for key, value in table.items() if key not in keys} for name, table in config["share"].items()
+    }
+    return tomli_w.dumps(config)
 
 
 def imported(tmp_path: pathlib.Path, capsys: Capture, text: str, *words: str) -> tuple[dict[str, Any], list[str]]:
@@ -19,6 +34,9 @@ def imported(tmp_path: pathlib.Path, capsys: Capture, text: str, *words: str) ->
     out, err = capsys.readouterr()
     shares = tomllib.loads(out).get("share", {})
     assert status == (0 if shares else 1)
+    if shares:
+        (tmp_path / "toml").write_text(without(TO_COME, out))
+        assert len(read_config(str(tmp_path / "toml")).shares) == len(shares)
     said = err.replace("asyncrevoke: ", "").replace(f"{file}:", "").splitlines()
     for each in said[: None if shares else -1]:
         assert f"# {file}:{each}" in out.splitlines(), "what is said is in the result, too"
@@ -93,7 +111,6 @@ def connection(accepter: str = "tcp,localhost,2001", connector: str = "echo", mo
     [
         ("echo", {}),
         ("tcp,router,23", {"device": "socket://router:23"}),
-        ("telnet(rfc2217),tcp,router,23", {"device": "rfc2217://router:23"}),
         ("pty,login -f 'lab rat'", {"command": ["login", "-f", "lab rat"]}),
         ("serialdev,/dev/ttyS0,9600,local,rtscts", {"device": "/dev/ttyS0", "settings": "9600n81", "flow": "rtscts"}),
         ("serialdev(nouucplock),/dev/ttyS0,local,xonxoff=false,rs485=off", {"device": "/dev/ttyS0"}),
@@ -271,6 +288,13 @@ frob: nicate
     _, said = imported(tmp_path, capsys, head + connection(more=more) + "rotator" + rest)
     assert [int(each.partition(":")[0]) for each in said] == [1, 3, 8, *range(10, 23), 25, 28]
     assert "25: rotator rot1: there are no pools of ports: connect to the shares themselves" in said
+
+
+def test_port_of_another_server_is_set_and_that_is_said(tmp_path: pathlib.Path, capsys: Capture) -> None:
+    """As it was not before."""
+    shares, said = imported(tmp_path, capsys, connection(connector="telnet(rfc2217),tcp,router,23"))
+    assert shares["lab"]["device"] == "rfc2217://router:23"
+    assert said == ["3: settings: 9600n81 is set at the other end, unless you give others"]
 
 
 def test_serial_words_without_an_equal_are_said(tmp_path: pathlib.Path, capsys: Capture) -> None:

@@ -113,20 +113,7 @@ PROOFS = {
     "other systems than Linux": "",
 }
 #: Files of tests that are not here yet.
-TO_COME = [
-    "test_port",
-    "test_ports",
-    "test_menu",
-    "test_in_tmux",
-    "test_listening",
-    "test_together",
-    "test_operating",
-    "test_record",
-    "test_hosting",
-    "test_web_shares",
-    "test_completion",
-    "test_manual",
-]
+TO_COME = ["test_listening", "test_operating", "test_record", "test_hosting", "test_web_shares"]
 
 
 def rows() -> list[list[str]]:

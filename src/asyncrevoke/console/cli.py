@@ -5,7 +5,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .escape import HELP
@@ -80,15 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--config", metavar="FILE", help="share what this TOML file lists, and reload it on SIGHUP")
 
-    _attach(command)
-    _send(command("send", "type text into a share, and print what it answers", _SEND).add_argument)
-
-    _hosting(command)
-
-    add = command("import", "turn a configuration of ser2net or conserver into one for share --config", _IMPORT)
-    add.add_argument("file", metavar="FILE", help="such as /etc/ser2net.yaml or /etc/conserver/conserver.cf")
-    add.add_argument("--from", dest="kind", choices=["ser2net", "conserver"], help="default: what FILE looks like")
-
     add = command("ls", "list what is shared").add_argument
     add("--who", action="store_true", help="list who is attached, what they do, and from where they came")
     add("--all", action="store_true", help="list all that is open, and the operations inside")
@@ -133,9 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--yes", action="store_true", help="with --kernel: do not ask")
     one_of("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
-    _port(command)
-    _ports(command)
-    _cluster(command)
+    for each in _attach, _send, _hosting, _import, _port, _ports, _cluster:
+        each(command)
     return parser
 
 
@@ -148,7 +138,8 @@ def _attach(command: Any) -> None:
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
 
-def _send(add: Callable[..., Any]) -> None:
+def _send(command: Any) -> None:
+    add = command("send", "type text into a share, and print what it answers", _SEND).add_argument
     add("name", metavar="NAME", help="share to type into")
     add("text", nargs="+", metavar="TEXT", help="text to type, in turn. -: each line of standard input")
     add(
@@ -195,6 +186,12 @@ def _hosting(command: Any) -> None:
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
 
+def _import(command: Any) -> None:
+    add = command("import", "turn a configuration of ser2net or conserver into one of ours", _IMPORT).add_argument
+    add("file", metavar="FILE", help="configuration such as /etc/ser2net.yaml or /etc/conserver/conserver.cf")
+    add("--from", dest="kind", choices=["ser2net", "conserver"], help="program it is of. Default: as FILE looks")
+
+
 _SHARE = (
     "A command comes after --, as in\n`asyncrevoke share -- bash`. Without a device or command, input is echoed back."
 )
@@ -236,7 +233,14 @@ exit status:
   0  done: it prints what, share by share
   1  nothing was changed: a fault in the file, permission denied, or no server with a file"""
 _TOP = "\n\nKeys: up and down choose, k takes away what is chosen and asks for the reason, q quits."
-_IMPORT = "It is printed, with a comment for each line that has no equal; standard error tells them, too."
+_IMPORT = """
+
+The result is for `asyncrevoke share --config`. A comment tells each line that has no equal here, and so does
+standard error. It needs the extra `import`.
+
+exit status:
+  0  something in it can be shared
+  1  nothing can, or the file makes no sense: the line is named"""
 _REVOKE = """
 
 exit status:

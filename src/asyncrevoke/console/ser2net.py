@@ -298,7 +298,8 @@ class _Connection:
             self._line(node.where, rest[1:], options)
         elif name in ("rfc2217", "tcp") and len(rest) > 1:
             self._share.fields["device"] = f"{'socket' if name == 'tcp' else name}://{rest[0]}:{rest[1]}"
-            self._line(node.where, ["local", *rest[2:]], options)
+            if name == "rfc2217":
+                self._note(node.where, "settings", "9600n81 is set at the other end, unless you give others")
         elif name in ("pty", "exec") and rest:
             self._share.fields["command"] = shlex.split(",".join(rest))
         elif name != "echo":  # which is a loopback, as ours is
