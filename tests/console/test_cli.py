@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import functools
 import grp
@@ -1356,6 +1357,46 @@ def test_kernel_revocation_promises_nothing_of_what_it_may_not_see(tmp_path: pat
         child.kill()
     assert done.returncode == 1
     assert done.stderr == f"asyncrevoke: {path}: nobody who can be seen here has it, so nothing was done\n"
+
+
+#: For prctl(2): a filter that lets all system calls pass but pidfd_getfd, which fails as containers have it fail.
+REFUSES = """
+import ctypes, os, struct, sys
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 438), (6, 0, 0, 0x50000 | int(sys.argv[1])), (6, 0, 0, 0x7FFF0000)]
+steps = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in code))
+filter = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(code), ctypes.addressof(steps)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, filter) == 0
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EPERM, "be root, or have CAP_SYS_PTRACE, outside of any container"),
+        (errno.ENOSYS, "pidfd_getfd(2) is missing"),
+    ],
+)
+def test_kernel_revocation_names_who_keeps_it_and_what_to_do(tmp_path: pathlib.Path, number: int, words: str) -> None:
+    """Where pidfd_getfd(2) is refused, as by a container; and it is said that nobody has lost it."""
+    path = tmp_path / "server"
+    with (
+        subprocess.Popen([sys.executable, "-ISc", LISTENS, path], stdout=-1, text=True) as child,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        assert child.stdout
+        assert child.stdout.readline() == "\n"
+        command = [sys.executable, "-ISc", REFUSES, str(number), *COMMAND, "revoke", "--kernel", "--yes", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        client.connect(str(path))
+        client.send(b"x")
+        assert child.stdout.readline() == "b'x'\n"
+        child.kill()
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"asyncrevoke: {path}: process {child.pid} keeps it: "), done.stderr
+    assert words in done.stderr
+    assert done.stderr.endswith("; nothing was done\n")
 
 
 def test_kernel_revocation_of_what_nobody_has_does_nothing(

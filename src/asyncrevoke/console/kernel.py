@@ -27,6 +27,12 @@ from asyncrevoke.control.peer import user_name
 _TIOCGDEV = 0x80045432  # include/uapi/asm-generic/ioctls.h: /dev/tty, too, tells which it is
 _PIDFD_GETFD = 438  # include/uapi/asm-generic/unistd.h
 _libc = ctypes.CDLL(None, use_errno=True)
+#: Why a process keeps what it has, and what to do, where the kernel's own words do not say it.
+_KEPT = {
+    errno.EPERM: "you may not take files from it: be root, or have CAP_SYS_PTRACE, outside of any container, "
+    "and kernel.yama.ptrace_scope below 3",
+    errno.ENOSYS: "pidfd_getfd(2) is missing: do it outside of any container, on Linux 5.6 or later",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +154,18 @@ class HeldFiles:
 
     def take(self) -> None:
         taken = 0
+        kept: dict[str, OSError] = {}
         for process in _others():
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                taken += sum(self._take(int(process.name), number) for number in [*_open_files(process, self._is_it)])
+            try:
+                taken += sum([self._take(int(process.name), number) for number in _open_files(process, self._is_it)])
+            except ProcessLookupError:  # it has ended
+                pass
+            except OSError as exc:
+                kept[process.name] = exc
+        if kept:
+            whys = [f"process {pid} keeps it: {_KEPT.get(exc.errno or 0, exc.strerror)}" for pid, exc in kept.items()]
+            others = "the others have lost it" if taken else "nothing was done"
+            raise OSError(next(iter(kept.values())).errno, "; ".join([*whys, others]), self.path)
         if not taken:
             raise ProcessLookupError(errno.ESRCH, "nobody who can be seen here has it, so nothing was done", self.path)
 
@@ -164,15 +179,14 @@ class HeldFiles:
         if fd < 0:
             if ctypes.get_errno() == errno.EBADF:
                 return False
-            why = f"process {pid} keeps it, as root alone may take it (CAP_SYS_PTRACE)"
-            raise OSError(ctypes.get_errno(), why, self.path)
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         try:
             if not self._is_it(os.fstat(fd)):
                 return False  # another, by now
             with contextlib.suppress(OSError):  # it is taken already, as by another number of it; else poll(2) tells
                 self._means.take(fd)
             if why_hung_up(fd) is None:
-                raise OSError(errno.EBUSY, f"{self._means.name} has not taken it from process {pid}", self.path)
+                raise OSError(errno.EBUSY, f"{self._means.name} has not taken it")
             return True
         finally:
             os.close(fd)
