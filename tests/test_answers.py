@@ -19,6 +19,9 @@ RFC               | EOF            | EIO             | EOF        | EIO         
 TTY               | EOF            | EIO             | EOF        | EIO         | IN OUT ERR HUP | EIO    | ENODEV | NEXT ENOENT
 PTY_MASTER_CLOSED | EIO            | EIO             | EOF        | EIO         | IN OUT ERR HUP | EIO    | ENODEV | ENOENT
 ALSA              | EBADFD         | EBADFD          | ENODEV     | ENODEV      | ERR NVAL       | ENODEV | ENODEV | ENODEV ENOENT
+EVDEV             | ENODEV         | FINISHES        | ENODEV     | ENODEV      | ERR HUP        | ENODEV | ENODEV | NEXT ENOENT
+HIDRAW            | EIO            | FINISHES        | EIO        | ENODEV      | OUT ERR HUP    | ENODEV | ENODEV | ENOENT
+HIDRAW_REVOKED    | ENODEV         | FINISHES        | ENODEV     | ENODEV      | OUT ERR HUP    | ENODEV | ENODEV | NEXT ENOENT
 PROCFS            | FINISHES       | FINISHES        | EIO        | EIO         | IN OUT         | ENOTTY | EIO    | ENOENT
 DEBUGFS           | FINISHES       | FINISHES        | EIO        | EIO         | HUP            | EIO    | ENODEV | ENOENT
 SYSFS             | FINISHES       | FINISHES        | ENODEV     | ENODEV      | IN PRI OUT ERR | ENOTTY | ENODEV | ENOENT

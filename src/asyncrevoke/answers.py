@@ -40,6 +40,18 @@ PTY_MASTER_CLOSED = replace(TTY, read=Pair(errno.EIO, Answer.EOF), open=_same(er
 #: A PCM after snd_card_disconnect (sound/core/init.c, snd_shutdown_f_ops). A node that was kept opens as ENODEV.
 ALSA = Answers(_DEAD_PCM, _DEAD_PCM, _ERR | _NVAL, errno.ENODEV, errno.ENODEV, Pair(errno.ENODEV, errno.ENOENT))
 
+#: An evdev file after EVIOCREVOKE, or after its device has gone (drivers/input/evdev.c). Who is in a write is waited for.
+EVDEV = Answers(
+    _same(errno.ENODEV), _LATER_ENODEV, _ERR | _HUP, errno.ENODEV, errno.ENODEV, Pair(Answer.NEXT, errno.ENOENT)
+)
+
+#: A hidraw file whose device has gone (drivers/hid/hidraw.c). What had come before can still be read.
+HIDRAW = Answers(_EIO, _LATER_ENODEV, _OUT | _ERR | _HUP, errno.ENODEV, errno.ENODEV, _same(errno.ENOENT))
+
+#: A hidraw file after HIDIOCREVOKE, which Linux has from 6.12 on. There a read that waits already gets nothing, and ends
+#: with the device; and a write is not waited for.
+HIDRAW_REVOKED = replace(HIDRAW, read=_same(errno.ENODEV), open=Pair(Answer.NEXT, errno.ENOENT))
+
 #: A removed procfs entry (fs/proc/inode.c). Open its handles with ``kick=None``: removal waits.
 PROCFS = Answers(_LATER_EIO, _LATER_EIO, _IN | _OUT, errno.ENOTTY, errno.EIO, _same(errno.ENOENT))
 

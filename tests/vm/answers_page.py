@@ -16,23 +16,25 @@ CELLS = (
 #: The mask of poll, bit by bit.
 BITS = {"IN": 1, "PRI": 2, "OUT": 4, "ERR": 8, "HUP": 16, "NVAL": 32}
 
-_NODE_GOES = "an unplug takes the node at once; ours is for a hang-up, which leaves it"
-_PLAYS = "this card can only be played to"
-_KERNFS = "no attribute of the kernel's own waits; its source (kernfs_drain) says so"
+_NODE_GOES = "an unplug takes the node at once; ours is for a hang-up or a revocation, which leaves it"
+_PLAYS = "this card can only be played to; that of snd_dummy is asked"
 _NONE = "the kernel's own files that go have none: this is what it answers for those"
 #: Why a cell is not asked of a kernel, or means something else there: by how it died, and the cell.
 REMARKS = {
-    ("USB unplug, ftdi_sio", "write, in flight"): "no write waits, as the emulator's adapter takes all",
     ("USB unplug, ftdi_sio", "open, draining"): _NODE_GOES,
     ("USB unplug, cdc_acm", "open, draining"): _NODE_GOES,
     ("USB unplug, snd_usb_audio", "read, in flight"): _PLAYS,
     ("USB unplug, snd_usb_audio", "read, later"): _PLAYS,
+    ("USB unplug, evdev", "open, draining"): _NODE_GOES,
+    ("removed, uinput", "open, draining"): _NODE_GOES,
+    ("USB unplug, hidraw", "write, in flight"): "it is waited for, and meets a device that is gone",
+    ("HIDIOCREVOKE", "read, in flight"): "it wakes nobody: a read waits on, gets nothing, and ends with the device",
+    ("HIDIOCREVOKE", "write, in flight"): "it does not wait for a write that is inside, and that the device still gets",
     ("loop device removed", "poll"): _NONE,
     ("loop device removed", "ioctl"): _NONE,
-    ("interface removed", "read, in flight"): _KERNFS,
-    ("interface removed", "write, in flight"): _KERNFS,
-    ("interface removed", "open, draining"): "as nothing waits inside, the path is gone at once",
 }
+#: What not all kernels have.
+SINCE = {"HIDIOCREVOKE": "Linux has it from 6.12 on"}
 
 
 class Asked(NamedTuple):
@@ -62,6 +64,8 @@ def _word(answer: int | Answer) -> str:
 
 def wrong(asked: Asked) -> list[str]:
     """The cells in which the kernel does not answer as our table says, and nobody knows why."""
+    if asked.cause in SINCE and not asked.cells:
+        return []
     table = ours(getattr(answers, asked.profile))
     return [cell for cell in CELLS if asked.cells.get(cell) != table[cell] and (asked.cause, cell) not in REMARKS]
 
@@ -75,8 +79,9 @@ def write(kernels: dict[str, list[Asked]]) -> None:
     for each in zip(*kernels.values(), strict=True):
         table = ours(getattr(answers, each[0].profile))
         for cell in CELLS:
+            why_not = REMARKS.get((each[0].cause, cell), SINCE.get(each[0].cause, ""))
             said = [asked.cells.get(cell, "-") for asked in each]
-            words = [each[0].profile, each[0].cause, cell, table[cell], *said, REMARKS.get((each[0].cause, cell), "")]
+            words = [each[0].profile, each[0].cause, cell, table[cell], *said, why_not]
             lines.append(f"| {' | '.join(words)} |".replace("|  |", "| |"))
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n\n" + END + rest.partition(END)[2])

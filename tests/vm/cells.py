@@ -21,6 +21,10 @@ from collections.abc import Callable, Iterator
 import anyio
 
 from answers_page import BITS
+from asyncrevoke.adapters.device.identity import find
+from asyncrevoke.adapters.lend import EVDEV, HIDRAW, Means, means_for
+from devices import Keyboard, Stick
+from inputs import Usb
 from outside import Cable, Outside, Plug, gadget, modprobe, there
 from unplugs import Row
 
@@ -28,7 +32,10 @@ TIOCVHANGUP = 0x5437
 READ, WRITE, USERFAULTFD = 0, 1, 323  # arch/x86/entry/syscalls/syscall_64.tbl
 UFFDIO_API, UFFDIO_REGISTER, UFFDIO_COPY = 0xC018AA3F, 0xC020AA00, 0xC028AA03  # include/uapi/linux/userfaultfd.h
 LOOP_CTL_ADD, LOOP_CTL_REMOVE = 0x4C80, 0x4C81  # include/uapi/linux/loop.h
+UHID_DESTROY, UHID_GET_REPORT, UHID_GET_REPORT_REPLY, UHID_CREATE2 = 1, 9, 10, 11  # include/uapi/linux/uhid.h
 HW_PARAMS, SW_PARAMS, PREPARE = 0xC2604111, 0xC0884113, 0x4140  # include/uapi/sound/asound.h
+#: What is written to an input device: an event, the end of a report of those; and a report.
+EVENT, REPORT = bytes(24), bytes(9)
 
 
 @dataclasses.dataclass
@@ -40,7 +47,7 @@ class Victim:
     :ivar kill: returns when it is dead, or when it has waited for those inside
     :ivar full: has the next write wait, or None, if none ever does
     :ivar waits: whether a read does
-    :ivar inside: it waits for those who are inside, whom their own memory can keep there
+    :ivar inside: what is written, if memory of their own can keep those inside who do not wait
     :ivar again: what is opened as long as the dead file is open: the path, or a node of the same number that is kept
     :ivar end: what was killed only in part goes
     """
@@ -51,7 +58,7 @@ class Victim:
     kill: Callable[[], object]
     full: Callable[[], object] | None = None
     waits: bool = True
-    inside: bool = False
+    inside: bytes = b""
     again: str = ""
     end: Callable[[], object] = lambda: None
 
@@ -96,7 +103,11 @@ def without_master() -> Iterator[Victim]:
 
 @contextlib.contextmanager
 def unplugged(plug: Plug, *, stalls: bool) -> Iterator[Victim]:
-    """A USB serial port. Where its line stalls, nobody reads at the far end."""
+    """A USB serial port. Where its line stalls, nobody reads at the far end; else a longer write is in the way."""
+
+    def occupy() -> None:
+        threading.Thread(target=lambda: told(lambda: os.write(fd, bytes(64 << 20)))).start()
+        time.sleep(0.02)  # it has begun, whatever the scheduler does
 
     def fill() -> None:
         os.set_blocking(fd, False)
@@ -112,8 +123,47 @@ def unplugged(plug: Plug, *, stalls: bool) -> Iterator[Victim]:
     anyio.run(plug.plug)
     with opened(plug.path) as fd:
         tty.setraw(fd)
-        yield Victim(fd, fd, plug.path, lambda: anyio.run(plug.unplug), fill if stalls else None)
+        yield Victim(fd, fd, plug.path, lambda: _pulled(plug), fill if stalls else occupy, again=plug.path)
+
+
+def _pulled(plug: Plug) -> None:
+    anyio.run(plug.unplug)
     _until(lambda: not there(plug.path))
+
+
+@contextlib.contextmanager
+def usb_input(outside: Outside, nodes: str, event: bytes) -> Iterator[Victim]:
+    """A USB keyboard."""
+    plug = Usb(outside, "keyboard", nodes)
+    anyio.run(plug.plug)
+    with opened(plug.path) as fd:
+        number = os.fstat(fd).st_rdev
+        above = str(pathlib.Path(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}/device").resolve())
+
+        def pull() -> None:
+            _pulled(plug)
+            _until(lambda: not there(above))  # which the kernel removes when it has waited for those inside
+
+        yield Victim(fd, fd, plug.path, pull, inside=event, again=plug.path)
+
+
+@contextlib.contextmanager
+def made_input(make: type[Keyboard | Stick], event: bytes, means: Means | None = None) -> Iterator[Victim]:
+    """An input device of uinput's or uhid's, which goes, or whose file is revoked."""
+    plug = make("vm-dies")
+    plug.plug()
+    _until(lambda: _found(plug))
+    path = _found(plug)
+    with opened(path) as fd:
+        kill = plug.unplug if means is None else functools.partial(means.take, fd)
+        yield Victim(fd, fd, path, kill, inside=event, again=path, end=plug.unplug)
+
+
+def _found(plug: Keyboard | Stick) -> str:
+    with contextlib.suppress(OSError):
+        path = find(plug.identity, plug.kind.subsystems)
+        return path if there(path) else ""
+    return ""
 
 
 @contextlib.contextmanager
@@ -196,7 +246,7 @@ def proc_file() -> Iterator[Victim]:
     _until(lambda: there(path))
     with opened(path) as fd:
         unbind = pathlib.Path("/sys/bus/platform/drivers/snd_dummy/unbind")
-        yield Victim(fd, fd, path, lambda: unbind.write_text("snd_dummy.0"), inside=True, again=path)
+        yield Victim(fd, fd, path, lambda: unbind.write_text("snd_dummy.0"), waits=False, inside=b"kick", again=path)
     subprocess.run(["/sbin/modprobe", "-r", "snd_dummy"], check=True)
 
 
@@ -209,7 +259,7 @@ def debug_file() -> Iterator[Victim]:
         path = f"/sys/kernel/debug/block/loop{number}/state"
         with opened(path) as fd:
             remove = functools.partial(fcntl.ioctl, control, LOOP_CTL_REMOVE, number)
-            yield Victim(fd, fd, path, remove, inside=True, again=path)
+            yield Victim(fd, fd, path, remove, waits=False, inside=b"kick", again=path)  # which this file takes
 
 
 @contextlib.contextmanager
@@ -218,7 +268,79 @@ def sys_file() -> Iterator[Victim]:
     modprobe("dummy numdummies=1")
     path = "/sys/class/net/dummy0/mtu"
     with opened(path) as fd:
-        yield Victim(fd, fd, path, lambda: subprocess.run(["/sbin/modprobe", "-r", "dummy"], check=True), waits=False)
+        yield Victim(
+            fd, fd, path, lambda: subprocess.run(["/sbin/modprobe", "-r", "dummy"], check=True), waits=False, again=path
+        )
+
+
+class Battery:
+    """A mouse of uhid's with a battery, whose attribute in sysfs asks the device. So a read waits for us, and the removal
+    of the attribute, which is the unbinding of its driver, for the read; the removal of the driver, for the unbinding.
+    """
+
+    def __init__(self) -> None:
+        modprobe("uhid", "hid_generic")
+        self.driver = pathlib.Path("/sys/bus/hid/drivers/hid-generic")
+        self._fd = os.open("/dev/uhid", os.O_RDWR)
+        described = bytes.fromhex(
+            "0501 0902 a101 0509 1901 2901 1500 2501 9501 7508 8102 0506 0920 1500 26ff00 9501 7508 8102 c0"
+        )
+        names = struct.pack("128s64s64s", b"a mouse", b"vm/mouse", b"vm-battery")
+        rest = struct.pack("<HHIIII", len(described), 3, 0x1234, 0x5678, 1, 0) + described.ljust(4096, b"\0")
+        os.write(self._fd, struct.pack("<I", UHID_CREATE2) + names + rest)
+        self._holds = threading.Event()
+        self._asked: list[int] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+        self.charge = pathlib.Path("/sys/class/power_supply/hid-vm-battery-battery/capacity")
+        _until(lambda: there(str(self.charge)))
+        (self.id,) = (path.name for path in self.driver.glob("0003:1234:5678.*"))
+        time.sleep(0.5)  # its driver asks, too, in the beginning
+        self._holds.set()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while event := os.read(self._fd, 4380):
+                kind, number = struct.unpack_from("<II", event)
+                if kind == UHID_GET_REPORT:
+                    self._asked.append(number)
+                    if not self._holds.is_set():
+                        self.go_on()
+
+    def asked(self) -> bool:
+        return bool(self._asked)
+
+    def go_on(self) -> None:
+        while self._asked:
+            reply = struct.pack("<IIHH", UHID_GET_REPORT_REPLY, self._asked.pop(), 0, 2) + b"\0\x50"
+            os.write(self._fd, reply)
+
+    def close(self) -> None:
+        os.write(self._fd, struct.pack("<I", UHID_DESTROY))
+        os.close(self._fd)
+
+
+def in_a_handler(operation: str) -> str:
+    """What a read or write of a sysfs file answers that waits in its handler when the file goes."""
+    with contextlib.closing(Battery()) as battery, opened(str(battery.charge), os.O_RDONLY) as charge:
+        answers = {}
+
+        def answer(call: Callable[[], object], name: str) -> threading.Thread:
+            thread = threading.Thread(target=lambda: answers.update({name: told(call)}))
+            thread.start()
+            return thread
+
+        unbind = functools.partial((battery.driver / "unbind").write_text, battery.id)
+        reads = answer(lambda: os.read(charge, 100), "read")
+        _until(battery.asked)
+        if operation == "read":
+            waited = waited_for([reads], unbind, battery.go_on)
+        else:
+            writes = answer(unbind, "write")
+            time.sleep(0.2)
+            assert writes.is_alive()
+            remove = functools.partial(subprocess.run, ["/sbin/rmmod", "hid_generic"], check=True)
+            waited = waited_for([reads, writes], remove, battery.go_on)
+    return "FINISHES" if waited and answers[operation] == "done" else f"{answers}, waited for: {waited}"
 
 
 # -- what is done to them --
@@ -230,7 +352,7 @@ def read(victim: Victim) -> object:
 
 LATER: dict[str, Callable[[Victim], object]] = {
     "read, later": read,
-    "write, later": lambda victim: os.write(victim.writer, b"1024"),
+    "write, later": lambda victim: os.write(victim.writer, victim.inside or b"1024"),
     "poll": lambda victim: polled(victim.writer),
     "ioctl": lambda victim: fcntl.ioctl(victim.writer, termios.TCGETS, bytes(64)),
     "mmap": lambda victim: mapped(victim.writer),
@@ -285,29 +407,42 @@ def in_flight(victim: Victim, call: Callable[[], object]) -> str:
 
 def kept_inside(victim: Victim, number: int) -> str:
     """What a read or write answers that is inside when the victim is killed: the page with its bytes is not there yet."""
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = ctypes.CDLL(None, use_errno=True)  # errno is each thread's own
     page = mmap.mmap(-1, mmap.PAGESIZE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(page))
     with os.fdopen(libc.syscall(USERFAULTFD, os.O_CLOEXEC), "rb", buffering=0) as faults:
         fcntl.ioctl(faults, UFFDIO_API, struct.pack("3Q", 0xAA, 0, 0))
         fcntl.ioctl(faults, UFFDIO_REGISTER, struct.pack("4Q", start, mmap.PAGESIZE, 1, 0))
-        answers: list[int] = []
-        fd = victim.writer
-        call = threading.Thread(target=lambda: answers.append(libc.syscall(number, fd, ctypes.c_void_p(start), 4)))
+        answers: list[str] = []
+        size = len(victim.inside)
+
+        def operate() -> str:
+            if libc.syscall(number, victim.writer, ctypes.c_void_p(start), size) <= 0:
+                raise OSError(ctypes.get_errno(), "it has failed inside")
+            return "FINISHES"
+
+        call = threading.Thread(target=lambda: answers.append(told(operate)))
         call.start()
         if not select.select([faults], [], [], 5)[0]:
             victim.kill()
             return "does not touch the memory"
         faults.read(32)
-        killer = threading.Thread(target=victim.kill)
-        killer.start()
-        killer.join(0.2)
-        waited = killer.is_alive()
-        bytes_of_it = ctypes.create_string_buffer(b"kick", mmap.PAGESIZE)  # the debugfs file takes that
-        fcntl.ioctl(faults, UFFDIO_COPY, struct.pack("5Q", start, ctypes.addressof(bytes_of_it), mmap.PAGESIZE, 0, 0))
-        call.join()
-        killer.join()
-    return "FINISHES" if waited and answers[0] > 0 else f"{answers[0]}, waited for: {waited}"
+        content = ctypes.create_string_buffer(victim.inside, mmap.PAGESIZE)
+        copy = struct.pack("5Q", start, ctypes.addressof(content), mmap.PAGESIZE, 0, 0)
+        waited = waited_for([call], victim.kill, functools.partial(fcntl.ioctl, faults, UFFDIO_COPY, copy))
+    return answers[0] if waited or answers[0] != "FINISHES" else "FINISHES, not waited for"
+
+
+def waited_for(calls: list[threading.Thread], kill: Callable[[], object], go_on: Callable[[], object]) -> bool:
+    """Whether the killing waits for calls that are inside. They go on only then."""
+    killer = threading.Thread(target=kill)
+    killer.start()
+    killer.join(0.2)
+    waited = killer.is_alive()
+    go_on()
+    for each in *calls, killer:
+        each.join()
+    return waited
 
 
 def asked(source: Source) -> dict[str, str]:
@@ -332,18 +467,16 @@ def asked(source: Source) -> dict[str, str]:
 
 
 def reading(victim: Victim) -> str:
-    if victim.inside:
-        return kept_inside(victim, READ)
-    return in_flight(victim, functools.partial(read, victim)) if victim.waits and victim.reader is not None else ""
+    if victim.waits:
+        return in_flight(victim, functools.partial(read, victim)) if victim.reader is not None else ""
+    return kept_inside(victim, READ) if victim.inside else ""
 
 
 def writing(victim: Victim) -> str:
-    if victim.inside:
-        return kept_inside(victim, WRITE)
-    if victim.full is None:
-        return ""
-    victim.full()
-    return in_flight(victim, lambda: os.write(victim.writer, b"1024"))
+    if victim.full is not None:
+        victim.full()
+        return in_flight(victim, lambda: os.write(victim.writer, b"1024"))
+    return kept_inside(victim, WRITE) if victim.inside else ""
 
 
 def _until(true: Callable[[], object]) -> None:
@@ -354,6 +487,7 @@ def _until(true: Callable[[], object]) -> None:
 
 
 def answers(outside: Outside, _: int) -> Iterator[Row]:
+    modprobe("usbhid", "hid_generic", "evdev", "uinput", "uhid")
     cable, acm = Cable(outside), gadget()
     sources: dict[tuple[str, str], Source] = {
         ("TTY", "TIOCVHANGUP"): hung_up,
@@ -362,9 +496,30 @@ def answers(outside: Outside, _: int) -> Iterator[Row]:
         ("PTY_MASTER_CLOSED", "close of the master"): without_master,
         ("ALSA", "USB unplug, snd_usb_audio"): lambda: usb_audio(outside),
         ("ALSA", "unbind, snd_dummy"): sound_card,
+        ("EVDEV", "USB unplug, evdev"): lambda: usb_input(outside, "input/event*", EVENT),
+        ("EVDEV", "removed, uinput"): lambda: made_input(Keyboard, EVENT),
+        ("EVDEV", "EVIOCREVOKE"): lambda: made_input(Keyboard, EVENT, EVDEV),
+        ("HIDRAW", "USB unplug, hidraw"): lambda: usb_input(outside, "hidraw*", REPORT),
+        ("HIDRAW", "removed, uhid"): lambda: made_input(Stick, REPORT),
+        ("HIDRAW_REVOKED", "HIDIOCREVOKE"): lambda: made_input(Stick, REPORT, HIDRAW),
         ("PROCFS", "sound card removed"): proc_file,
         ("DEBUGFS", "loop device removed"): debug_file,
         ("SYSFS", "interface removed"): sys_file,
     }
     for (profile, cause), source in sources.items():
-        yield {"profile": profile, "cause": cause, "cells": asked(source)}
+        cells = {} if cause == "HIDIOCREVOKE" and not has_hidiocrevoke() else asked(source)
+        if profile == "SYSFS":
+            cells |= {f"{operation}, in flight": in_a_handler(operation) for operation in ("read", "write")}
+        yield {"profile": profile, "cause": cause, "cells": cells}
+
+
+def has_hidiocrevoke() -> bool:
+    """Linux 6.12 and later."""
+    with made_input(Stick, REPORT) as stick:
+        try:
+            means_for(stick.writer)
+        except OSError:
+            return False
+        finally:
+            stick.end()
+    return True
