@@ -1,0 +1,118 @@
+"""How the kernel takes something back from whoever has it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pty
+import socket
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from asyncrevoke.adapters.device.identity import driver_of
+
+_EVIOCREVOKE, _HIDIOCREVOKE = 0x40044591, 0x4004480D  # include/uapi/linux/input.h, include/uapi/linux/hidraw.h
+_TIOCVHANGUP = 0x5437  # include/uapi/asm-generic/ioctls.h
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """How something is taken back.
+
+    :ivar name: the kernel's name of it, or that it is a relay
+    :ivar from_all: whether the lender, and whoever else has it, loses it with the borrower
+    :ivar wakes: whether it ends what the borrower waits in; else it gets nothing there, but waits on
+    :ivar cost: what a relay costs, and what the borrower cannot do with it; "" where the very thing is lent
+    """
+
+    name: str
+    from_all: bool
+    wakes: bool
+    held: Callable[[int], int]  # a descriptor of what is to be lent, for a descriptor that was given
+    take: Callable[[int], object]
+    cost: str = ""
+    begin: Callable[[], object] | None = None  # called when it is lent
+
+
+def _reopened(fd: int) -> int:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_NONBLOCK)
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_NOCTTY)
+
+
+def _shut_down(fd: int) -> None:
+    with socket.socket(fileno=os.dup(fd)) as lent, contextlib.suppress(OSError):  # it has ended already
+        lent.shutdown(socket.SHUT_RDWR)
+
+
+EVDEV = Means("EVIOCREVOKE", False, True, _reopened, lambda fd: fcntl.ioctl(fd, _EVIOCREVOKE, 0))
+HIDRAW = Means("HIDIOCREVOKE", False, False, _reopened, lambda fd: fcntl.ioctl(fd, _HIDIOCREVOKE, 0))
+#: By what `driver_of` tells.
+DRIVERS = {"evdev": EVDEV, "hidraw": HIDRAW}
+TERMINAL = Means("TIOCVHANGUP", True, True, os.dup, lambda fd: fcntl.ioctl(fd, _TIOCVHANGUP))
+SOCKET = Means("shutdown", True, True, os.dup, _shut_down)
+
+
+def means_for(fd: int) -> Means:
+    """How what is behind a descriptor could be taken back, by this process, on this kernel.
+
+    :raises OSError: EOPNOTSUPP, with the reason, if it could not; EPERM, if only another could; EBADF, if it is not open
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):
+        return SOCKET
+    if stat.S_ISFIFO(mode):
+        raise no_means("the kernel cannot take a pipe back: relay it")
+    if stat.S_ISREG(mode):
+        raise no_means(
+            "the kernel cannot take files or memory back: to cut them off is SIGBUS in the borrower, who can prevent it "
+            "by a seal. Lend an entry of a tree of yours, or a socket, and copy"
+        )
+    if not stat.S_ISCHR(mode):
+        raise no_means("only sockets and character devices can be taken back: lend a socket, and copy")
+    if os.isatty(fd):
+        return _hang_up(fd)
+    driver = driver_of(fd)
+    if driver not in DRIVERS:
+        raise no_means(f"the kernel cannot take a device of {driver or 'its driver'!r} back: lend a socket, and copy")
+    _try(DRIVERS[driver], fd)
+    return DRIVERS[driver]
+
+
+def is_master(fd: int) -> bool:
+    """Whether it is the master of a pty."""
+    return os.fstat(fd).st_rdev == os.makedev(5, 2)
+
+
+def _hang_up(fd: int) -> Means:
+    if is_master(fd):
+        raise no_means("the master of a pty is not hung up: lend its slave")
+    trial = pty.openpty()
+    try:
+        fcntl.ioctl(trial[1], _TIOCVHANGUP)
+    except PermissionError as exc:
+        words = "a terminal is hung up by root alone (CAP_SYS_ADMIN): be root, or relay it"
+        raise PermissionError(errno.EPERM, words) from exc
+    finally:
+        for each in trial:
+            os.close(each)
+    return TERMINAL
+
+
+def _try(means: Means, fd: int) -> None:
+    """Take back a file that nobody has."""
+    trial = means.held(fd)
+    try:
+        means.take(trial)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOTTY):
+            raise
+        raise no_means(f"this kernel has no {means.name}: lend a socket, and copy") from exc
+    finally:
+        os.close(trial)
+
+
+def no_means(why: str) -> OSError:
+    return OSError(errno.EOPNOTSUPP, why)

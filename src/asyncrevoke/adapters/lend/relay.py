@@ -1,0 +1,135 @@
+"""What stands in for a descriptor that the kernel does not take back, or not from the borrower alone: a thread copies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import socket
+import stat
+import tty
+from dataclasses import dataclass
+
+from asyncrevoke.lowlevel import OffLoop, off_loop
+
+from .means import SOCKET, Means, is_master, no_means
+
+_COSTS = "Each byte is copied twice more, by a thread of the lender's, which has to run. What is under way is lost."
+_PIPE = f"{_COSTS} It is another pipe: as much again is buffered."
+_SOCKET = f"{_COSTS} It is a Unix socket: there are no addresses, options or messages, and no end of one direction."
+_TERMINAL = f"{_COSTS} It is a pty: settings, modem lines and breaks do not reach the port."
+
+
+@dataclass(slots=True)
+class _Way:
+    source: int
+    sink: int
+    data: bytes = b""  # which has been read, and not been written
+
+    def waits_for(self) -> tuple[int, int]:
+        """For which descriptor, to be what."""
+        return (self.sink, select.POLLOUT) if self.data else (self.source, select.POLLIN)
+
+    def go_on(self) -> bool:
+        """Read or write once; report whether it is not over.
+
+        :raises OSError: if it is, by an error
+        """
+        try:
+            if self.data:
+                self.data = self.data[os.write(self.sink, self.data) :]
+            else:
+                self.data = os.read(self.source, 65536)
+                return bool(self.data) or os.isatty(self.source)  # as it is no longer, when it is hung up
+        except BlockingIOError:  # another way was waited for, or another program was faster
+            pass
+        return True
+
+
+class Relay:
+    """A pipe, a socketpair or a pty. Its far end is to be lent; its near end is closed when it is taken back, or when what
+    it stands in for ends, and then the far end is dead, in whatever copies.
+
+    :param fd: what it stands in for, of which nobody else reads meanwhile. It stays yours, and is made non-blocking
+    :raises OSError: EOPNOTSUPP, with the reason, if nothing can stand in for it
+    """
+
+    def __init__(self, fd: int) -> None:
+        mode = os.fstat(fd).st_mode
+        access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        with contextlib.ExitStack() as undone:
+
+            def kept(number: int) -> int:
+                undone.callback(os.close, number)
+                return number
+
+            if stat.S_ISFIFO(mode) and access != os.O_RDWR:
+                reads, writes = map(kept, os.pipe())
+                self.far, self._near = (reads, writes) if access == os.O_RDONLY else (writes, reads)
+                cost = _PIPE
+            elif stat.S_ISSOCK(mode) and _is_stream(fd):
+                self.far, self._near = (kept(end.detach()) for end in socket.socketpair())
+                cost = _SOCKET
+            elif stat.S_ISCHR(mode) and os.isatty(fd) and not is_master(fd):
+                self._near, self.far = map(kept, os.openpty())
+                tty.setraw(self.far)
+                cost = _TERMINAL
+            else:
+                raise no_means("a relay is for pipes, terminals and streams of sockets: others have more than bytes")
+            self._fd = kept(os.dup(fd))
+            self._stop = os.eventfd(0)
+            undone.pop_all()
+        self.means = Means("relay", False, True, lambda _: self.far, lambda _: self._close(), cost, self._begin)
+        there, back = _Way(self._fd, self._near), _Way(self._near, self._fd)
+        self._ways = {os.O_RDONLY: [there], os.O_WRONLY: [back], os.O_RDWR: [there, back]}[access]
+        self._copying: OffLoop[None] | None = None
+
+    def _begin(self) -> None:
+        for each in self._fd, self._near:
+            os.set_blocking(each, False)
+        self._copying = off_loop(self._copy)
+
+    def _copy(self) -> None:
+        try:
+            while not self._stopped():
+                for way in [*self._ways]:
+                    if not way.go_on():
+                        if way.source == self._fd:
+                            return
+                        self._ways.remove(way)  # the borrower has shut down what it sends, and may receive
+        except OSError:  # as where the port is unplugged
+            pass
+        finally:
+            self._end()
+
+    def _stopped(self) -> bool:
+        """Wait until a way may go on."""
+        waits = {self._stop: int(select.POLLIN)}
+        for fd, event in [way.waits_for() for way in self._ways]:
+            waits[fd] = waits.get(fd, 0) | event
+        poll = select.poll()
+        for fd, events in waits.items():
+            poll.register(fd, events)
+        return self._stop in dict(poll.poll())
+
+    def _close(self) -> None:
+        if self._copying is None:
+            self._end()
+        else:
+            os.eventfd_write(self._stop, 1)
+            self._copying.result()
+        os.close(self._stop)
+        os.close(self._fd)
+
+    def _end(self) -> None:
+        if stat.S_ISSOCK(os.fstat(self._near).st_mode):
+            SOCKET.take(self._near)
+            while os.read(self._near, 65536):  # or the borrower would be told of a reset
+                pass
+        os.close(self._near)
+
+
+def _is_stream(fd: int) -> bool:
+    with socket.socket(fileno=os.dup(fd)) as there:
+        return there.type == socket.SOCK_STREAM
