@@ -21,8 +21,8 @@ def test_a_real_unplug_is_told_to_all_who_use_the_port() -> None:
         pytest.skip(done.stderr.strip())
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert (
-        len(done.stdout.splitlines()) == 1 + 5 + 2 * 8 + 4 + 2
-    )  # with those of devices.py, for two kinds, of loans.py, and of consoles.py
+        len(done.stdout.splitlines()) == 1 + 5 + 2 * 8 + 9
+    )  # with those of devices.py, for two kinds, and of loans.py
 
 
 def test_the_page_has_our_tables_and_the_kernels() -> None:

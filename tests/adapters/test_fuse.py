@@ -6,6 +6,7 @@ import os
 import pathlib
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -322,6 +323,42 @@ async def test_programs_are_taken_away_by_removal(place: pathlib.Path, name: str
             assert await each.ends() == 0
             assert each.output.decode().endswith(f"{mask})]\n{number}\n")
         assert "No such file" in await run("cat", place / "top/log")
+
+
+BORROWS = """
+import os, socket, sys
+_, (fd,), *_ = socket.recv_fds(socket.socket(fileno=0), 1, 1)
+copy = os.dup(fd)
+for number in fd, copy, fd:
+    try:
+        print(os.read(number, 100), flush=True)
+    except OSError as error:
+        print(error.errno, flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", FLAVOURS)
+async def test_a_file_that_was_lent_is_taken_back_by_removal(place: pathlib.Path, name: str) -> None:
+    """Its borrower, who waits in a read of it, gets the flavour's answer, and so does each copy from then on."""
+    root = tree(FLAVOURS[name])
+    waits, given = stream(root)
+    given.append(b"hello\n")
+    line, theirs = socket.socketpair()
+    command = [sys.executable, "-ISc", BORROWS]
+    with line, theirs:
+        async with (
+            mounted(root, place),
+            await anyio.open_process(command, stdin=theirs.fileno(), stderr=None) as process,
+        ):
+            fd = await anyio.to_thread.run_sync(os.open, place / "stream", os.O_RDONLY)  # the loop serves it
+            socket.send_fds(line, [b"x"], [fd])
+            borrower = Program(process)
+            await borrower.says(b"hello")
+            await inside(waits)
+            await waits.remove("the subsystem is gone")
+            assert await borrower.ends() == 0
+            assert borrower.output.decode() == "b'hello\\n'\n" + f"{TABLE[name]['read']}\n" * 2
+            await anyio.to_thread.run_sync(os.close, fd)
 
 
 async def test_what_drains_is_there_no_more(place: pathlib.Path) -> None:

@@ -26,7 +26,7 @@ SCENARIOS = {
     "stalls": (1, 0),
     "consoles": (1, 1),
     "devices": (50, 1),
-    "loans": (200, 2),
+    "loans": (200, 1),
     "answers": (1, 0),
 }
 COLUMNS = {"kernel": 20, "scenario": 48, "times": 5, "right": 62, "took": 27, "left behind": 11, "busy": 4}
