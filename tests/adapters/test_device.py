@@ -26,6 +26,7 @@ from asyncrevoke.adapters.device import (
     ReportStream,
     identity,
 )
+from asyncrevoke.answers import Answers
 from asyncrevoke.testing import Subject, check_revokable
 from calls import awake, parked, start
 from conftest import settle
@@ -268,6 +269,33 @@ async def test_messages_have_no_end(driver: Driver) -> None:
         await device.revoke()
         await call.done.wait()
         assert call.outcome == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "profile", "item", "number"),
+    [
+        (EventStream, answers.EVDEV, EVENT, errno.ENODEV),
+        (ReportStream, answers.HIDRAW, b"report", errno.EIO),
+        (ReportStream, answers.HIDRAW_REVOKED, b"report", errno.ENODEV),
+    ],
+    ids=["evdev", "hidraw", "hidraw, revoked"],
+)
+async def test_a_dead_input_device_answers_as_the_kernels(
+    driver: Driver, kind: type[Any], profile: Answers, item: Any, number: int
+) -> None:
+    """Where the profile is given: a read that waits and a later one, a write, and a request."""
+    async with opened(driver, kind, answers=profile) as device, anyio.create_task_group() as tasks:
+        stream = device.open()
+        reading = start(tasks, stream.receive)
+        await parked(stream.handle)
+        await device.revoke()
+        await reading.done.wait()
+        met = [reading.error]
+        for operation in stream.receive, lambda: stream.send(item), lambda: stream.request(lambda fd: fd):
+            with pytest.raises(RevokedError) as later:
+                await operation()
+            met.append(later.value)
+        assert [error.errno for error in met] == [number, number, errno.ENODEV, errno.ENODEV]
 
 
 async def test_who_receives_nothing_for_too_long_is_revoked(driver: Driver) -> None:
