@@ -381,20 +381,38 @@ async def test_a_terminal_that_reads_nothing_where_there_is_nothing_is_not_over(
             os.close(fds[0])
 
 
+@contextlib.contextmanager
+def room_for(descriptors: int) -> Iterator[None]:
+    """No more than so many."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + descriptors, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 @pytest.mark.parametrize("room", range(4))
 async def test_a_relay_for_which_there_is_no_room_leaves_nothing(
     room: int, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     """It takes four descriptors."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + room, limits[1]))
-        with pytest.raises(OSError, match="Too many open files"):
-            await lend(pair[0].fileno(), to=pair[0], relay=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with room_for(room), pytest.raises(OSError, match="Too many open files"):
+        await lend(pair[0].fileno(), to=pair[0], relay=True)
+
+
+@pytest.mark.parametrize("relay", [False, True])
+async def test_a_process_that_has_no_room_for_descriptors_takes_back_what_it_has_lent(
+    borrower: Borrower, pair: tuple[socket.socket, socket.socket], relay: bool
+) -> None:
+    """It needs none for that."""
+    loan = await lend(pair[0].fileno(), to=borrower.line, relay=relay)
+    borrower.sleeps()
+    with room_for(0):
+        await loan.revoke()
+    assert borrower.says() == "b'' b'' Broken pipe True\n"
 
 
 async def test_a_socket_whose_borrower_ends_what_it_sends_still_receives() -> None:

@@ -9,7 +9,7 @@ import os
 import pty
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from asyncrevoke.adapters.device.identity import driver_of
@@ -42,8 +42,18 @@ def _reopened(fd: int) -> int:
     return os.open(f"/proc/self/fd/{fd}", flags | os.O_NOCTTY)
 
 
+@contextlib.contextmanager
+def as_socket(fd: int) -> Iterator[socket.socket]:
+    """What it is by another name, without another descriptor, for which there may be no room."""
+    there = socket.socket(fileno=fd)
+    try:
+        yield there
+    finally:
+        there.detach()
+
+
 def _shut_down(fd: int) -> None:
-    with socket.socket(fileno=os.dup(fd)) as lent, contextlib.suppress(OSError):  # it has ended already
+    with as_socket(fd) as lent, contextlib.suppress(OSError):  # it has ended already
         lent.shutdown(socket.SHUT_RDWR)
 
 

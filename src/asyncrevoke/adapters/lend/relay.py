@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from asyncrevoke.lowlevel import OffLoop, off_loop
 
-from .means import SOCKET, Means, is_master, no_means
+from .means import SOCKET, Means, as_socket, is_master, no_means
 
 _COSTS = "Each byte is copied twice more, by a thread of the lender's, which has to run. What is under way is lost."
 _PIPE = f"{_COSTS} It is another pipe: as much again is buffered."
@@ -68,7 +68,7 @@ class Relay:
                 reads, writes = map(kept, os.pipe())
                 self.far, self._near = (reads, writes) if access == os.O_RDONLY else (writes, reads)
                 cost = _PIPE
-            elif stat.S_ISSOCK(mode) and _is_stream(fd):
+            elif stat.S_ISSOCK(mode) and _type_of(fd) == socket.SOCK_STREAM:
                 self.far, self._near = (kept(end.detach()) for end in socket.socketpair())
                 cost = _SOCKET
             elif stat.S_ISCHR(mode) and os.isatty(fd) and not is_master(fd):
@@ -130,6 +130,6 @@ class Relay:
         os.close(self._near)
 
 
-def _is_stream(fd: int) -> bool:
-    with socket.socket(fileno=os.dup(fd)) as there:
-        return there.type == socket.SOCK_STREAM
+def _type_of(fd: int) -> int:
+    with as_socket(fd) as there:
+        return there.type
