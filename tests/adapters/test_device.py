@@ -60,6 +60,13 @@ class Driver:
         self._near.close()
 
 
+class PathLikeDriver(Driver):
+    """As an `InputDevice` of python-evdev's is."""
+
+    def __fspath__(self) -> str:
+        return "/dev/input/event0"
+
+
 @pytest.fixture
 def driver() -> Iterator[Driver]:
     driver = Driver()
@@ -490,14 +497,17 @@ def test_options_that_make_no_sense_are_refused_at_once(device: str, options: An
         open_device(device, **options)
 
 
-async def test_what_another_library_has_opened_is_closed_once(driver: Driver) -> None:
+@pytest.mark.parametrize("make", [Driver, PathLikeDriver])
+async def test_what_another_library_has_opened_is_closed_once(make: type[Driver]) -> None:
     """It is read through us, and closed by the object it came from, in whatever way it ends."""
-    async with opened(driver, ReportStream, name="theirs") as device:
-        stream = device.open()
-        driver.far.send(b"hello")
-        assert await stream.receive() == b"hello"
-        assert device.fileno() == driver.fileno()
-    assert driver.closes == 1
+    driver = make()
+    with driver.far:
+        async with opened(driver, ReportStream, name="theirs") as device:
+            stream = device.open()
+            driver.far.send(b"hello")
+            assert await stream.receive() == b"hello"
+            assert device.fileno() == driver.fileno()
+        assert driver.closes == 1
 
 
 @pytest.mark.parametrize("fails", ["grab", "watch"])

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from types import EllipsisType
-from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload, runtime_checkable
 
 from asyncrevoke.answers import Answers
 from asyncrevoke.lowlevel import OffLoop, Revokable, close_off_loop, off_loop
@@ -29,8 +29,9 @@ _KINDS: dict[str, type[Any]] = {"hidraw": ReportStream, "evdev": EventStream}
 _EVIOCGRAB = 0x40044590  # include/uapi/linux/input.h
 
 
+@runtime_checkable
 class Opened(Protocol):
-    """What another library has opened, such as an `InputDevice` of python-evdev's."""
+    """What another library has opened, such as an `InputDevice` of python-evdev's. That one is a path, too."""
 
     def fileno(self) -> int: ...
 
@@ -126,10 +127,10 @@ class CharacterDevice(Device[FdLine], Generic[S]):
         if fan_out and backlog < 4096:
             raise ValueError(f"backlog is {backlog!r}: give bytes, 4096 or more")
         given: Opened | None = None
-        if isinstance(device, str | os.PathLike):
-            path = os.fspath(device)
-        else:
+        if isinstance(device, Opened):
             given, path = device, f"fd {device.fileno()}"
+        else:
+            path = os.fspath(device)
         if not path:
             raise ValueError("device is empty: give a path, or who it is")
         super().__init__(
