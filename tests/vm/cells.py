@@ -24,8 +24,7 @@ from answers_page import BITS
 from asyncrevoke.adapters.device.identity import find
 from asyncrevoke.adapters.lend import EVDEV, HIDRAW, Means, means_for
 from devices import Keyboard, Stick
-from inputs import Usb
-from outside import Cable, Outside, Plug, gadget, modprobe, there
+from outside import Outside, Plug, Usb, gadget, modprobe, there
 from unplugs import Row
 
 TIOCVHANGUP = 0x5437
@@ -488,7 +487,7 @@ def _until(true: Callable[[], object]) -> None:
 
 def answers(outside: Outside, _: int) -> Iterator[Row]:
     modprobe("usbhid", "hid_generic", "evdev", "uinput", "uhid")
-    cable, acm = Cable(outside), gadget()
+    cable, acm = Usb(outside, "usb1", "ttyUSB*"), gadget()
     sources: dict[tuple[str, str], Source] = {
         ("TTY", "TIOCVHANGUP"): hung_up,
         ("TTY", "USB unplug, ftdi_sio"): lambda: unplugged(cable, stalls=False),

@@ -20,8 +20,8 @@ DEVICES: dict[str, dict[str, Any]] = {
     "usb1": {"driver": "usb-serial", "chardev": "usb1", "serial": "RIG1", "always-plugged": True},
     "usb2": {"driver": "usb-serial", "chardev": "usb2", "serial": "RIG2", "always-plugged": True},
     "sound": {"driver": "usb-audio", "audiodev": "silence"},
-    "keyboard": {"driver": "usb-kbd"},
-    "tablet": {"driver": "usb-tablet"},
+    "tablet": {"driver": "usb-tablet", "serial": "RIG-tablet", "port": "3"},
+    "keyboard": {"driver": "usb-kbd", "serial": "RIG-keyboard", "port": "4"},
 }
 LINES = "usb1", "usb2"
 
@@ -112,6 +112,15 @@ class Machine:
     def send(self, line: str, text: str) -> None:
         """Send from the far end of a serial line."""
         self._sockets[line].sendall(text.encode())
+
+    def feed(self, name: str, number: int) -> None:
+        """Press a key of the keyboard, or move the tablet's pen: another for each number."""
+        key, place = {"type": "qcode", "data": "asdfghjkl"[number]}, {"axis": "x", "value": 1000 * (number + 1)}
+        events: dict[str, list[dict[str, Any]]] = {
+            "keyboard": [{"type": "key", "data": {"down": down, "key": key}} for down in (True, False)],
+            "tablet": [{"type": "abs", "data": place}],
+        }
+        self._execute("input-send-event", events=events[name])
 
     def _execute(self, command: str, **arguments: object) -> None:
         self._monitor.write(json.dumps({"execute": command, "arguments": arguments}))

@@ -48,21 +48,31 @@ class Plug(Protocol):
         """Returns when it is out; the kernel may still be busy with it."""
 
 
-class Cable:
-    """A USB serial adapter of the emulator's (ftdi_sio), which never stalls."""
+class Usb:
+    """A USB device of the emulator's. Of those, a serial port (ftdi_sio) never stalls.
 
-    path = "/dev/ttyUSB0"
+    :param nodes: those of its kind in /dev
+    """
 
-    def __init__(self, outside: Outside, name: str = "usb1") -> None:
-        self._outside = outside
-        self._name = name
+    path = ""
+
+    def __init__(self, outside: Outside, name: str, nodes: str) -> None:
+        self.outside = outside
+        self.name = name
+        self._nodes = nodes
 
     async def plug(self) -> None:
-        await self._outside.ask("plug", self._name)
+        known = self._there()
+        await self.outside.ask("plug", self.name)
+        await until(lambda: self._there() - known)
+        (self.path,) = self._there() - known
         await until(lambda: _opens(self.path))
 
     async def unplug(self) -> None:
-        await self._outside.ask("unplug", self._name)
+        await self.outside.ask("unplug", self.name)
+
+    def _there(self) -> set[str]:
+        return {str(path) for path in pathlib.Path("/dev").glob(self._nodes)}
 
 
 class Gadget:

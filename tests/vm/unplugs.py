@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import gc
+import os
 import pathlib
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import anyio
@@ -18,7 +19,8 @@ import pytest
 
 from asyncrevoke import RevokedError, SerialDevice, SerialStream, open_serial, serial_device
 from asyncrevoke.adapters.device import Device
-from outside import Cable, Outside, Plug, gadget, there, until
+from asyncrevoke.adapters.hotplug import Devices
+from outside import Outside, Plug, Usb, gadget, there, until
 
 #: A scenario's figures, by the heads of their columns.
 Row = dict[str, object]
@@ -158,7 +160,7 @@ async def left(before: set[str]) -> set[str]:
 
 
 def cables(outside: Outside, count: int) -> Iterator[Row]:
-    yield _cycles(Cable(outside), "ttyUSB", count)
+    yield _cycles(Usb(outside, "usb1", "ttyUSB*"), "ttyUSB", count)
 
 
 def gadgets(_: Outside, count: int) -> Iterator[Row]:
@@ -171,9 +173,13 @@ def _cycles(plug: Plug, kind: str, count: int) -> Row:
     for number in range(count):
         backend, loop = BACKENDS[number % len(BACKENDS)]
         operations = KINDS[number % len(KINDS)]
-        options: dict[str, Any] = {"backend": backend, "fan_out": len(operations) > 2}
-        every.append(on(loop, cycle, plug, functools.partial(open_serial, plug.path, 115200, **options), operations))
+        opening = functools.partial(_opened, plug, backend=backend, fan_out=len(operations) > 2)
+        every.append(on(loop, cycle, plug, opening, operations))
     return figures(f"{kind}: unplugged in use", every)
+
+
+def _opened(plug: Plug, **options: Any) -> SerialDevice:
+    return open_serial(plug.path, 115200, **options)
 
 
 def on(loop: str, one: Callable[..., Awaitable[Told]], *args: object) -> Told:
@@ -205,85 +211,117 @@ def _times(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.3f} s, at most {max(seconds):.3f}"
 
 
-# -- devices that come back, by their serial numbers --
+# -- devices that come back, by who they are --
+
+
+class Followed(Usb):
+    """One that is followed.
+
+    :ivar who: what it is found by
+    """
+
+    who: str
+
+    def follow(self) -> Devices[Any]:
+        raise NotImplementedError
+
+    async def is_heard(self, device: Any, number: int) -> bool:
+        """Whether what it sends now comes from the device, and nothing of another's."""
+        raise NotImplementedError
+
+    async def node_taken(self, others: contextlib.ExitStack) -> None:
+        """Have others take the node that it had, if it may have that again while some program still holds it."""
+
+
+class Port(Followed):
+    def __init__(self, outside: Outside, number: int) -> None:
+        super().__init__(outside, f"usb{number}", "ttyUSB*")
+        self.who = f"RIG{number}"
+
+    def follow(self) -> Devices[Any]:
+        return serial_device(self.who, 115200)
+
+    async def is_heard(self, device: SerialDevice, number: int) -> bool:
+        await self.outside.ask("send", self.name, f"{self.name} {number}\n")
+        return await device.open().receive_line() == f"{self.name} {number}\n".encode()
 
 
 def replugs(outside: Outside, count: int) -> Iterator[Row]:
-    yield anyio.run(_replugs, outside, count)
+    yield anyio.run(replugged, "ttyUSB", Port(outside, 1), "serial number", count)
 
 
-async def _replugs(outside: Outside, count: int) -> Row:
-    """One device, each time as the next generation, and its bytes."""
-    right, times, plugged = 0, [], 0.0
-    await outside.ask("plug", "usb1")
-    async with serial_device("RIG1", 115200) as devices:
-        async for device in devices:
-            if plugged:
-                times.append(time.monotonic() - plugged)
-            stream = device.open()
-            await outside.ask("send", "usb1", f"hello {len(times)}\n")
-            right += await stream.receive_line() == b"hello %d\n" % len(times)
-            async with anyio.create_task_group() as group:
-                group.start_soon(_until_told, stream, SerialStream.receive)
-                await outside.ask("unplug", "usb1")
-            if len(times) == count:
-                break
-            plugged = time.monotonic()
-            await outside.ask("plug", "usb1")
+async def replugged(kind: str, plug: Followed, by: str, count: int) -> Row:
+    """One device, each time as the next generation under another node, and what it says."""
+    right, times, plugged, nodes = 0, [], 0.0, set[str]()
+    await plug.plug()
+    async with plug.follow() as devices:
+        with contextlib.ExitStack() as others:
+            async for device in devices:
+                if plugged:
+                    times.append(time.monotonic() - plugged)
+                nodes.add(plug.path)
+                others.callback(os.close, os.open(plug.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY))
+                right += device.path == plug.path and await plug.is_heard(device, len(times))
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_until_told, device.open(), lambda stream: stream.receive())
+                    await plug.unplug()
+                await plug.node_taken(others)
+                if len(times) == count:
+                    break
+                plugged = time.monotonic()
+                await plug.plug()
     return {
-        "scenario": "replugged, followed by serial number",
+        "scenario": f"{kind}: replugged, followed by {by}",
         "times": count,
-        "right": f"{right - 1} of {count} are back, with their bytes",
+        "right": f"{right - 1} of {count} are back, with what they say, under {len(nodes)} nodes",
         "took": _times(times),
-        "ok": right == count + 1,
+        "ok": right == count + 1 == len(nodes),
     }
 
 
-async def _until_told(stream: SerialStream, operation: Operation) -> None:
+async def _until_told(stream: Any, operation: Operation) -> None:
     with contextlib.suppress(RevokedError):
         while True:
             await operation(stream)
 
 
 def swaps(outside: Outside, count: int) -> Iterator[Row]:
-    yield anyio.run(_swaps, outside, count)
+    yield anyio.run(swapped, "ttyUSB", [Port(outside, 1), Port(outside, 2)], count)
 
 
-async def _swaps(outside: Outside, count: int) -> Row:
+async def swapped(kind: str, these: Iterable[Followed], count: int) -> Row:
     """Two devices that change places: each has the other's node then."""
-    names = ["usb1", "usb2"]
-    opened, is_open = anyio.create_memory_object_stream[tuple[str, SerialDevice]](2)
-    right, moved, nodes = 0, 0, set[tuple[str, str]]()
+    opened, is_open = anyio.create_memory_object_stream[tuple[Followed, Any]](2)
+    plugs = [*these]
+    right, moved, nodes = 0, 0, set[tuple[Followed, str]]()
     async with anyio.create_task_group() as group, opened, is_open:
-        for name in names:
-            group.start_soon(_follow, name, opened)
+        for plug in plugs:
+            group.start_soon(_follow, plug, opened)
         for number in range(count + 1):
-            for place, name in enumerate(names):
-                await outside.ask("plug", name)
-                await until(lambda place=place: there(f"/dev/ttyUSB{place}"))  # type: ignore[misc]
+            for plug in plugs:
+                await plug.plug()
             devices = [await is_open.receive(), await is_open.receive()]
-            for name, device in devices:
-                await outside.ask("send", name, f"{name} {number}\n")
-                right += await device.open().receive_line() == f"{name} {number}\n".encode()
-            before, nodes = nodes, {(name, device.url) for name, device in devices}
+            for plug, device in devices:
+                right += device.path == plug.path and await plug.is_heard(device, number)
+            before, nodes = nodes, {(plug, plug.path) for plug in plugs}
             moved += bool(before) and not before & nodes
-            names.reverse()
-            for name in names:
-                await outside.ask("unplug", name)
-            await until(lambda nodes=nodes: not any(there(path) for _, path in nodes))  # type: ignore[misc]
+            plugs.reverse()
+            for plug in plugs:
+                await plug.unplug()
+            await until(lambda: not any(there(plug.path) for plug in plugs))
         group.cancel_scope.cancel()
     return {
-        "scenario": "two devices swapped, followed by serial number",
+        "scenario": f"{kind}: two swapped, followed by who they are",
         "times": count,
-        "right": f"{moved} had the other's node, {right} of {2 * count + 2} reads their own bytes",
+        "right": f"{moved} had the other's node, {right} of {2 * count + 2} reads their own",
         "ok": right == 2 * count + 2 and moved == count,
     }
 
 
-async def _follow(name: str, opened: anyio.abc.ObjectSendStream[tuple[str, SerialDevice]]) -> None:
-    async with serial_device(name.replace("usb", "RIG"), 115200) as devices:
+async def _follow(plug: Followed, opened: anyio.abc.ObjectSendStream[tuple[Followed, Any]]) -> None:
+    async with plug.follow() as devices:
         async for device in devices:
-            await opened.send((name, device))
+            await opened.send((plug, device))
             await _until_told(device.open(), seldom)
 
 
