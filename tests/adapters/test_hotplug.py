@@ -36,7 +36,7 @@ from asyncrevoke.adapters.serial import SerialDevice, open_serial
 from asyncrevoke.testing import Subject, check_revokable
 from calls import awake
 from conftest import settle
-from ports import FarEnd, Plug, as_root, serial_line
+from ports import FarEnd, Plug, serial_line
 
 pytestmark = pytest.mark.anyio
 
@@ -175,41 +175,6 @@ async def test_pyudev_tells_of_them_where_it_is_installed(tty: Tty, monkeypatch:
         event = await of(tty, events)
     assert (event.action, event.number) == ("change", tty.number)
     assert event.path == f"/{event.properties['DEVPATH'].lstrip('/')}"
-
-
-UDEVD = """
-import ctypes, os, pathlib, socket, struct, anyio
-from asyncrevoke import watch_devices
-libc = ctypes.CDLL(None)
-# A /run and a network of its own, where it is udevd (src/libsystemd/sd-device/device-monitor.c).
-if libc.unshare(0x40020000) or libc.mount(b"none", b"/", None, 0x44000, None) or libc.mount(b"none", b"/run", b"tmpfs", 0, None):
-    raise SystemExit(77)
-pathlib.Path("/run/udev").mkdir()
-pathlib.Path("/run/udev/control").touch()
-TOLD = dict(ACTION="add", DEVPATH="/devices/x", SUBSYSTEM="hidraw", DEVNAME="/dev/hidraw0", MAJOR="245", MINOR="0")
-TOLD |= dict(SEQNUM="1", ID_SERIAL="Acme_A10K", DEVLINKS="/dev/stick")
-async def main():
-    data = b"".join(f"{key}={value}".encode() + bytes(1) for key, value in TOLD.items())
-    head = struct.pack("=8sI7I", b"libudev" + bytes(1), socket.htonl(0xFEEDCAFE), 40, 40, len(data), 0, 0, 0, 0)
-    async with watch_devices() as events:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 15) as udevd:
-            udevd.sendto(head + data, (0, 2))
-        with anyio.fail_after(20):
-            event = await anext(events)
-    print(event.action, event.subsystem, event.node, event.number == os.makedev(245, 0))
-    print(event.properties["ID_SERIAL"], event.properties["DEVLINKS"])
-anyio.run(main)
-"""
-
-
-@as_root
-def test_where_udev_runs_its_properties_come_with_the_event_of_any_subsystem() -> None:
-    """Its names and links, as it sends them when its rules are done."""
-    pytest.importorskip("pyudev")
-    done = subprocess.run([sys.executable, "-c", UDEVD], capture_output=True, text=True, timeout=60)
-    if done.returncode == 77:
-        pytest.skip("no namespace can be made here")
-    assert (done.stdout, done.stderr) == ("add hidraw /dev/hidraw0 True\nAcme_A10K /dev/stick\n", "")
 
 
 def test_what_other_processes_send_is_no_event(tty: Tty) -> None:

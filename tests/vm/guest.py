@@ -12,6 +12,8 @@ import consoles
 import devices
 import inputs
 import loans
+import names
+import objects
 import unplugs
 from outside import Outside, modprobe
 from unplugs import Row
@@ -23,9 +25,13 @@ SCENARIOS: dict[str, Callable[[Outside, int], Iterator[Row]]] = {
     "hidraw": inputs.hidraw,
     "replugs": unplugs.replugs,
     "swaps": unplugs.swaps,
+    "input-replugs": inputs.replugs,
+    "input-swaps": inputs.swaps,
     "stalls": unplugs.stalls,
     "consoles": consoles.rows,
     "devices": devices.rows,
+    "names": names.names,
+    "objects": objects.objects,
     "loans": loans.rows,
     "answers": cells.answers,
 }

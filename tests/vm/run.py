@@ -23,9 +23,13 @@ SCENARIOS = {
     "hidraw": (50, 3),
     "replugs": (50, 1),
     "swaps": (20, 0),
+    "input-replugs": (50, 0),
+    "input-swaps": (20, 1),
     "stalls": (1, 0),
     "consoles": (1, 1),
     "devices": (50, 1),
+    "names": (10, 1),
+    "objects": (10, 1),
     "loans": (200, 1),
     "answers": (1, 0),
 }
@@ -85,7 +89,12 @@ def rows(system: Image, counts: dict[str, int], limit: float) -> Iterator[dict[s
     command = [sys.executable, str(program), *(f"{name}={times}" for name, times in counts.items())]
     ended = False
     with booted(system, command, limit) as machine:
-        do: dict[str, Callable[..., None]] = {"plug": machine.plug, "unplug": machine.unplug, "send": machine.send}
+        do: dict[str, Callable[..., None]] = {
+            "plug": machine.plug,
+            "unplug": machine.unplug,
+            "send": machine.send,
+            "feed": machine.feed,
+        }
         for request, *arguments in machine.requests():
             if request == "row":
                 yield {"kernel": system.version, **arguments[0]}
