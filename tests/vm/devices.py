@@ -367,8 +367,9 @@ async def taken_from_others_by_the_command(make: type[Any], _: int) -> str:
         return words.splitlines()[-1]
 
 
-#: Each with how often it is done on each loop, in full.
-SCENARIOS: list[tuple[Callable[[type[Any], int], Awaitable[str]], int]] = [
+#: With how often it is done on each loop, in full.
+Scenario = tuple[Callable[[type[Any], int], Awaitable[str]], int]
+SCENARIOS: list[Scenario] = [
     (replugged, 50),
     (swapped, 20),
     (two_share_an_identity, 1),
@@ -381,22 +382,26 @@ SCENARIOS: list[tuple[Callable[[type[Any], int], Awaitable[str]], int]] = [
 
 
 def rows(_: object, count: int) -> Iterator[Row]:
-    """All scenarios, on all loops; those of many cycles with `count` of 50."""
     modprobe("evdev", "uinput", "uhid", "hid_generic")
     for make in PLUGS:
-        for scenario, most in SCENARIOS:
-            cycles = max(1, most * count // 50)
-            begun = time.monotonic()
-            ok, said = True, dict[str, None]()
-            for loop in LOOPS.values():
-                try:
-                    said[anyio.run(scenario, make, cycles, **loop)] = None
-                except Exception:  # noqa: BLE001  # told, and the others run
-                    said[traceback.format_exc()], ok = None, False
-            yield {
-                "scenario": f"{make.__name__}: {scenario.__name__.replace('_', ' ')}",
-                "times": cycles * len(LOOPS),
-                "right": "; ".join(said),
-                "took": f"{time.monotonic() - begun:.1f} s",
-                "ok": ok,
-            }
+        yield from rows_of(make, SCENARIOS, count)
+
+
+def rows_of(make: type[Any], scenarios: list[Scenario], count: int) -> Iterator[Row]:
+    """All scenarios, on all loops; those of many cycles with `count` of 50."""
+    for scenario, most in scenarios:
+        cycles = max(1, most * count // 50)
+        begun = time.monotonic()
+        ok, said = True, dict[str, None]()
+        for loop in LOOPS.values():
+            try:
+                said[anyio.run(scenario, make, cycles, **loop)] = None
+            except Exception:  # noqa: BLE001  # told, and the others run
+                said[traceback.format_exc()], ok = None, False
+        yield {
+            "scenario": f"{make.__name__}: {scenario.__name__.replace('_', ' ')}",
+            "times": cycles * len(LOOPS),
+            "right": "; ".join(said),
+            "took": f"{time.monotonic() - begun:.1f} s",
+            "ok": ok,
+        }

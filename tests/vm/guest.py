@@ -11,6 +11,7 @@ import cells
 import consoles
 import devices
 import inputs
+import instruments
 import loans
 import names
 import objects
@@ -30,6 +31,8 @@ SCENARIOS: dict[str, Callable[[Outside, int], Iterator[Row]]] = {
     "stalls": unplugs.stalls,
     "consoles": consoles.rows,
     "devices": devices.rows,
+    "instruments": instruments.rows,
+    "instruments-as-others": instruments.as_others,
     "names": names.names,
     "objects": objects.objects,
     "loans": loans.rows,

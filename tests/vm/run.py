@@ -28,6 +28,8 @@ SCENARIOS = {
     "stalls": (1, 0),
     "consoles": (1, 1),
     "devices": (50, 1),
+    "instruments": (50, 1),
+    "instruments-as-others": (50, 0),
     "names": (10, 1),
     "objects": (10, 1),
     "loans": (200, 1),

@@ -2,6 +2,7 @@
 
 from .character import CharacterDevice as CharacterDevice, open_device as open_device
 from .device import Device as Device
+from .instrument import InstrumentStream as InstrumentStream
 from .messages import (
     EventStream as EventStream,
     InputEvent as InputEvent,

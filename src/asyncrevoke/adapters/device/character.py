@@ -18,6 +18,7 @@ from asyncrevoke.lowlevel import OffLoop, Revokable, close_off_loop, off_loop
 from . import identity
 from .device import PATIENCE, Device, FdLine, why_hung_up
 from .explained import HINTS, explained
+from .instrument import InstrumentStream
 from .messages import EventStream, MessageStream, ReportStream
 from .stream import DeviceStream
 
@@ -25,7 +26,7 @@ S = TypeVar("S", bound=DeviceStream | MessageStream[Any])
 Mode = Literal["rw", "r", "w"]
 _FLAGS = {"rw": os.O_RDWR, "r": os.O_RDONLY, "w": os.O_WRONLY}
 _GONE = (errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN)
-_KINDS: dict[str, type[Any]] = {"hidraw": ReportStream, "evdev": EventStream}
+_KINDS: dict[str, type[Any]] = {"hidraw": ReportStream, "evdev": EventStream, "usbtmc": InstrumentStream}
 _EVIOCGRAB = 0x40044590  # include/uapi/linux/input.h
 
 
@@ -83,12 +84,11 @@ def open_device(
     settings. It ends only when its driver says so: by ENODEV, ENXIO or ESHUTDOWN in any operation, by EIO or the end of data
     in a read or write, or by a hang-up or an error of poll(2) while nobody uses it.
 
-    Where poll(2) tells nothing of data, as USB-TMC's driver, have a thread read: ``stream.request(lambda fd: os.read(fd, n))``.
-
     :param device: its path, which begins with / or a dot; or who it is, in the words of udev's names in /dev/input/by-id and the like, or of its USB
         serial number, its `uniq` or `phys` in sysfs, or its place on the bus, such as "1-2:1.0"; or what another library
         has opened, which belongs to this from the opening on
-    :param kind: what its streams are. Left out: `EventStream` for evdev, `ReportStream` for hidraw, else `DeviceStream`
+    :param kind: what its streams are. Left out: `EventStream` for evdev, `ReportStream` for hidraw, `InstrumentStream` for
+        usbtmc, else `DeviceStream`
     :param options: as `DeviceOptions` says
     :raises ValueError: if an option makes no sense
     Opening raises, too:
@@ -228,6 +228,6 @@ def _needs_evdev() -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        if exc.errno not in (errno.ENOTTY, errno.EINVAL):
+        if exc.errno not in (errno.ENOTTY, errno.EINVAL, errno.EBADRQC):
             raise
         raise OSError(errno.EOPNOTSUPP, "it is no evdev device, and cannot be grabbed: leave grab out") from exc

@@ -36,10 +36,14 @@ def only(identity: str, nodes: Iterable[str]) -> str:
 
 
 def driver_of(fd: int) -> str:
-    """What a device that is open is to its users: "evdev", or the subsystem that it is of; "" if sysfs does not know it."""
+    """What a device that is open is to its users: "evdev" or "usbtmc", or the subsystem that it is of; "" if sysfs does not
+    know it.
+    """
     number = os.fstat(fd).st_rdev
     place = (SYS / f"dev/char/{os.major(number)}:{os.minor(number)}").resolve()
     subsystem = (place / "subsystem").resolve().name if (place / "subsystem").exists() else ""
+    if subsystem == "usbmisc" and place.name.startswith("usbtmc"):
+        return "usbtmc"
     return "evdev" if _is_evdev(place, subsystem) else subsystem
 
 

@@ -21,7 +21,7 @@ from .stream import DeviceStream
 
 M = TypeVar("M")
 T = TypeVar("T")
-_LENGTH = 4  # bytes, before each report on the way from the descriptor to the streams
+LENGTH = 4  # bytes, before each report on the way from the descriptor to the streams
 _MOST = 65536  # bytes of a report; the kernel's longest have a quarter of that (HID_MAX_BUFFER_SIZE)
 
 
@@ -120,11 +120,11 @@ class _Reports(Fd):
         if len(data) == _MOST:  # the kernel may have cut it
             long = OSError(errno.EMSGSIZE, f"a message has {_MOST} bytes or more, and was cut")
             raise anyio.BrokenResourceError(str(long)) from long
-        return len(data).to_bytes(_LENGTH) + data
+        return len(data).to_bytes(LENGTH) + data
 
 
 def _end_of_report(ahead: bytearray) -> int:
-    end = _LENGTH + int.from_bytes(ahead[:_LENGTH])
+    end = LENGTH + int.from_bytes(ahead[:LENGTH])
     return end if len(ahead) >= end else -1
 
 
@@ -135,12 +135,12 @@ class ReportStream(MessageStream[bytes]):
     (Documentation/hid/hidraw.rst).
     """
 
-    fd = _Reports
+    fd: ClassVar[type[Fd]] = _Reports
     subsystems = ("hidraw",)
 
     async def receive(self) -> bytes:
         try:
-            return (await self.bytes.receive_record(_end_of_report))[_LENGTH:]
+            return (await self.bytes.receive_record(_end_of_report))[LENGTH:]
         except anyio.IncompleteRead:
             raise anyio.EndOfStream from None
 

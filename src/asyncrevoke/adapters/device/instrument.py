@@ -1,0 +1,153 @@
+"""Messages of instruments on USB (USB-TMC), each of them whole.
+
+Their driver's read(2) waits for an answer inside the kernel, whatever O_NONBLOCK says, and poll(2) waits for that to end.
+So the transfers are made here, by its other way, where the kernel goes on meanwhile (drivers/usb/class/usbtmc.c).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import struct
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+
+from asyncrevoke.lowlevel import Fd
+
+from .messages import LENGTH, ReportStream
+
+_HEADER = struct.Struct("<BBBxIB3x")  # of a transfer: its kind and its tag, the bytes of the message in it, attributes
+_OUT, _IN = 1, 2  # kinds: a part of a message; a part that is asked for, or the answer
+_END = 1  # the attribute of a message's last part
+_PART = 4080  # bytes of a message that are sent in a transfer, so that the driver takes all of it or nothing
+_MOST = 1 << 20  # bytes that are asked for at a time
+_MESSAGE = struct.Struct("=IIIQ")  # struct usbtmc_message (include/uapi/linux/usb/tmc.h)
+_ASYNC = 1
+_WRITE, _READ = (3 << 30 | _MESSAGE.size << 16 | 91 << 8 | number for number in (13, 14))
+_WRITE_RESULT, _CLEANUP_IO = 0xC0045B0F, 0x5B24
+
+
+def _transfer(fd: int, request: int, data: array[int]) -> tuple[int, int]:
+    """Begin, or go on, to read or write this. It returns whether a transfer is over, and the bytes.
+
+    :raises BlockingIOError: if nothing has come, or there is no room
+    """
+    address, size = data.buffer_info()
+    message = bytearray(_MESSAGE.pack(size, 0, _ASYNC, address))
+    over = fcntl.ioctl(fd, request, message)
+    return over, _MESSAGE.unpack(message)[1]
+
+
+class _Transfers(Fd):
+    """Each read is one message, and has its length before it. It is asked for first, and comes in one transfer or more."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._tag = 0
+        self._asked = 0  # the tag of what is asked for, and has not come
+        self._buffer = array("B", bytes(65536))
+        self._transfer = bytearray()
+        self._message = bytearray()
+
+    def read_now(self, max_bytes: int) -> bytes | None:  # noqa: ARG002  # a message is not cut
+        try:
+            while not self._came():
+                pass
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            self._asked = 0
+            self._transfer.clear()
+            self._message.clear()
+            raise anyio.BrokenResourceError(str(exc)) from exc
+        message, self._message = self._message, bytearray()
+        if self.heard is not None:
+            self.heard()
+        return len(message).to_bytes(LENGTH) + message
+
+    def _came(self) -> bool:
+        """Whether the last part of a message has come."""
+        if not self._asked:
+            _transfer(self.number, _WRITE, self._packed(_IN, _MOST, 0))
+            self._asked = self._tag
+        try:
+            over, size = _transfer(self.number, _READ, self._buffer)
+        except BlockingIOError:
+            fcntl.ioctl(self.number, _WRITE_RESULT, bytes(4))  # raises, if it was not asked after all
+            raise
+        self._transfer += self._buffer[:size].tobytes()
+        if not over:
+            return False
+        part, self._transfer = self._transfer, bytearray()
+        kind, tag, _, size, attributes = _HEADER.unpack_from(part.ljust(_HEADER.size, b"\0"))
+        if (kind, tag) != (_IN, self._asked) or size > len(part) - _HEADER.size:
+            raise OSError(errno.EPROTO, "what has come is no answer: open it again")
+        self._asked = 0
+        self._message += part[_HEADER.size : _HEADER.size + size]
+        return bool(attributes & _END)
+
+    def transfers(self, message: bytes) -> Iterator[array[int]]:
+        """What is sent for a message, one after another."""
+        for start in range(0, len(message) or 1, _PART):
+            part = message[start : start + _PART]
+            yield self._packed(_OUT, len(part), _END * (start + _PART >= len(message)), part)
+
+    def _packed(self, kind: int, size: int, attributes: int, part: bytes = b"") -> array[int]:
+        self._tag = self._tag % 255 + 1
+        return array("B", _HEADER.pack(kind, self._tag, self._tag ^ 255, size, attributes) + part)
+
+    async def room(self) -> None:
+        """Wait until what was sent is out. Of that poll(2) tells nothing while an answer is awaited: then wait a moment."""
+        if self._asked:
+            await anyio.sleep(0.001)
+        else:
+            await self.writable.ready()
+
+    def close(self) -> Any:
+        with contextlib.suppress(OSError):  # it is gone
+            fcntl.ioctl(self.number, _CLEANUP_IO)  # or the kernel waits a second for what is asked for
+        return super().close()
+
+
+class InstrumentStream(ReportStream):
+    """A stream of an instrument's messages, such as commands and answers of SCPI, as its driver usbtmc has them.
+
+    To receive is to ask for an answer, and to wait for it as long as that takes. One that was cancelled is still asked
+    for, and the next to receive gets it.
+    """
+
+    fd = _Transfers
+    subsystems = ("usbmisc",)
+
+    async def send(self, item: bytes) -> None:
+        """Have the driver take a message. What the instrument makes of it is told by its answer, or by none.
+
+        :raises RevokedError, ~anyio.ClosedResourceError: as `receive`
+        :raises OSError: if the driver refuses it
+        Cancellation: the message may have been sent, or its beginning.
+        """
+        device = self.bytes.device
+        fd = device.line.fd
+        assert isinstance(fd, _Transfers)
+
+        async def send() -> None:
+            async with device.shared.turn_to_write:
+                for transfer in fd.transfers(item):
+                    await fd.room()
+                    while not await device.request(functools.partial(_taken, transfer)):
+                        await fd.room()
+
+        await self.bytes.guarded(send, "write")
+
+
+def _taken(transfer: array[int], fd: int) -> bool:
+    try:
+        _transfer(fd, _WRITE, transfer)
+    except BlockingIOError:
+        return False
+    return True
