@@ -543,6 +543,8 @@ def tree(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
     for subsystem, place, name in (
         ("hidraw", stick / "1-1:1.0/0003:1234:5678.0001/hidraw/hidraw0", "hidraw0"),
         ("hidraw", stick / "1-1:1.1/0003:1234:5678.0002/hidraw/hidraw1", "hidraw1"),
+        ("usbmisc", stick / "1-1:1.2/usbmisc/usbtmc0", "usbtmc0"),
+        ("usbmisc", stick / "1-1:1.3/usbmisc/lp0", "usb/lp0"),
         ("input", scanner / "1-2:1.0/input/input3/event3", "input/event3"),
         ("input", scanner / "1-2:1.0/input/input3/js0", "input/js0"),
     ):
@@ -587,15 +589,25 @@ def test_a_physical_path_is_no_path(tree: pathlib.Path) -> None:
     assert device.path == str(tree / "dev/hidraw1")
 
 
-@pytest.mark.parametrize(("name", "driver"), [("event3", "evdev"), ("js0", "input"), ("hidraw0", "hidraw")])
-def test_the_driver_says_what_streams_are_made_of_it(tree: pathlib.Path, name: str, driver: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "subsystem", "driver"),
+    [
+        ("event3", "input", "evdev"),
+        ("js0", "input", "input"),
+        ("hidraw0", "hidraw", "hidraw"),
+        ("usbtmc0", "usbmisc", "usbtmc"),
+        ("lp0", "usbmisc", "usbmisc"),
+    ],
+)
+def test_the_driver_says_what_streams_are_made_of_it(
+    tree: pathlib.Path, name: str, subsystem: str, driver: str
+) -> None:
     """Evdev of the input devices, not their older faces; a device that sysfs does not know has none."""
     with open("/dev/null") as file:  # noqa: PTH123
         number = os.fstat(file.fileno()).st_rdev
         assert identity.driver_of(file.fileno()) == ""
         (place,) = tree.glob(f"devices/**/{name}")
-        (tree / "class" / driver.replace("evdev", "input")).mkdir(exist_ok=True)
-        (place / "subsystem").symlink_to(tree / "class" / driver.replace("evdev", "input"))
+        (place / "subsystem").symlink_to(tree / "class" / subsystem)
         (tree / "dev/char").mkdir()
         (tree / f"dev/char/{os.major(number)}:{os.minor(number)}").symlink_to(place)
         assert identity.driver_of(file.fileno()) == driver

@@ -115,7 +115,7 @@ async def an_answer_may_take_its_time(make: type[Any], cycles: int) -> str:
 
 #: There is one controller, so there is one of them at a time.
 SCENARIOS: list[devices.Scenario] = [
-    (each_message_is_whole, 20),
+    (each_message_is_whole, 5),
     (an_answer_may_take_its_time, 50),
     (devices.replugged, 50),
 ]
