@@ -24,7 +24,7 @@ SCENARIOS = {
     "replugs": (50, 1),
     "swaps": (20, 0),
     "input-replugs": (50, 0),
-    "input-swaps": (20, 1),
+    "input-swaps": (20, 0),
     "stalls": (1, 0),
     "consoles": (1, 1),
     "devices": (50, 1),

@@ -30,6 +30,8 @@ _MESSAGE = struct.Struct("=IIIQ")  # struct usbtmc_message (include/uapi/linux/u
 _ASYNC = 1
 _WRITE, _READ = (3 << 30 | _MESSAGE.size << 16 | 91 << 8 | number for number in (13, 14))
 _WRITE_RESULT, _CLEANUP_IO = 0xC0045B0F, 0x5B24
+#: What transfers fail by from an unplug until the driver is told of it (Documentation/driver-api/usb/error-codes.rst).
+_LOST = (errno.ENOENT, errno.ECONNRESET, errno.EPROTO, errno.EILSEQ, errno.ETIME)
 
 
 def _transfer(fd: int, request: int, data: array[int]) -> tuple[int, int]:
@@ -39,8 +41,17 @@ def _transfer(fd: int, request: int, data: array[int]) -> tuple[int, int]:
     """
     address, size = data.buffer_info()
     message = bytearray(_MESSAGE.pack(size, 0, _ASYNC, address))
-    over = fcntl.ioctl(fd, request, message)
-    return over, _MESSAGE.unpack(message)[1]
+    return _ioctl(fd, request, message), _MESSAGE.unpack(message)[1]
+
+
+def _ioctl(fd: int, request: int, argument: bytearray) -> int:
+    try:
+        over: int = fcntl.ioctl(fd, request, argument)
+    except OSError as exc:
+        if exc.errno not in _LOST:
+            raise
+        raise OSError(errno.ESHUTDOWN, f"a transfer has failed: {exc.strerror}") from exc
+    return over
 
 
 class _Transfers(Fd):
@@ -78,7 +89,7 @@ class _Transfers(Fd):
         try:
             over, size = _transfer(self.number, _READ, self._buffer)
         except BlockingIOError:
-            fcntl.ioctl(self.number, _WRITE_RESULT, bytes(4))  # raises, if it was not asked after all
+            _ioctl(self.number, _WRITE_RESULT, bytearray(4))  # raises, if it was not asked after all
             raise
         self._transfer += self._buffer[:size].tobytes()
         if not over:
@@ -86,7 +97,7 @@ class _Transfers(Fd):
         part, self._transfer = self._transfer, bytearray()
         kind, tag, _, size, attributes = _HEADER.unpack_from(part.ljust(_HEADER.size, b"\0"))
         if (kind, tag) != (_IN, self._asked) or size > len(part) - _HEADER.size:
-            raise OSError(errno.EPROTO, "what has come is no answer: open it again")
+            raise OSError(errno.EBADMSG, "what has come is no answer: open it again")
         self._asked = 0
         self._message += part[_HEADER.size : _HEADER.size + size]
         return bool(attributes & _END)
