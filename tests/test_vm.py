@@ -21,7 +21,7 @@ def test_a_real_unplug_is_told_to_all_who_use_the_port() -> None:
         pytest.skip(done.stderr.strip())
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     # With those of devices.py for two kinds, of instruments.py, names.py, objects.py and loans.py.
-    assert len(done.stdout.splitlines()) == 1 + 5 + 2 * 8 + 3 + 3 + 2 + 9
+    assert len(done.stdout.splitlines()) == 1 + 5 + 2 * 8 + 4 + 3 + 2 + 9
 
 
 def test_the_page_has_our_tables_and_the_kernels() -> None:

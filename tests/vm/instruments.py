@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import pytest
 
 import devices
 from asyncrevoke.adapters.device import InstrumentStream
@@ -113,14 +114,40 @@ async def an_answer_may_take_its_time(make: type[Any], cycles: int) -> str:
     return f"{cycles} answers"
 
 
+async def nobody_gets_anothers_answer(make: type[Any], _: int) -> str:
+    """So it is not opened for that."""
+    async with nothing_leaks(), plugged(make("vm-instrument")) as plug:
+        with pytest.raises(OSError, match="leave fan_out out") as refused:
+            await opened(plug, fan_out=True)
+    return str(refused.value)
+
+
+async def commands_go_while_an_answer_comes(make: type[Any], cycles: int) -> str:
+    """The end of the one does not end the other."""
+    async with nothing_leaks(), plugged(make("vm-instrument")) as plug, await opened(plug) as device:
+        alice, bob = device.open("alice"), device.open("bob")
+
+        async def ask() -> None:
+            for cycle in range(cycles):
+                await alice.send(b"LENGTH? " + b"x" * (cycle + 1))
+
+        with anyio.fail_after(120):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask)
+                for cycle in range(cycles):
+                    assert await bob.receive() == b"%d" % (cycle + 1)
+    return f"{cycles} commands"
+
+
 #: There is one controller, so there is one of them at a time.
 SCENARIOS: list[devices.Scenario] = [
     (each_message_is_whole, 5),
     (an_answer_may_take_its_time, 50),
+    (commands_go_while_an_answer_comes, 200),
     (devices.replugged, 50),
 ]
 AS_OTHERS: list[devices.Scenario] = [
-    (devices.each_gets_each_message, 50),
+    (nobody_gets_anothers_answer, 1),
     (devices.grabbed, 1),
     (devices.vanishes_while_it_opens, 30),
     (devices.the_contract, 1),

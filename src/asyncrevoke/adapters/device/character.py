@@ -146,6 +146,7 @@ class CharacterDevice(Device[FdLine], Generic[S]):
         self._kind = kind
         self._flags = _FLAGS[mode]
         self._grab = grab
+        self._fan_out = fan_out
         kinds = (ReportStream, EventStream, DeviceStream) if kind is None else (kind,)
         self._subsystems = [subsystem] if subsystem else [name for each in kinds for name in each.subsystems]
 
@@ -187,6 +188,8 @@ class CharacterDevice(Device[FdLine], Generic[S]):
                 with _needs_evdev():
                     fcntl.ioctl(fd, _EVIOCGRAB, 1)
             self._kind = self._kind or _KINDS.get(identity.driver_of(fd), DeviceStream)
+            if self._fan_out and issubclass(self._kind, InstrumentStream):
+                raise OSError(errno.EOPNOTSUPP, "an instrument answers who asks it: leave fan_out out")  # noqa: TRY301
         except BaseException:
             self._close_node(fd)
             raise

@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
+import os
 import struct
 from array import array
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -24,7 +23,7 @@ from .messages import LENGTH, ReportStream
 _HEADER = struct.Struct("<BBBxIB3x")  # of a transfer: its kind and its tag, the bytes of the message in it, attributes
 _OUT, _IN = 1, 2  # kinds: a part of a message; a part that is asked for, or the answer
 _END = 1  # the attribute of a message's last part
-_PART = 4080  # bytes of a message that are sent in a transfer, so that the driver takes all of it or nothing
+_PART = 4080  # bytes of a message that are sent in a transfer, of which the driver takes all or nothing
 _MOST = 1 << 20  # bytes that are asked for at a time
 _MESSAGE = struct.Struct("=IIIQ")  # struct usbtmc_message (include/uapi/linux/usb/tmc.h)
 _ASYNC = 1
@@ -55,10 +54,18 @@ def _ioctl(fd: int, request: int, argument: bytearray) -> int:
 
 
 class _Transfers(Fd):
-    """Each read is one message, and has its length before it. It is asked for first, and comes in one transfer or more."""
+    """Each read is one message, and has its length before it. It is asked for first, and comes in one transfer or more.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    The end of a read ends all transfers of its open file, so what is sent has a file of its own.
+    """
+
+    def __init__(self, fd: int, *args: Any, **options: Any) -> None:
+        self._out = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+        try:
+            super().__init__(fd, *args, **options)
+        except BaseException:
+            os.close(self._out)
+            raise
         self._tag = 0
         self._asked = 0  # the tag of what is asked for, and has not come
         self._buffer = array("B", bytes(65536))
@@ -97,31 +104,27 @@ class _Transfers(Fd):
         part, self._transfer = self._transfer, bytearray()
         kind, tag, _, size, attributes = _HEADER.unpack_from(part.ljust(_HEADER.size, b"\0"))
         if (kind, tag) != (_IN, self._asked) or size > len(part) - _HEADER.size:
-            raise OSError(errno.EBADMSG, "what has come is no answer: open it again")
+            raise OSError(errno.EBADMSG, "what has come is not the answer that was asked for: ask again")
         self._asked = 0
         self._message += part[_HEADER.size : _HEADER.size + size]
         return bool(attributes & _END)
 
-    def transfers(self, message: bytes) -> Iterator[array[int]]:
-        """What is sent for a message, one after another."""
+    async def send(self, message: bytes) -> None:
         for start in range(0, len(message) or 1, _PART):
             part = message[start : start + _PART]
-            yield self._packed(_OUT, len(part), _END * (start + _PART >= len(message)), part)
+            _transfer(self._out, _WRITE, self._packed(_OUT, len(part), _END * (start + _PART >= len(message)), part))
+            await anyio.wait_writable(self._out)  # which it is again when the transfer is over
+            _ioctl(self._out, _WRITE_RESULT, bytearray(4))
 
     def _packed(self, kind: int, size: int, attributes: int, part: bytes = b"") -> array[int]:
         self._tag = self._tag % 255 + 1
         return array("B", _HEADER.pack(kind, self._tag, self._tag ^ 255, size, attributes) + part)
 
-    async def room(self) -> None:
-        """Wait until what was sent is out. Of that poll(2) tells nothing while an answer is awaited: then wait a moment."""
-        if self._asked:
-            await anyio.sleep(0.001)
-        else:
-            await self.writable.ready()
-
     def close(self) -> Any:
-        with contextlib.suppress(OSError):  # it is gone
-            fcntl.ioctl(self.number, _CLEANUP_IO)  # or the kernel waits a second for what is asked for
+        for fd in self.number, self._out:
+            with contextlib.suppress(OSError):  # it is gone
+                fcntl.ioctl(fd, _CLEANUP_IO)  # or the kernel waits a second for what is under way
+        os.close(self._out)
         return super().close()
 
 
@@ -129,17 +132,17 @@ class InstrumentStream(ReportStream):
     """A stream of an instrument's messages, such as commands and answers of SCPI, as its driver usbtmc has them.
 
     To receive is to ask for an answer, and to wait for it as long as that takes. One that was cancelled is still asked
-    for, and the next to receive gets it.
+    for, and the next to receive gets it. As it is his who asks, there is no `fan_out`.
     """
 
     fd = _Transfers
     subsystems = ("usbmisc",)
 
     async def send(self, item: bytes) -> None:
-        """Have the driver take a message. What the instrument makes of it is told by its answer, or by none.
+        """Send a message, and wait until the instrument has taken it.
 
         :raises RevokedError, ~anyio.ClosedResourceError: as `receive`
-        :raises OSError: if the driver refuses it
+        :raises OSError: if the instrument or its driver refuses it
         Cancellation: the message may have been sent, or its beginning.
         """
         device = self.bytes.device
@@ -148,17 +151,6 @@ class InstrumentStream(ReportStream):
 
         async def send() -> None:
             async with device.shared.turn_to_write:
-                for transfer in fd.transfers(item):
-                    await fd.room()
-                    while not await device.request(functools.partial(_taken, transfer)):
-                        await fd.room()
+                await device.attempt(lambda: fd.send(item))
 
         await self.bytes.guarded(send, "write")
-
-
-def _taken(transfer: array[int], fd: int) -> bool:
-    try:
-        _transfer(fd, _WRITE, transfer)
-    except BlockingIOError:
-        return False
-    return True
