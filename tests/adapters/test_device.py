@@ -1,5 +1,5 @@
 """Devices that are no terminals. A pty plays a driver of bytes; a pair of sockets that keep their messages apart plays hidraw
-and evdev; a network tap of the kernel's is a real device of messages. Real hidraw and evdev: tests/vm/devices.py.
+and evdev; a network tap of the kernel's is a real device of messages. Real hidraw, evdev and usbtmc: tests/vm.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from asyncrevoke.adapters.device import (
     DeviceStream,
     EventStream,
     InputEvent,
+    InstrumentStream,
     MessageStream,
     ReportStream,
     identity,
@@ -463,6 +464,13 @@ async def test_who_may_not_use_it_is_told_what_to_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "open", forbidden)
     with pytest.raises(PermissionError, match=r"be in the group.*/dev/hidraw0"):
         await open_device("/dev/hidraw0")
+
+
+async def test_an_instrument_answers_who_asks_it(driver: Driver) -> None:
+    """The error says what to leave out."""
+    with pytest.raises(OSError, match=r"leave fan_out out.*fd \d+"):
+        await open_device(driver, InstrumentStream, fan_out=True)
+    assert driver.closes == 1
 
 
 async def test_only_evdev_can_be_grabbed() -> None:

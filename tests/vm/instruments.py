@@ -4,6 +4,7 @@ import functools
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,11 +53,18 @@ class Instrument:
         (GADGET / "strings/0x409/serialnumber").write_text(self.identity)
         (GADGET / "UDC").write_text("dummy_udc.0")
         self._is_plugged = True
+        self._wait(there=True)
 
     def unplug(self) -> None:
         if self._is_plugged:
             self._is_plugged = False
             (GADGET / "UDC").write_text("\n")
+            self._wait(there=False)
+
+    def _wait(self, *, there: bool) -> None:
+        """The host has heard of it, too."""
+        while any(pathlib.Path("/dev").glob("usbtmc*")) != there:
+            time.sleep(0.005)
 
     def feed(self, number: int = 0) -> None:
         """It says something unasked."""
