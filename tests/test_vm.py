@@ -20,8 +20,8 @@ def test_a_real_unplug_is_told_to_all_who_use_the_port() -> None:
     if "no virtual machine" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    # With those of devices.py for two kinds, of instruments.py, names.py, objects.py and loans.py.
-    assert len(done.stdout.splitlines()) == 1 + 5 + 2 * 8 + 4 + 3 + 2 + 9
+    # With those of devices.py for two kinds, of instruments.py, names.py, objects.py, loans.py and consoles.py.
+    assert len(done.stdout.splitlines()) == 1 + 5 + 2 * 8 + 4 + 3 + 2 + 9 + 2
 
 
 def test_the_page_has_our_tables_and_the_kernels() -> None:

@@ -2,14 +2,13 @@
 
 import contextlib
 import functools
+import importlib
 import pathlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
-import evdev
-import hidraw
 import pytest
 
 from asyncrevoke import RevokedError, open_device
@@ -24,7 +23,7 @@ from unplugs import LOOPS, Row
 class Hidapi:
     """A device of hidapi's, which tells nobody its descriptor."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, hidraw: Any, path: str) -> None:
         self.device = hidraw.device()
         before = _open_as(path)
         self.device.open_path(path.encode())
@@ -46,7 +45,7 @@ def _open_as(path: str) -> set[int]:
     return found
 
 
-async def _python_evdev() -> str:
+async def _python_evdev(evdev: Any) -> str:
     async with nothing_leaks(), plugged(Keyboard("vm-evdev")) as plug:
         await (await opened(plug)).aclose()
         theirs = evdev.InputDevice(find(plug.identity, EventStream.subsystems))
@@ -55,7 +54,7 @@ async def _python_evdev() -> str:
             assert lent.phys == plug.identity
             plug.feed(1)
             events = [evdev.categorize(evdev.InputEvent(*await stream.receive())) for _ in range(plug.messages)]
-            keys: list[Any] = [event.keycode for event in events if isinstance(event, evdev.KeyEvent)]
+            keys = [event.keycode for event in events if isinstance(event, evdev.KeyEvent)]
             assert keys == ["KEY_S", "KEY_S"], keys
             assert lent.active_keys() == []
             await _unplugged(plug, stream.receive)
@@ -65,10 +64,10 @@ async def _python_evdev() -> str:
         return f"events of {type(theirs).__module__}"
 
 
-async def _hidapi() -> str:
+async def _hidapi(hidraw: Any) -> str:
     async with nothing_leaks(), plugged(stick := Stick("vm-hidapi")) as plug:
         await (await opened(plug)).aclose()
-        theirs = Hidapi(find(plug.identity, ReportStream.subsystems))
+        theirs = Hidapi(hidraw, find(plug.identity, ReportStream.subsystems))
         async with open_device(theirs) as device:
             stream, lent = device.open(), revokable_proxy(theirs.device, device.node)
             assert lent.get_serial_number_string() == plug.identity
@@ -95,11 +94,16 @@ async def _unplugged(plug: Any, call: Callable[[], Awaitable[object]]) -> None:
 
 def objects(_: object, count: int) -> Iterator[Row]:
     modprobe("evdev", "uinput", "uhid", "hid_generic")
-    for scenario in _python_evdev, _hidapi:
+    for scenario, package, module in (_python_evdev, "evdev-binary", "evdev"), (_hidapi, "hidapi", "hidraw"):
         begun = time.monotonic()
-        said = {anyio.run(scenario, **loop) for _ in range(count) for loop in LOOPS.values()}
+        try:
+            library = importlib.import_module(module)
+        except ImportError:
+            said = {f"not asked: pip install {package}"}
+        else:
+            said = {anyio.run(scenario, library, **loop) for _ in range(count) for loop in LOOPS.values()}
         yield {
-            "scenario": f"opened by{scenario.__name__.replace('_', ' ')}, and read through us",
+            "scenario": f"opened by {package}, and read through us",
             "times": count * len(LOOPS),
             "right": "; ".join(said),
             "took": f"{time.monotonic() - begun:.1f} s",
