@@ -84,6 +84,8 @@ def open_device(
     settings. It ends only when its driver says so: by ENODEV, ENXIO or ESHUTDOWN in any operation, by EIO or the end of data
     in a read or write, or by a hang-up or an error of poll(2) while nobody uses it.
 
+    Where a driver's read waits, whatever O_NONBLOCK says, have a thread read: ``stream.request(lambda fd: os.read(fd, n))``.
+
     :param device: its path, which begins with / or a dot; or who it is, in the words of udev's names in /dev/input/by-id and the like, or of its USB
         serial number, its `uniq` or `phys` in sysfs, or its place on the bus, such as "1-2:1.0"; or what another library
         has opened, which belongs to this from the opening on
