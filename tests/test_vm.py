@@ -13,7 +13,7 @@ from asyncrevoke.answers import Answers
 RUN = pathlib.Path(__file__).with_name("vm") / "run.py"
 
 
-@pytest.mark.timeout(500)  # the first time it downloads a kernel
+@pytest.mark.timeout(700)  # the first time it downloads a kernel
 def test_a_real_unplug_is_told_to_all_who_use_the_port() -> None:
     """On a real kernel all users of a port are told, each once, nothing is left, and the device comes back."""
     done = subprocess.run([sys.executable, str(RUN), "--short"], capture_output=True, text=True)

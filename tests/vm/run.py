@@ -61,7 +61,7 @@ def main() -> int:
     answers: dict[str, list[Asked]] = {}
     print(_line({column: column for column in COLUMNS}))
     for release in options.kernel or RELEASES[options.short :]:
-        for row in rows(image(release), counts, limit=360 if options.short else 5400):
+        for row in rows(image(release), counts, limit=600 if options.short else 5400):
             if "cells" in row:
                 answers.setdefault(row["kernel"], []).append(asked := Asked(row["profile"], row["cause"], row["cells"]))
                 row.update(as_table(asked))
