@@ -37,6 +37,7 @@ ROOMS: dict[str, set[str]] = {
         "lowlevel",
         "control",
         "cluster",
+        "adapters/asgi",
         "adapters/device",
         "adapters/hotplug",
         "adapters/lend",

@@ -26,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         complete(parser)
     words = list(sys.argv[1:] if argv is None else argv)
     program: list[str] = []
-    if words[:1] == ["share"] and "--" in words:
+    if words[:1] in (["share"], ["web"]) and "--" in words:
         end = words.index("--")
         words, program = words[:end], words[end + 1 :]
         if not program:
-            parser.error("share: give a command after --")
+            parser.error(f"{words[0]}: give a command after --")
     args, more = parser.parse_known_args(words)
     if args.command == "send" and not any(word.startswith("-") and word != "-" for word in more):
         args.text += more  # a TEXT after an --until
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--yes", action="store_true", help="with --kernel: do not ask")
     one_of("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
-    for each in _attach, _send, _hosting, _import, _port, _ports, _cluster:
+    for each in _attach, _send, _hosting, _web, _import, _port, _ports, _cluster:
         each(command)
     return parser
 
@@ -171,6 +171,23 @@ def _cluster(command: Any) -> None:
             add("--reason", default="", help="for those who read the log")
         if name in ("ls", "watch"):
             add("--json", action="store_true", help="one JSON record per line")
+
+
+def _web(command: Any) -> None:
+    add = command("web", "show shares and terminals in the browser, until it is stopped", _WEB).add_argument
+    add("--port", type=int, default=8023, help="TCP port on 127.0.0.1. Default: %(default)s")
+    add("--origin", default="", metavar="URL", help="address that browsers use, if a proxy stands before this server")
+    add("--unix-socket", default="", metavar="PATH", help="listen on this Unix socket in place of the port")
+    add("--group", help="group whose members may connect to the Unix socket, such as the proxy's")
+    add("--user-header", default="", metavar="NAME", help="header in which the proxy tells the user's name")
+    add(
+        "--grace",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="seconds that a terminal lives without a browser. Default: 60",
+    )
+    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
 
 def _hosting(command: Any) -> None:
@@ -241,6 +258,8 @@ standard error. It needs the extra `import`.
 exit status:
   0  something in it can be shared
   1  nothing can, or the file makes no sense: the line is named"""
+_WEB = """It prints an address with a login token. A program for new terminals comes after --;
+the default is $SHELL. It needs the extra web: pip install 'asyncrevoke[web]'"""
 _REVOKE = """
 
 exit status:

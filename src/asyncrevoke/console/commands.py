@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -168,21 +169,6 @@ def _attach(args: argparse.Namespace) -> int:
 
     print(f"asyncrevoke: {anyio.run(run)}", file=sys.stderr)
     return 0
-
-
-# -- send, import --
-
-
-def _send(args: argparse.Namespace) -> int:
-    from .send import run  # noqa: PLC0415  # nobody else needs it
-
-    return run(args)
-
-
-def _import(args: argparse.Namespace) -> int:
-    from .importer import run  # noqa: PLC0415  # nobody else needs it
-
-    return run(args)
 
 
 # -- ls --
@@ -383,51 +369,36 @@ def _cluster(args: argparse.Namespace) -> int:
         return FAILED
 
 
-def _port(args: argparse.Namespace) -> int:
-    from .port import run  # noqa: PLC0415  # who asks for another need not wait for it
-
-    return run(args)
+# -- in files of their own --
 
 
-# -- a console server that goes on --
+def _in(file: str, extra: str = "") -> Callable[[argparse.Namespace], int]:
+    """The command of a file, which is imported for that command alone."""
 
+    def run(args: argparse.Namespace) -> int:
+        try:
+            module = importlib.import_module(f".{file}", __package__)
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{error.name} is missing: pip install 'asyncrevoke[{extra}]'") from error
+        status: int = module.run(args)
+        return status
 
-def _reload(args: argparse.Namespace) -> int:
-    from .reload import run  # noqa: PLC0415  # as for ls
-
-    return run(args)
-
-
-def _ports(args: argparse.Namespace) -> int:
-    from .ports import run  # noqa: PLC0415  # as for one port
-
-    return run(args)
-
-
-def _start(args: argparse.Namespace) -> int:
-    from .start import run  # noqa: PLC0415
-
-    return run(args)
-
-
-def _top(args: argparse.Namespace) -> int:
-    from .top import run  # noqa: PLC0415
-
-    return run(args)
+    return run
 
 
 _COMMANDS = {
-    "port": _port,
-    "ports": _ports,
     "demo": _demo,
     "share": _share,
-    "reload": _reload,
-    "start": _start,
+    "reload": _in("reload"),
+    "start": _in("start"),
     "attach": _attach,
-    "send": _send,
-    "import": _import,
+    "send": _in("send"),
     "ls": _ls,
-    "top": _top,
+    "top": _in("top"),
+    "port": _in("port"),
+    "ports": _in("ports"),
+    "web": _in("web.serving", extra="web"),
+    "import": _in("importer"),
     "revoke": _revoke,
     "cluster": _cluster,
 }

@@ -81,11 +81,25 @@ def _let_in(folder: pathlib.Path, group: str) -> None:
     folder.chmod(0o750)
 
 
-async def look(socket: str = "") -> Servers:
+async def look(socket: str = "", user: str = "") -> Servers:
     """Connect to the server at `socket`, or to all in the user's folder and the system's; dead ones are passed over.
 
+    :param user: whose rights the connections have, if not your own; only root and the owner of a server may give one
     :raises OSError: if none can be reached at `socket`, or it does not answer
     """
+    servers = await _look(socket)
+    for path, control in list(servers.controls.items() if user else ()):
+        try:
+            with anyio.fail_after(_PATIENCE):
+                await control.act_as(user)
+        except (ControlError, TimeoutError) as error:
+            servers.looked.append(f"{path} ({error or _SILENT})")
+            del servers.controls[path]
+            await control.aclose()
+    return servers
+
+
+async def _look(socket: str) -> Servers:
     servers = Servers()
     if socket:
         servers.looked.append(socket)

@@ -70,6 +70,14 @@ class Control(anyio.abc.AsyncResource):
         """Close the connection."""
         await self._stream.aclose()
 
+    async def act_as(self, user: str) -> None:
+        """Have the rights of another user of the server's machine from now on; for root and the server's owner.
+
+        :raises ControlError: "forbidden", if you may not, or that user may not connect, or there is none
+        """
+        async for _ in self.request("as", user=user):
+            pass
+
     async def list(self, path: str = "", *, who: bool = False) -> list[Record]:
         """What is open at `path` and below, one record each; with `who`, each has its `users`."""
         nodes: list[Record] = []

@@ -29,6 +29,17 @@ class Peer:
         """The user's login name, or its number where there is none."""
         return user_name(self.uid)
 
+    def acting_as(self, user: str) -> "Peer":
+        """The same process with the rights of another user of this machine.
+
+        :raises ValueError: if there is no such user
+        """
+        try:
+            entry = pwd.getpwnam(user)
+        except (KeyError, ValueError):  # it cannot be a name
+            raise ValueError(f"there is no user {user!r} on this machine") from None
+        return Peer(self.pid, entry.pw_uid, frozenset(os.getgrouplist(user, entry.pw_gid)))
+
 
 def peer_of(connection: socket.socket) -> Peer:
     """Ask the kernel who has connected."""

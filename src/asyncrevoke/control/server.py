@@ -134,7 +134,12 @@ class _Server:
         self._watchers: dict[_Watcher, None] = {}
         self._opened: dict[Revokable, float] = {}
         self._listing = anyio.Semaphore(8)  # parts of lists that are made in one turn of the loop, however many ask
-        own: dict[str, Command] = {"list": self._list, "revoke": self._revoke, "watch": self._watch}
+        own: dict[str, Command] = {
+            "as": self._act_as,
+            "list": self._list,
+            "revoke": self._revoke,
+            "watch": self._watch,
+        }
         if taken := own.keys() & self.commands:
             raise ValueError(f"the request {min(taken)!r} is the server's own: choose another name for your command")
         self.commands = own | dict(self.commands)
@@ -169,12 +174,16 @@ class _Server:
             return
         with connection:
             peer = peer_of(connection)
-            if not self.access.connects(peer):
-                _turn_away(connection, "forbidden", f"user {peer.name!r} may not connect here: {self.access}")
+            if forbidden := self._forbids(peer):
+                _turn_away(connection, "forbidden", forbidden)
             elif sum(client.peer.owner == peer.owner for client in self._clients.values()) >= self.most:
                 _turn_away(connection, "too-many", f"{self.most} are connected already: try again later")
             else:
                 tasks.start_soon(self.talk, self._admit(connection, peer))
+
+    def _forbids(self, peer: Peer) -> str:
+        """Why somebody may not connect, if so."""
+        return "" if self.access.connects(peer) else f"user {peer.name!r} may not connect here: {self.access}"
 
     def _admit(self, connection: socket.socket, peer: Peer) -> Connection:
         """Take a connection over. Who is taken away is told why, even if he has let all the rest lie."""
@@ -273,6 +282,22 @@ class _Server:
         return self.commands[do]
 
     # -- the requests --
+
+    async def _act_as(self, request: Request) -> Mapping[str, Any]:
+        """From now on this connection has the rights of another user, and no way back."""
+        user = request.text("user")
+        if not request.peer.owner:
+            raise ControlError(
+                "forbidden", f"user {request.peer.name!r} may not act as another: root and the owner may"
+            )
+        try:
+            peer = request.peer.acting_as(user)
+        except ValueError as exc:
+            raise ControlError("forbidden", str(exc)) from None
+        if forbidden := self._forbids(peer):
+            raise ControlError("forbidden", forbidden)
+        request.connection.peer = peer
+        return {"user": peer.name}
 
     async def _list(self, request: Request) -> Mapping[str, Any]:
         found = 0

@@ -1,9 +1,9 @@
-"""A web terminal whose terminals, logins and users can be taken away while in use: docs/web-terminal.md explains it.
+"""Terminals and shares in the browser, whose terminals, logins and users can be taken away while in use.
 
-All that is open is below one tree of keys, user > login > terminal, and each takes along what is below it.
+All that is open here is below one tree of keys, user > login > terminal, and each takes along what is below it. Shares are
+those of console servers, which are asked over their sockets.
 """
 
-import argparse
 import asyncio
 import contextlib
 import hashlib
@@ -12,29 +12,30 @@ import os
 import pathlib
 import re
 import secrets
-import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from asyncrevoke import Registry, Revokable, RevokedError, revoke_all
 from asyncrevoke.adapters.asgi import RevokableApp, Session
 from asyncrevoke.adapters.pty import PtySession, PtyStream, start_pty
-from asyncrevoke.lowlevel import printable
+from asyncrevoke.control.client import Record
+from asyncrevoke.control.lines import ControlError
+from asyncrevoke.lowlevel import Registry, Revokable, RevokedError, printable, revoke_all
 
-HERE = pathlib.Path(__file__).parent
+from .shares import MODES, Shares
+
+_HERE = pathlib.Path(__file__).parent
 ENDED = 4401  # the close code of RevokableApp
 PIECE, WINDOW = 4096, 16  # bytes in a message to the browser, and messages that it has not drawn yet
 AHEAD, TERMINALS = 64, 10  # messages that the program has not read yet; terminals of a user
@@ -72,26 +73,48 @@ class Terminal:
         return {"path": self.path, "runs": runs, "people": people, "size": self.size}
 
 
-class WebTerminal:
-    """The application. All of its state lives in this process, and ends with it. "admin" sees and takes everything."""
+class Site:
+    """The application. Its logins and terminals live in this process, and end with it.
+
+    :param passwords: by the user's name
+    :param origin: where browsers find it, such as https://consoles.example. What other pages send is refused
+    :param argv: the program of a new terminal
+    :param admins: users who see and take away everything
+    :param user_header: in which a proxy tells who the user is; then there are no passwords
+    :param shares: of console servers
+    :param grace: seconds that a terminal stays without a browser
+    :param expiry: seconds that a login is good for
+    """
 
     def __init__(
-        self, passwords: Mapping[str, str], origin: str, argv: Sequence[str], grace: float = 60, expiry: float = 28800
+        self,
+        passwords: Mapping[str, str],
+        origin: str,
+        argv: Sequence[str],
+        *,
+        admins: Collection[str] = ("admin",),
+        user_header: str = "",
+        shares: Shares | None = None,
+        grace: float = 60,
+        expiry: float = 28800,
     ) -> None:
         self.live = Registry("everybody")
         self.logins: dict[bytes, Login] = {}  # by the digest of the secret
         self.terminals: dict[tuple[str, str], Terminal] = {}  # by user and name
         self._passwords = {name: _digest(password) for name, password in passwords.items()}
         self._argv, self._origin, self._grace, self._expiry = argv, origin, grace, expiry
+        self._admins, self._user_header, self._shares = admins, user_header.lower().encode(), shares
         routes = [
-            Route("/", lambda _: FileResponse(HERE / "static" / "index.html", headers=POLICY)),
+            Route("/", lambda _: FileResponse(_HERE / "static" / "index.html", headers=POLICY)),
+            Route("/login", lambda _: JSONResponse({"asks": not user_header})),
             Route("/login", self.login, methods=["POST"]),
             Route("/terminals", self.start, methods=["POST"]),
             Route("/revoke", self.revoke, methods=["POST"]),
             WebSocketRoute("/live", self.tell),
             WebSocketRoute("/terminals/{user}/{name}", self.attach),
-            Mount("/static", StaticFiles(directory=HERE / "static")),
-            Mount("/vendor", StaticFiles(directory=HERE / "node_modules" / "@xterm", check_dir=False)),
+            WebSocketRoute("/shares/{name}", self.share),
+            Mount("/static", StaticFiles(directory=_HERE / "static")),
+            Mount("/xterm", StaticFiles(directory=_HERE / "xterm")),
         ]
         app = Starlette(routes=routes, lifespan=self._lifespan, max_body_size=10_000)
         self._app = RevokableApp(app, self.live, self._key, close_code=ENDED, shutdown="the server is stopping")
@@ -111,8 +134,16 @@ class WebTerminal:
 
     def _key(self, scope: Scope) -> tuple[str, ...] | None:
         """Whose a request is. One that revokes is nobody's, as it may revoke the login that it comes from."""
-        login = scope["login"] = self.logins.get(_digest(HTTPConnection(scope).cookies.get("token", "")))
+        login = self.logins.get(_digest(HTTPConnection(scope).cookies.get("token", "")))
+        if login is not None and self._user_header and login.path[0] != self._named(scope):
+            login = None  # the proxy says that it is another user by now
+        scope["login"] = login
         return None if login is None or login.node.revoked or scope["path"] == "/revoke" else login.path
+
+    def _named(self, scope: Scope) -> str:
+        """Who the proxy says that it is; nobody, if it says nothing, or two things."""
+        names = {value for name, value in scope["headers"] if name == self._user_header}
+        return names.pop().decode("latin-1") if len(names) == 1 else ""
 
     def _login(self, connection: HTTPConnection) -> Login:
         login: Login | None = connection.scope["login"]
@@ -124,7 +155,10 @@ class WebTerminal:
 
     async def login(self, request: Request) -> Response:
         name, password, device = await _fields(request, name=ANY, password=ANY, device=NAME)
-        if not secrets.compare_digest(_digest(password), self._passwords.get(name, b"")):
+        if self._user_header:
+            if not (name := self._named(request.scope)):
+                raise HTTPException(403, "the proxy does not say who you are: log in there")
+        elif not secrets.compare_digest(_digest(password), self._passwords.get(name, b"")):
             raise HTTPException(403, "this name and password do not match")
         path, secret, now = (name, secrets.token_hex(4)), secrets.token_urlsafe(), time.time()
         facts = {"path": path, "device": device, "since": now, "until": now + self._expiry}
@@ -140,27 +174,34 @@ class WebTerminal:
     async def tell(self, websocket: WebSocket) -> None:
         """Tell a page what its user may take away: whenever that changes, and when it asks. It is closed with the login."""
         await websocket.accept()
-        me, live = self._login(websocket).path, None
+        me, told = self._login(websocket).path, None
         with contextlib.suppress(WebSocketDisconnect, KeyError):
             while True:
                 every: list[Login | Terminal] = [*self.logins.values(), *self.terminals.values()]
-                told, live = live, [it.facts for it in every if me[0] in ("admin", it.path[0]) and not it.node.revoked]
-                if live != told:
-                    await websocket.send_json({"me": me, "live": live})
+                live = [it.facts for it in every if self._may(me[0], it.path[0]) and not it.node.revoked]
+                shares = await self._shares.seen_by(me[0]) if self._shares else None
+                news: Record = {"me": me, "admin": me[0] in self._admins, "live": live, "shares": shares}
+                if news != told:
+                    await websocket.send_json(told := news)
                 with anyio.move_on_after(0.5):  # of what runs in a terminal nobody tells us
                     await websocket.receive_text()
-                    live = None
+                    told = None
 
     async def revoke(self, request: Request) -> Response:
         """Take a terminal, a login, a user or, by an empty path, everything away, and answer when it is gone."""
         path, reason = await _fields(request, path=ANY, reason=ANY)
         user, owner = self._login(request).path[0], path.partition("/")[0]
-        if user not in ("admin", owner):
+        reason = printable(reason.strip()) or "no reason was given"
+        if path.startswith("/") and self._shares is not None:
+            try:
+                return JSONResponse(await self._shares.revoke(user, path[1:], reason))
+            except ControlError as error:
+                raise HTTPException(403 if error.code == "forbidden" else 404, str(error)) from error
+        if not self._may(user, owner):
             raise HTTPException(403, "this is not yours to end")
         nodes = [self.live[key] for key in self.live if "/".join(key) == path or (not path and len(key) == 1)]
         if not nodes:
             raise HTTPException(404, "it has ended already")
-        reason = printable(reason.strip()) or "no reason was given"
         return JSONResponse(str(await revoke_all(nodes, reason if user == owner else f"{reason} ({user})")))
 
     async def start(self, request: Request) -> Response:
@@ -198,7 +239,7 @@ class WebTerminal:
         await websocket.accept()
         user, device = (login := self._login(websocket)).path[0], login.facts["device"]
         terminal = self.terminals.get((websocket.path_params["user"], websocket.path_params["name"]))
-        if terminal is None or terminal.node.revoked or user not in ("admin", terminal.path[0]):
+        if terminal is None or terminal.node.revoked or not self._may(user, terminal.path[0]):
             raise WebSocketException(ENDED, "there is no such terminal")
         session: Session = websocket.scope["asyncrevoke"]
         session.belongs_to(*terminal.path)
@@ -230,6 +271,26 @@ class WebTerminal:
             if not terminal.browsers and not terminal.node.revoked:
                 terminal.alone = anyio.CancelScope()
                 self._tasks.start_soon(self._keep, terminal, terminal.alone)
+
+    def _may(self, user: str, owner: str) -> bool:
+        return user == owner or user in self._admins
+
+    async def share(self, websocket: WebSocket) -> None:
+        """One browser on a share."""
+        await websocket.accept()
+        user, name = self._login(websocket).path[0], websocket.path_params["name"]
+        mode = websocket.query_params.get("mode", "write")
+        if self._shares is None or mode not in MODES:
+            raise WebSocketException(ENDED, "there is no such share")
+        session: Session = websocket.scope["asyncrevoke"]
+        try:
+            session.revoke(await self._shares.attach(websocket, user, name, mode))
+        except* (ControlError, OSError) as errors:
+            session.revoke(str(errors.exceptions[0]))
+        except* (ValueError, RecursionError):
+            session.revoke("the browser has sent what is not understood")
+        except* WebSocketDisconnect:
+            pass
 
 
 async def _listen(websocket: WebSocket, terminal: Terminal, keys: Keys | None, unread: anyio.Semaphore) -> None:
@@ -265,29 +326,3 @@ async def _fields(request: Request, **patterns: str) -> list[str]:
 def _digest(secret: str) -> bytes:
     """Good for random secrets only: a password that a person chose needs scrypt."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
-
-
-def server(app: ASGIApp, port: int) -> uvicorn.Server:
-    config = uvicorn.Config(app, port=port, ws="websockets-sansio", log_level="warning", limit_concurrency=200)
-    config.ws_max_size, config.ws_per_message_deflate, config.proxy_headers = 1 << 16, False, False
-    config.timeout_graceful_shutdown = 5
-    return uvicorn.Server(config)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="a web terminal on 127.0.0.1")
-    parser.add_argument("--port", type=int, default=8023)
-    parser.add_argument("--grace", type=float, default=60.0, help="seconds that a terminal stays without a browser")
-    parser.add_argument("argv", nargs="*", default=["bash"], help="the program in each terminal")
-    options = parser.parse_args()
-    if not (HERE / "node_modules").exists():
-        sys.exit(f"xterm.js is missing: run npm ci in {HERE}")
-    passwords = {name: secrets.token_urlsafe(12) for name in ("alice", "bob", "admin")}
-    origin = f"http://127.0.0.1:{options.port}"
-    print(f"Open {origin} and log in as", *(f"  {name}, password {passwords[name]}" for name in passwords), sep="\n")
-    with contextlib.suppress(KeyboardInterrupt):
-        server(WebTerminal(passwords, origin, options.argv, grace=options.grace), options.port).run()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,14 @@
-import { FitAddon } from "/vendor/addon-fit/lib/addon-fit.mjs";
-import { Terminal } from "/vendor/xterm/lib/xterm.mjs";
+import { FitAddon } from "/xterm/addon-fit.mjs";
+import { Terminal } from "/xterm/xterm.mjs";
 
 const ENDED = 4401;
 const $ = (selector, within = document) => within.querySelector(selector);
 const several = (number, what) => `${number || "no"} ${what}${number === 1 ? "" : "s"}`;
 const same = (path, other) => path.length === other.length && path.every((part, n) => part === other[n]);
-let me, live; // [user, token], and what there is, as the server tells it; undefined when not logged in
+let me, admin, live, shares; // [user, token], and what there is, as the server tells it; undefined when not logged in
 let feed, lost; // where it tells, and whether that was cut off
 let socket, gone; // that of the terminal on this page, and why it was closed
+let yours, asks = true; // whether this page has the keyboard of a share; whether users have passwords here
 
 // -- what the page says --
 
@@ -25,7 +26,7 @@ function show(view) {
   for (const each of ["login", "list", "terminal"]) $(`#${each}`).hidden = each !== view;
   $("#logout").hidden = !me;
   $("#me").textContent = me ? `${me[0]} (${find(me)?.device})` : "";
-  document.title = "Web terminal";
+  document.title = "Consoles";
 }
 
 const refresh = () => feed.readyState === WebSocket.OPEN && feed.send("");
@@ -47,8 +48,26 @@ function clock(seconds) {
   return then.toLocaleString([], { weekday: today ? undefined : "short", hour: "2-digit", minute: "2-digit" });
 }
 
+const sharing = (name) => shares?.find((each) => each.name === name);
+
+/** The same for a share ("", name), and for somebody who is attached there. */
+function describeShare([, name, person]) {
+  const it = sharing(name);
+  if (name === undefined) return { name: "Shares", about: shares.length ? "" : "Nothing is shared on this machine." };
+  if (person !== undefined) return {
+    name: person, badge: person === it.keyboard ? "keyboard" : "", end: "Take off…",
+    title: `Take ${person} off “${name}”?`, text: "The others stay.", done: `${person} is off “${name}”.`,
+  };
+  return {
+    name, badge: it.state === "live" ? "" : it.state, href: `#/${encodeURIComponent(name)}`, open: "Open", end: "Take away…",
+    about: [it.reason, several(it.people.length, "user")].filter(Boolean).join(" · "),
+    title: `Take “${name}” away from everybody?`, text: `${several(it.people.length, "user")} lose it.`, done: `“${name}” is taken away.`,
+  };
+}
+
 /** What a row says, and what the dialog asks that ends it. */
 function describe(path) {
+  if (path[0] === "") return describeShare(path);
   const it = find(path), [user, , name] = path, mine = user === me[0];
   const logins = several(below(path, 2).length, "login"), terminals = several(below(path, 3).length, "terminal");
   switch (path.length) {
@@ -107,14 +126,17 @@ const rows = new Map(); // by path. They stay, so that the focus does
 
 function list() {
   const users = [...new Set(live.map(({ path }) => path[0]))].sort((a, b) => (b === me[0]) - (a === me[0]) || (a < b ? -1 : 1));
-  const paths = me[0] === "admin" ? [[]] : [];
+  const paths = [];
+  if (shares) paths.push([""]);
+  for (const { name, people } of shares ?? []) paths.push(["", name], ...people.map((person) => ["", name, person]));
+  if (admin && users.length > 1) paths.push([]);
   for (const user of users) {
     paths.push([user]);
     for (const { path } of below([user], 2)) paths.push(path, ...below(path, 3).map((each) => each.path));
   }
   const wanted = paths.map((path, n) => {
     const id = JSON.stringify(path), row = rows.get(id) ?? $("#row").content.firstElementChild.cloneNode(true);
-    const { name, badge = "", about, end, href, open, runs = "" } = describe(path), link = $("div a", row), button = $("nav a", row);
+    const { name, badge = "", about = "", end = "", href, open, runs = "" } = describe(path), link = $("div a", row), button = $("nav a", row);
     rows.set(id, row);
     row.className = `depth${path.length}${path.length > 1 && !(paths[n + 1]?.length > 1) ? " last" : ""}`;
     for (const [part, text] of [["b", href ? "" : name], ["div a", href ? name : ""], [".badge", badge], ["code", runs], ["p span", about], [".button", open ?? ""], [".end", end]]) {
@@ -151,9 +173,9 @@ function where() {
 const here = () => live.find(({ path }) => path.length === 3 && same([path[0], path[2]], where()));
 
 function attach([user, name]) {
-  const watching = user !== me[0], fit = new FitAddon();
+  const shared = user === "", watching = !shared && user !== me[0], fit = new FitAddon();
   const term = (globalThis.term = new Terminal({ scrollback: 5000, disableStdin: watching, theme: { background: "#0d1016" } }));
-  const mine = (socket = new WebSocket(`/terminals/${encodeURIComponent(user)}/${encodeURIComponent(name)}`));
+  const mine = (socket = new WebSocket(`/${shared ? "shares" : `terminals/${encodeURIComponent(user)}`}/${encodeURIComponent(name)}`));
   const send = (data) => mine.readyState === WebSocket.OPEN && mine.send(data);
   $("#screen > div").replaceChildren();
   $("#watching").hidden = !watching;
@@ -168,7 +190,7 @@ function attach([user, name]) {
     mine.onopen = () => (send(JSON.stringify([term.rows, term.cols])), sized.observe($("#screen > div")), term.focus());
   }
   mine.binaryType = "arraybuffer";
-  mine.onmessage = ({ data }) => term.write(new Uint8Array(data), () => send('"read"'));
+  mine.onmessage = ({ data }) => typeof data === "string" ? heard(name, JSON.parse(data)) : term.write(new Uint8Array(data), () => send('"read"'));
   mine.onclose = ({ reason }) => {
     if (mine !== socket) return; // it was left for another view
     gone = reason || "the connection was lost";
@@ -176,14 +198,31 @@ function attach([user, name]) {
   };
 }
 
+/** What a share tells beside its output: records of the control protocol. */
+function heard(name, { keyboard, yours: mine, reason, away, back, said, by, refused, message }) {
+  if (mine !== undefined) {
+    yours = mine;
+    globalThis.term.options.disableStdin = !mine;
+    say(mine ? "" : `${keyboard ?? "Nobody"} has the keyboard${reason ? `: ${reason}` : ""}.`, "told");
+    terminal();
+  }
+  if (away !== undefined) say(`${name} is away: ${away}.`, "told");
+  if (back !== undefined) say(`${name} is back.`);
+  if (said !== undefined) say(`${by}: ${said}`, "told");
+  if (refused !== undefined) say(message, "bad");
+}
+
 function terminal() {
-  const [user, name] = where(), it = here(), mine = user === me[0];
+  const [user, name] = where(), shared = user === "", it = shared ? sharing(name) : here(), mine = shared || user === me[0];
+  $("#keyboard").hidden = !shared || gone !== undefined || yours === undefined || (yours && it?.people.length < 2);
+  $("#keyboard").textContent = yours ? "Give the keyboard back" : "Take the keyboard";
+  $("#bar .end").textContent = shared ? "Take away…" : "Close…";
   $("#bar h1").textContent = mine ? name : `${name} of ${user}`;
   $("#bar code").textContent = it?.runs ?? "";
   $("#bar p span").textContent = it?.people.join(", ") ?? "";
   $("#bar .end").hidden = !it;
   $("#screen").classList.toggle("gone", gone !== undefined);
-  $("#bar .end").onclick = () => ask(it.path);
+  $("#bar .end").onclick = () => ask(shared ? ["", name] : it.path);
   document.title = `${name}${it?.runs ? `: ${it.runs}` : ""}`;
   if (it && !mine) globalThis.term.resize(it.size[1], it.size[0]);
   if (gone === undefined) return;
@@ -196,7 +235,7 @@ function terminal() {
 function leave() {
   socket?.close();
   globalThis.term?.dispose();
-  socket = gone = globalThis.term = undefined;
+  socket = gone = yours = globalThis.term = undefined;
 }
 
 /** To where the address says. */
@@ -213,12 +252,13 @@ const render = () => ($("#list").hidden ? terminal() : list());
 
 function ended(reason) {
   if (me) history.replaceState(null, "", "/"); // what was there is no longer
-  me = live = undefined;
+  me = live = shares = undefined;
   leave();
   $("#ask").close();
   show("login");
   say(reason && `Your login has ended: ${reason}. You may log in again.`, "told");
   const { name, password } = $("#login form").elements;
+  if (!asks && !reason) return $("#login form").requestSubmit();
   (name.value ? password : name).focus();
 }
 
@@ -226,7 +266,7 @@ function connect() {
   feed = new WebSocket("/live");
   feed.onmessage = ({ data }) => {
     const fresh = !me || lost;
-    ({ me, live } = JSON.parse(data));
+    ({ me, admin, live, shares } = JSON.parse(data));
     lost = false;
     fresh ? go() : render();
   };
@@ -268,5 +308,19 @@ for (const [label, ariaLabel, key] of [["Esc", "Escape", "\x1b"], ["Tab", "Tab",
   button.onpointerdown = (event) => event.preventDefault(); // the keyboard of a phone stays
   $("#keys").append(button);
 }
+$("#keyboard").onclick = () => socket.send(yours ? '"give"' : '"take"');
+
+({ asks } = await (await fetch("/login")).json());
+for (const field of ["name", "password"]) {
+  const { elements } = $("#login form");
+  elements[field].required = asks;
+  elements[field].parentElement.hidden = !asks;
+}
+const [, name, password] = location.hash.match(/^#login=([^:]*):(.*)$/) ?? []; // as `asyncrevoke web` prints it
+if (name !== undefined) {
+  history.replaceState(null, "", "/");
+  Object.assign($("#login form").elements.name, { value: decodeURIComponent(name) });
+  Object.assign($("#login form").elements.password, { value: password });
+  $("#login form").requestSubmit();
+} else connect();
 onhashchange = go;
-connect();
