@@ -1,18 +1,14 @@
 """The web terminal: its server over real sockets, and the whole of it in a browser."""
 
 import asyncio
-import base64
 import contextlib
 import itertools
 import json
-import os
 import pathlib
 import re
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
@@ -34,6 +30,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from asyncrevoke.console.web import site as web
 from asyncrevoke.console.web.serving import server as server_of
+from browser import Page, chromium, needs_browser
 from conftest import BACKENDS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", BACKENDS[:1], indirect=True)]
@@ -587,143 +584,12 @@ async def test_a_user_has_only_so_many_terminals() -> None:
 
 # -- in a browser --
 
-TEXT = "[...Array(term.buffer.active.length).keys()].map(n => term.buffer.active.getLine(n).translateToString()).join('\\n')"
 TICKS = (
     'while sleep 0.1; do i=$((i+1)); printf "\\033[H\\033[2Jtick %s of $$\\n" $i; ps -eo pid,comm | tail -n 15; done\r'
 )
 
 
-class Refused(Exception):
-    """By the browser, as it just goes to another page."""
-
-
-class Page:
-    """A page, driven through the DevTools protocol.
-
-    :ivar errors: what its console has shown in red
-    """
-
-    def __init__(self, devtools: ClientConnection) -> None:
-        self._devtools = devtools
-        self.errors: list[Any] = []
-
-    async def tell(self, method: str, **params: Any) -> Any:
-        await self._devtools.send(json.dumps({"id": 1, "method": method, "params": params}))
-        while "id" not in (answer := json.loads(await self._devtools.recv())):
-            event = answer["params"]
-            bad = event.get("entry", {}).get("level") == "error" or event.get("type") == "error"
-            if bad or answer["method"] == "Runtime.exceptionThrown":
-                self.errors.append(event)
-        if "error" in answer:
-            raise Refused(answer)
-        assert "exceptionDetails" not in answer["result"], answer
-        return answer["result"]
-
-    async def run(self, script: str) -> Any:
-        result = await self.tell("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        return result["result"].get("value")
-
-    async def until(self, condition: str) -> None:
-        """Wait until that is true in the page."""
-        poll = f"const t = setInterval(() => {{ if ({condition}) {{ clearInterval(t); ok() }} }}, 20)"
-        with anyio.fail_after(20):
-            while True:
-                with contextlib.suppress(Refused):
-                    await self.run(f"new Promise(ok => {{ {poll} }})")
-                    return
-
-    async def shows(self, text: str, selector: str = "body") -> None:
-        await self.until(f"document.querySelector('{selector}')?.innerText.includes({json.dumps(text)})")
-
-    async def prints(self, pattern: str) -> str:
-        """Wait until the terminal shows that."""
-        await self.until(f"globalThis.term && /{pattern}/.test({TEXT})")
-        return str(await self.run(f"{TEXT}.match(/{pattern}/)[1]"))
-
-    async def type(self, text: str) -> None:
-        for each in text:
-            await self.tell("Input.dispatchKeyEvent", type="char", text=each)
-
-    async def press(self, key: str, code: int, modifiers: int = 0) -> None:
-        for kind in "rawKeyDown", "keyUp":
-            await self.tell(
-                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=modifiers
-            )
-
-    async def click(self, label: str) -> None:
-        """What can be seen and has that name, as it is read out."""
-        names = f"[b.ariaLabel, b.innerText].includes({json.dumps(label)})"
-        find = f"[...document.querySelectorAll('button, a')].find(b => b.checkVisibility() && {names})"
-        await self.until(find)
-        await self.run(f"{find}.click()")
-
-    async def fill(self, selector: str, text: str) -> None:
-        await self.until(f"document.querySelector('{selector}')?.checkVisibility()")
-        await self.run(f"document.querySelector('{selector}').select()")
-        await self.type(text)
-
-    async def login(self, user: str, device: str = "laptop") -> None:
-        for field, text in ("name", user), ("password", PASSWORDS[user]), ("device", device):
-            await self.fill(f"#login [name={field}]", text)
-        await self.click("Log in")
-        await self.shows(f"{user} ({device})", "#me")
-
-    async def start(self, name: str) -> None:
-        await self.fill("#start [name=name]", name)
-        await self.click("Start")
-        await self.prints("bash-(.*)")
-
-    async def picture(self, name: str) -> None:
-        """To look at, if a folder is given for it."""
-        if folder := os.environ.get("ASYNCREVOKE_PICTURES"):
-            data = (await self.tell("Page.captureScreenshot"))["data"]
-            pathlib.Path(folder, f"{name}.png").write_bytes(base64.b64decode(data))
-
-
-@contextlib.asynccontextmanager
-async def chromium(url: str, pages: int) -> AsyncIterator[list[Page]]:
-    """Pages on that address, each with cookies of its own, in Debian's browser without a window. They show no errors."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = ["chromium", "--headless=new", "--no-sandbox", "--window-size=1280,800", "--remote-debugging-port=0"]
-        command.append(f"--user-data-dir={profile}")
-        async with (
-            contextlib.AsyncExitStack() as connections,
-            await anyio.open_process(command, start_new_session=True, stdout=None, stderr=None) as process,
-        ):
-
-            async def open_page(path: str) -> Page:
-                address = f"ws://127.0.0.1:{port}{path}"
-                return Page(await connections.enter_async_context(connect(address, proxy=None, max_size=None)))
-
-            try:
-                said = pathlib.Path(profile, "DevToolsActivePort")  # the port, and the path of the browser itself
-                while not (said.exists() and "/" in said.read_text()):
-                    assert process.returncode is None
-                    await anyio.sleep(0.02)
-                port, path = said.read_text().split()
-                browser = await open_page(path)
-                opened = []
-                for _ in range(pages):
-                    context = await browser.tell("Target.createBrowserContext")
-                    target = await browser.tell("Target.createTarget", url=url, **context)
-                    opened.append(page := await open_page(f"/devtools/page/{target['targetId']}"))
-                    await page.tell("Runtime.enable")
-                    await page.tell("Log.enable")
-                yield opened
-                for page in opened:
-                    await page.run("0")
-                    assert page.errors == [], page.errors
-            finally:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope="session")
-def _browser() -> None:
-    if not shutil.which("chromium"):
-        pytest.skip("no browser: apt-get install chromium")
-
-
-@pytest.mark.usefixtures("_browser")
+@needs_browser
 async def test_stopping_server_tells_its_pages_why() -> None:
     """On SIGTERM the program that the documentation starts closes each websocket with the reason, and ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -793,7 +659,7 @@ class Provider:
         assert answer.status_code == 200
 
 
-@pytest.mark.usefixtures("_browser")
+@needs_browser
 @pytest.mark.parametrize("how", ["by the admin", "by the identity provider", "by its time"])
 async def test_in_a_browser_one_of_two_users_is_logged_out(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Her terminal ends, and her page says why and lets her log in again; the other types on."""
@@ -803,14 +669,14 @@ async def test_in_a_browser_one_of_two_users_is_logged_out(how: str, monkeypatch
         serving(["bash", "--norc"], provider.in_front_of) as site,
         chromium(site.origin, 3) as (alice, bob, admin),
     ):
-        await bob.login("bob")
+        await bob.login("bob", PASSWORDS["bob"])
         await bob.start("notes")
         await bob.type("read -p 'who? ' who; echo \"it is $who\"\r")
         await bob.prints("(who.) ")
-        await admin.login("admin")
+        await admin.login("admin", PASSWORDS["admin"])
         if how == "by its time":
             site.app._expiry = 10.0
-        await alice.login("alice", "old phone")
+        await alice.login("alice", PASSWORDS["alice"], "old phone")
         await alice.start("build")
         await alice.type(TICKS)
         pid = int(await alice.prints(r"tick .* of (\d+)"))
@@ -834,17 +700,17 @@ async def test_in_a_browser_one_of_two_users_is_logged_out(how: str, monkeypatch
         await bob.type("b\r")
         await bob.prints("(it is bob)")
         assert path not in site.app.live
-        await alice.login("alice")
+        await alice.login("alice", PASSWORDS["alice"])
         await alice.start("build")
 
 
-@pytest.mark.usefixtures("_browser")
+@needs_browser
 async def test_in_a_browser_taking_away_asks_back() -> None:
     """Whoever cancels keeps everything. For everybody it asks twice. Then all are told, the admin, too."""
     async with serving(["bash", "--norc"]) as site, chromium(site.origin, 2) as (alice, admin):
-        await alice.login("alice")
+        await alice.login("alice", PASSWORDS["alice"])
         await alice.start("build")
-        await admin.login("admin")
+        await admin.login("admin", PASSWORDS["admin"])
         await admin.click("Close: build")
         await admin.fill("#ask [name=reason]", "only a try")
         await admin.press("Escape", 27)
@@ -863,19 +729,19 @@ async def test_in_a_browser_taking_away_asks_back() -> None:
         for page in alice, admin:
             await page.shows(said("good night (admin)"))
         assert list(site.app.live) == []
-        await alice.login("alice")
+        await alice.login("alice", PASSWORDS["alice"])
         await alice.click("Log out")
         await alice.shows(said("you logged out"))
 
 
-@pytest.mark.usefixtures("_browser")
+@needs_browser
 async def test_in_a_browser_a_terminal_is_watched_and_closed() -> None:
     """Both see who is there and what runs; who watches cannot type; the reason is told when it is closed."""
     async with serving(["bash", "--norc"]) as site, chromium(site.origin, 2) as (alice, admin):
-        await alice.login("alice")
+        await alice.login("alice", PASSWORDS["alice"])
         await alice.start("build")
         await alice.type("sleep 1000\r")
-        await admin.login("admin")
+        await admin.login("admin", PASSWORDS["admin"])
         await admin.shows("sleep 1000", "#rows")
         await admin.shows("alice (laptop)", "#rows")
         await admin.click("Watch build")
@@ -897,12 +763,12 @@ async def test_in_a_browser_a_terminal_is_watched_and_closed() -> None:
         await alice.start("build")
 
 
-@pytest.mark.usefixtures("_browser")
+@needs_browser
 async def test_in_a_browser_a_lost_connection_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page says that it tries again, and goes on where it was, by itself."""
     transports = noted_transports(monkeypatch)
     async with serving(["bash", "--norc"]) as site, chromium(site.origin, 1) as (page,):
-        await page.login("alice")
+        await page.login("alice", PASSWORDS["alice"])
         await page.start("build")
         await page.type("echo still $((1 + 1))\r")
         await page.prints("(still 2)")
@@ -914,12 +780,12 @@ async def test_in_a_browser_a_lost_connection_comes_back(monkeypatch: pytest.Mon
         await page.prints("(still 2)")
 
 
-@pytest.mark.usefixtures("_browser")
+@needs_browser
 @pytest.mark.parametrize("address", ["#%", "#alice", "#bob/notes", "#alice/x/y"])
 async def test_in_a_browser_an_address_of_nothing_is_told(address: str) -> None:
     """Of a terminal that is not there, or not the user's, the page says so, and leads back."""
     async with serving(["cat"]) as site, chromium(f"{site.origin}/{address}", 1) as (page,):
-        await page.login("alice")
+        await page.login("alice", PASSWORDS["alice"])
         await page.shows("This terminal is closed: there is no such terminal.", "#notice")
         await page.click("Back to the list")
         await page.shows("no terminals", "#rows")
@@ -941,7 +807,7 @@ FAINT = """(() => {
 })()"""
 
 
-@pytest.mark.usefixtures("_browser")
+@needs_browser
 async def test_in_a_browser_everything_has_a_name_and_fits_and_can_be_read() -> None:
     """What one can press or fill in has a name. Nothing is wider than a phone. Text has its contrast, in the dark, too."""
     async with serving(["bash", "--norc"]) as site, chromium(site.origin, 2) as (alice, admin):
@@ -964,12 +830,12 @@ async def test_in_a_browser_everything_has_a_name_and_fits_and_can_be_read() -> 
             await page.tell("Emulation.setTouchEmulationEnabled", enabled=True)
             await page.shows("Log in", "#login")
             await check(page)
-        await alice.login("alice", "a phone of so long a name that it breaks")
+        await alice.login("alice", PASSWORDS["alice"], "a phone of so long a name that it breaks")
         await alice.start("another name of some length for the list")
         await alice.click("Control C")
         await alice.prints("\\^(C)")
         await check(alice)
-        await admin.login("admin")
+        await admin.login("admin", PASSWORDS["admin"])
         await admin.shows("another name")
         await check(admin)
         await admin.click("Close: another name of some length for the list")

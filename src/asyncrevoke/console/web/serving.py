@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import secrets
+import signal
 
 import anyio
 import uvicorn
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         grace=args.grace,
     )
     print(f"open {origin}" if args.user_header else f"open {origin}/#login={me}:{token}", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again when it has ended
     with contextlib.suppress(KeyboardInterrupt):
         anyio.run(_serve, site, args.port, args.unix_socket, args.group)
     return 0

@@ -47,7 +47,9 @@ class Shares:
 
         :raises ControlError: if it is unknown, or this user may not
         """
-        async with self._sharing(path.partition("/")[0], user) as control:
+        if not (name := path.partition("/")[0]):  # it would be a path in the file system, looked up with our rights
+            raise ControlError("unknown-path", f"nothing is shared as {path!r}")
+        async with self._sharing(name, user) as control:
             answer = await control.revoke(path, reason)
         report = answer["report"]
         left = "" if answer["done"] else f", {report['remaining']} still in use"
