@@ -63,6 +63,28 @@ def test_hangup_reloads_a_server_with_a_file(config: pathlib.Path) -> None:
                 assert line
 
 
+@pytest.mark.parametrize("fault", ["", "[share"])
+def test_hangup_opens_the_logs_anew(tmp_path: pathlib.Path, config: pathlib.Path, fault: str) -> None:
+    """What comes after it is in the file that is at the path then, also if the configuration has a fault."""
+    log = tmp_path / "log"
+    config.write_text(f'[share.lab]\ncommand = ["cat"]\nlog = "{log}"\n')
+    with sharing("--config", str(config)) as server, attach("lab") as client:
+        assert server.stderr
+        client.types("before\r")
+        client.sees("before")
+        log.rename(tmp_path / "old")
+        config.write_text(config.read_text() + fault)
+        server.send_signal(signal.SIGHUP)
+        while not log.exists():
+            assert server.poll() is None
+        client.types("after\r")
+        client.sees("after")
+        while b"after" not in log.read_bytes():
+            assert server.poll() is None
+        assert b"before" in (tmp_path / "old").read_bytes()
+        assert b"before" not in log.read_bytes()
+
+
 def test_server_without_a_file_is_told_from_one_that_has_one(
     config: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -476,7 +476,7 @@ async def test_a_port_that_is_lent_can_be_taken_away_for_good(plug: Plug) -> Non
         client = await opened.attach()
         await asked(admin, down="flashing")
         await admin.revoke("lab", "no more")
-        assert await client.ends() == "'lab/root' was revoked: no more"
+        assert await client.ends() == "root was taken off by root: no more"
 
 
 # -- at the far end of a line: pyserial's server of RFC 2217, whose port has lines and breaks --

@@ -178,8 +178,8 @@ def _web(command: Any) -> None:
     add("--port", type=int, default=8023, help="TCP port on 127.0.0.1. Default: %(default)s")
     add("--origin", default="", metavar="URL", help="address that browsers use, if a proxy stands before this server")
     add("--unix-socket", default="", metavar="PATH", help="listen on this Unix socket in place of the port")
-    add("--group", help="group whose members may connect to the Unix socket, such as the proxy's")
-    add("--user-header", default="", metavar="NAME", help="header in which the proxy tells the user's name")
+    add("--group", help="group that may connect to the Unix socket, for a proxy")
+    add("--user-header", default="", metavar="NAME", help="header in which the proxy gives the user name")
     add(
         "--grace",
         type=_seconds,
@@ -196,7 +196,7 @@ def _hosting(command: Any) -> None:
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
     add = command("start", "start a share again that is over").add_argument
-    add("name", metavar="NAME", help="share that was taken away, or whose program has ended")
+    add("name", metavar="NAME", help="share that is over")
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
     add = command("top", "watch what is shared, and who is there", _TOP).add_argument

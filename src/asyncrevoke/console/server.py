@@ -106,6 +106,8 @@ class _Hosting(Access):
             task_status.started()
             with self.registry.root.using(idle=True):
                 async for _ in hangups:
+                    for console in self._consoles.values():  # logrotate has moved the files of some
+                        console.reopen_log()
                     try:
                         await self.reload()
                     except ControlError as error:
