@@ -464,7 +464,7 @@ async def test_who_waits_for_an_unplugged_port_is_told_that_it_is_lent(plug: Plu
     async with sharing(plug) as (opened, admin):
         client = await opened.attach(wait=True)
         plug.unplug()
-        await client.until(lambda: "unplugged" in str(client.told[-1].get("away")))
+        await client.until(lambda: any("unplugged" in str(each.get("away")) for each in client.told))
         await asked(admin, down="flashing")
         await told(client, away="flashing")
 
