@@ -154,7 +154,7 @@ def test_who_types_without_the_keyboard_is_told_once() -> None:
             bob.sees("root has the keyboard")
             bob.types("lost")
             bob.sees("not typed: root has the keyboard; ctrl-] t takes it")
-            bob.types("lost")
+            bob.types("lost\x1dc")
             bob.types("\x1dt")
             assert "not typed" not in bob.sees("you have the keyboard")
             alice.sees("root-2 has the keyboard")
@@ -162,7 +162,7 @@ def test_who_types_without_the_keyboard_is_told_once() -> None:
             assert "lost" not in alice.sees("found")
             bob.types("\x1dg")
             alice.sees("you have the keyboard")
-            bob.types("lost")
+            bob.types("\x1dc")
             bob.sees("not typed: root has the keyboard")
             bob.types("\x1dsbye, alice\r")
             alice.sees("root-2 says: bye, alice")
@@ -192,20 +192,22 @@ def test_output_waits_while_a_line_is_typed_to_us() -> None:
 
 
 def test_output_that_waits_for_a_line_is_shown_in_the_end() -> None:
-    """The last words of a program are not lost when it ends meanwhile."""
-    program = "sh", "-c", "stty -echo; read line; echo last words"
+    """All of it, when the program ends meanwhile; and then the terminal is put back."""
+    program = "sh", "-c", r"stty -echo; read line; printf '\033[?25l%60000d last words' 1"
     with sharing("--name", "lab", "--", *program), attach("lab") as bob, attach("--force", "lab") as alice:
         alice.sees("you have the keyboard")
         bob.types("\x1dshel")
         bob.sees("say: hel")
         alice.types("\r")
-        bob.sees("last words")
+        alice.sees("last words")
+        assert bob.sees("1 last words").count(" ") >= 59999
+        bob.sees("\x1b[?25h")
         assert bob.ends("the program has ended") == 0
 
 
 @contextlib.contextmanager
-def standing_in(path: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
-    """A server with one share, which has a port like this; all lines of its client."""
+def standing_in(path: pathlib.Path, *answers: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """A server with one share, which has a port like this, or gives these answers; all lines of its client."""
     lines: list[dict[str, Any]] = []
     stop = threading.Event()
 
@@ -214,7 +216,9 @@ def standing_in(path: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
         await request.connection.send({"keyboard": "root", "yours": True, "reason": ""})
         while "detach" not in (line := await request.connection.receive()):
             lines.append(line)
-            if "break" in line:
+            if answers:
+                await request.connection.send(*answers)
+            elif "break" in line:
                 await request.connection.send({"refused": "break", "message": "it has no line"})
             else:
                 await request.connection.send({"port": PORT})
@@ -262,3 +266,25 @@ def test_port_is_asked_changed_and_shown(folder: pathlib.Path) -> None:  # noqa:
         client.types("\x1dq")
         assert client.ends("detached") == 0
     assert lines == [{"port": True}, {"settings": "9600e7"}, {"port": True}, {"lines": {"dtr": False}}, {"break": 0.25}]
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"who": 5},
+        {"who": [5]},
+        {"who": [{"name": "root"}]},
+        {"who": [{"name": "root", "keyboard": True, "types": True, "since": 1e300}]},
+        {"port": {}},
+        {"port": 5},
+        {"port": PORT | {"settings": {"what": 5}}},
+        {"port": PORT | {"lines": 5}},
+    ],
+)
+def test_answer_that_makes_no_sense_ends_it_in_order(nonsense: dict[str, Any], folder: pathlib.Path) -> None:  # noqa: F811
+    """It says so, and the terminal is as it was."""
+    folder.mkdir(0o700)
+    with standing_in(folder / "lab.sock", nonsense), attach("lab") as client:
+        client.sees("you have the keyboard")
+        client.types("\x1dw")
+        assert client.ends("the server sent what makes no sense") == 1

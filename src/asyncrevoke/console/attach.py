@@ -115,13 +115,22 @@ class _Attachment:
 
     async def _hear(self) -> None:
         try:
+            outcome = await self._take_all()
+            self._terminal.line = None
+            await self._terminal.write(b"")  # what has waited for it
+            self._end(outcome)
+        except OSError as error:
+            self._end(error)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            self._end(ControlError("garbage", f"the server sent what makes no sense: {error}"))
+
+    async def _take_all(self) -> str | ControlError:
+        try:
             while "ok" not in (record := await self._control.receive()):
                 await self._take(record)
-            self._end(printable(str(record.get("ended"))))
-        except (ControlError, OSError) as error:
-            self._end(error)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            self._end(ControlError("garbage", f"the server sent what makes no sense: {error}"))
+        except ControlError as error:
+            return error
+        return printable(str(record.get("ended")))
 
     async def _take(self, record: Record) -> None:
         self._heard = anyio.current_time()
@@ -228,16 +237,20 @@ class _Attachment:
 
     async def _type(self, data: bytes) -> None:
         if data:  # what is typed without the keyboard, the server throws away
-            if self._excuse:
-                self.say_soon(self._excuse)
-                self._excuse = ""
+            self._excuse_once()
             await self._unsent.send({"data": base64.b64encode(data).decode()})
+
+    def _excuse_once(self) -> None:
+        if self._excuse:
+            self.say_soon(self._excuse)
+            self._excuse = ""
 
     async def _interrupt(self) -> None:
         """Have ctrl-C typed before all that was typed so far, which is thrown away."""
         with contextlib.suppress(anyio.WouldBlock):
             while True:
                 self._to_send.receive_nowait()
+        self._excuse_once()
         await self._unsent.send({"interrupt": True})
 
     async def _detach(self) -> None:

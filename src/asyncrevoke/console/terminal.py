@@ -53,7 +53,6 @@ class Terminal:
             if self._shows:
                 if not select.select([], [self._out], [], 0)[1]:  # nobody reads there: our last words are not to wait
                     termios.tcflush(self._out, termios.TCOFLUSH)
-                os.write(self._out, self._held)
                 os.write(self._out, b"\n" * (self.raw and not self._fresh) + self._screen.undo())
         for fd in {self._out, self._err} - {1, 2}:
             os.close(fd)
