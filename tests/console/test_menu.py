@@ -94,6 +94,28 @@ def test_who_only_watches_may_leave_by_ctrl_c() -> None:
     assert chosen("\x1dsno\x03b", watches=True) == [b"b"]
 
 
+@pytest.mark.parametrize("key", ["\x1b[27;5;93~", "\x1b[93;5u", "\x1b[93;133u", "\x1b[93;5:1u\x1b[93;5:3u"])
+def test_escape_key_is_known_in_every_form(key: str) -> None:
+    """Also where a program has asked for keys as xterm's modifyOtherKeys or kitty's protocol tells them."""
+    menu = Menu(Shown(), watches=False)
+    assert list(menu.keys(f"a{key}".encode())) == [b"a"]
+    assert menu.waits
+    assert list(menu.keys(b"q")) == [{"detach": True}]
+    other = f"\x1b[65;5u{key}{key}".encode()
+    assert b"".join(each for each in menu.keys(other) if isinstance(each, bytes)) == b"\x1b[65;5u\x1d"
+
+
+def test_menu_shows_itself_once() -> None:
+    """It waits for the next key after that."""
+    shown = Shown()
+    menu = Menu(shown, watches=False)
+    assert list(menu.keys(b"\x1d")) == []
+    assert menu.waits
+    menu.show()
+    assert (shown.said, menu.waits) == ([MENU], False)
+    assert list(menu.keys(b"t")) == [{"take": True}]
+
+
 def test_line_is_edited() -> None:
     """By backspace and ctrl-U; keys that nobody types as text do nothing."""
     assert chosen("\x1dsheX\x7f\x08ello\r") == [{"say": "hello"}]

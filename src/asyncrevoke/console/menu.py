@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -12,6 +13,8 @@ from asyncrevoke.control.client import Record
 from .escape import ESCAPE, HELP, MENU
 from .settings import Settings
 
+#: The escape key where a program has asked for keys in another form: of xterm's modifyOtherKeys, or kitty's, with locks.
+_ENCODED = re.compile(rb"\x1b\[(?:27;5;93~|93;(?:5|69|133|197)(?::[12])?u|(93;(?:5|69|133|197):3u))")
 _BREAK = 0.25  # seconds
 _LONGEST = 1000  # characters of a line
 _ENTER, _CANCEL, _BACK, _CLEAR = b"\r\n", b"\x03\x1b\x1d", b"\x7f\b", 0x15
@@ -55,6 +58,7 @@ class Menu:
 
     def keys(self, data: bytes) -> Iterator[bytes | Record]:
         """What is to be typed, and what is to be sent. A line that is typed to us takes all that came with its end."""
+        data = _ENCODED.sub(lambda found: b"" if found[1] else bytes([ESCAPE]), data)  # no key is let go of here
         if not (self._answers or self._escaped or self._watches or ESCAPE in data):  # a paste
             yield data
             return
