@@ -122,6 +122,15 @@ def test_line_is_edited() -> None:
     assert chosen("\x1dswrong\x15\tright\x01\r") == [{"say": "right"}]
 
 
+def test_line_may_be_pasted() -> None:
+    """Also where a program has asked for marks around a paste."""
+    menu = Menu(Shown(), watches=False)
+    assert list(menu.keys(b"\x1ds")) == []
+    assert list(menu.keys(b"\x1b[200~one\x1b[201~")) == []
+    assert list(menu.keys(b"\r")) == [{"say": "one"}]
+    assert list(menu.keys(b"\x1b[200~two\x1b[201~")) == [b"\x1b[200~two\x1b[201~"]
+
+
 def test_rest_of_a_paste_is_not_typed_to_the_program() -> None:
     """What comes in one piece with the end of a line belongs to it; after an escape sequence, too."""
     menu = Menu(Shown(), watches=False)

@@ -15,6 +15,7 @@ from .settings import Settings
 
 #: The escape key where a program has asked for keys in another form: of xterm's modifyOtherKeys, or kitty's, with locks.
 _ENCODED = re.compile(rb"\x1b\[(?:27;5;93~|93;(?:5|69|133|197)(?::[12])?u|(93;(?:5|69|133|197):3u))")
+_PASTED = re.compile(rb"\x1b\[20[01]~")  # around a paste, where a program has asked for that
 _BREAK = 0.25  # seconds
 _LONGEST = 1000  # characters of a line
 _ENTER, _CANCEL, _BACK, _CLEAR = b"\r\n", b"\x03\x1b\x1d", b"\x7f\b", 0x15
@@ -62,6 +63,8 @@ class Menu:
         if not (self._answers or self._escaped or self._watches or ESCAPE in data):  # a paste
             yield data
             return
+        if self._answers is not None:
+            data = _PASTED.sub(b"", data)
         for at, key in enumerate(data):
             if self._answers is not None:
                 if key in _ENTER + _CANCEL:
