@@ -73,6 +73,8 @@ def chosen(keys: str, *, watches: bool = False) -> list[bytes | dict[str, Any]]:
         ("\x1dd\x03", []),
         ("\x1du", [{"up": True}]),
         ("\x1d?\x1d~", []),
+        ("\x1d\x1b", []),
+        ("\x1d\x03", []),
     ],
 )
 def test_each_key_means_one_thing(keys: str, acts: list[Any]) -> None:
@@ -136,8 +138,18 @@ def test_rest_of_a_paste_is_not_typed_to_the_program() -> None:
     menu = Menu(Shown(), watches=False)
     assert list(menu.keys(b"\x1dsone\rtwo\r")) == [{"say": "one"}]
     assert list(menu.keys(b"\x1ds")) == []
-    assert list(menu.keys(b"\x1b[A")) == []
+    assert list(menu.keys(b"\x1b")) == []
     assert list(menu.keys(b"three")) == [b"three"]
+
+
+@pytest.mark.parametrize("sequence", [b"\x1b[I", b"\x1b[<35;7;7M", b"\x1b[M\x20\x21\x1d", b"\x1b[A", b"\x1bOA"])
+def test_what_nobody_types_means_nothing_to_the_menu(sequence: bytes) -> None:
+    """The mouse moves, a window gets the focus: the program has asked for that, and the menu goes on."""
+    menu = Menu(Shown(), watches=False)
+    for keys in b"\x1d", sequence, b"s", sequence, b"hello", sequence:
+        assert list(menu.keys(keys)) == []
+    assert list(menu.keys(b"\r" + sequence)) == [{"say": "hello"}]
+    assert b"".join(each for each in menu.keys(b"\x1b[B") if isinstance(each, bytes)) == b"\x1b[B"
 
 
 def test_port_is_shown_and_refusals_are() -> None:

@@ -15,7 +15,8 @@ from .settings import Settings
 
 #: The escape key where a program has asked for keys in another form: of xterm's modifyOtherKeys, or kitty's, with locks.
 _ENCODED = re.compile(rb"\x1b\[(?:27;5;93~|93;(?:5|69|133|197)(?::[12])?u|(93;(?:5|69|133|197):3u))")
-_PASTED = re.compile(rb"\x1b\[20[01]~")  # around a paste, where a program has asked for that
+#: What a terminal says unasked, or because a program has asked: arrows, marks around a paste, the mouse, the focus.
+_SEQUENCE = re.compile(rb"\x1b(?:\[M.{3}|[\[O][0-?]*[ -/]*[@-~])", re.DOTALL)
 _BREAK = 0.25  # seconds
 _LONGEST = 1000  # characters of a line
 _ENTER, _CANCEL, _BACK, _CLEAR = b"\r\n", b"\x03\x1b\x1d", b"\x7f\b", 0x15
@@ -63,8 +64,8 @@ class Menu:
         if not (self._answers or self._escaped or self._watches or ESCAPE in data):  # a paste
             yield data
             return
-        if self._answers is not None:
-            data = _PASTED.sub(b"", data)
+        if self._answers or self._escaped:
+            data = _SEQUENCE.sub(b"", data)
         for at, key in enumerate(data):
             if self._answers is not None:
                 if key in _ENTER + _CANCEL:
@@ -90,6 +91,8 @@ class Menu:
         self._then = None
         if key == ESCAPE:
             yield bytes([key])
+        elif key in _CANCEL:
+            return
         elif key in _ACTS:
             yield _ACTS[key]
         elif key == ord("s"):
