@@ -132,7 +132,7 @@ TLS = {"tls_certificate": "/etc/ser2net/ser2net.crt", "tls_key": "/etc/ser2net/s
     ("accepter", "table"),
     [
         ("tcp,127.0.0.1,2001", {"listen": ["tcp://127.0.0.1:2001?limit=1"]}),
-        ("telnet,ssl,tcp,localhost,2001", {"listen": ["telnet+tls://localhost:2001?limit=1"], **TLS}),
+        ("telnet(rfc2217),ssl,tcp,localhost,2001", {"listen": ["telnet+tls://localhost:2001?limit=1"], **TLS}),
         (
             "ssl(key=/k,cert=/c,CA='/a,b',clientauth),tcp,::1,2001",
             {
@@ -148,6 +148,15 @@ def test_accepter_is_an_address(accepter: str, table: dict[str, Any], tmp_path: 
     """In clear, with telnet, and with TLS, for which its own files are taken."""
     shares, said = imported(tmp_path, capsys, connection(accepter))
     assert (shares, said) == ({"lab": table}, [])
+
+
+def test_clients_that_can_do_more_than_before_are_told(tmp_path: pathlib.Path, capsys: Capture) -> None:
+    """Telnet has RFC 2217 here, unless there was some before."""
+    assert imported(tmp_path, capsys, connection("telnet,tcp,localhost,1"))[1] == [
+        "2: telnet: clients can change the settings of the port, too, by RFC 2217"
+    ]
+    default = "default: {name: rfc2217, value: true, class: telnet}\n"
+    assert imported(tmp_path, capsys, default + connection("telnet,tcp,localhost,1"))[1] == []
 
 
 def test_what_is_open_to_all_stays_so_and_is_said(tmp_path: pathlib.Path, capsys: Capture) -> None:
@@ -316,6 +325,15 @@ def test_included_files_of_ser2net_are_read_in_their_place(tmp_path: pathlib.Pat
     assert err == f"asyncrevoke: {tmp_path}/more-1.yaml:3: modem lines: they are not heeded, as with local\n"
 
 
+def test_file_that_includes_itself_is_an_error(tmp_path: pathlib.Path, capsys: Capture) -> None:
+    """With the line; twice in turn it may come."""
+    file = tmp_path / "file"
+    assert refused(tmp_path, capsys, "include: file\n", "--from", "ser2net") == f":1: {file} includes itself"
+    (tmp_path / "more").write_text("define: &x y\n")
+    shares, _ = imported(tmp_path, capsys, "include: more\ninclude: more\n" + connection())
+    assert list(shares) == ["lab"]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -331,7 +349,9 @@ def test_included_files_of_ser2net_are_read_in_their_place(tmp_path: pathlib.Pat
         ("connection: text\n", ":1: names with values are expected here"),
         ("default:\n  value: x\n", ":1: a default has no name"),
         ("define: &a x\nconnection: &b\n  accepter: [1]\n  connector: echo\n", ":3: a text is expected here"),
+        ("define: &a x\ndefine: &b \0\n", ":2: special characters are not allowed"),
         ("- connection: x\n", ":1: names with values are expected here"),
+        (connection(connector="pty,sh 'a"), ":3: sh 'a: No closing quotation"),
     ],
 )
 def test_error_in_a_configuration_of_ser2net_names_its_line(
@@ -537,11 +557,22 @@ def test_included_files_of_conserver_are_read_in_their_place(tmp_path: pathlib.P
         ('console a {\n motd "never\n; }', ":2: this quote has no end"),
         ("console a { type exec; }\nconsole", ":2: console: the file ends before this does"),
         ("console a {\ninclude b; }", ":2: there is no default 'b' before"),
-        ("console a {\ntype device; baud fast; }", ":2: baud 'fast' is no number"),
-        ("console a {\ntype device;\nparity some; }", ":3: parity 'some' is none of none, even, odd, mark, space"),
-        ("console a {\ntype device; devicesubst x=q; }", ":2: devicesubst: 'q' is no substitution"),
+        ("console a {\ntype device; device x; baud fast; }", ":2: baud 'fast' is no number"),
+        (
+            "console a {\ntype device; device x;\nparity some; }",
+            ":3: parity 'some' is none of none, even, odd, mark, space",
+        ),
+        ("console a {\ntype device; device x; devicesubst x=q; }", ":2: devicesubst: 'q' is no substitution"),
         ("console a { type exec; logfile /x;\ntimestamp often; }", ":2: timestamp 'often' makes no sense"),
-        ("console a {\ntype host; }", ":1: console a has no host and port"),
+        ("console a {\ntype host; }", ":1: console a has no host"),
+        (
+            "console a { type device; device x; devicesubst x=Pd;\nport 0; portbase -1; }",
+            ":2: with portbase and portinc this is port -1",
+        ),
+        ("console a {\ntype host; host h; }", ":1: console a has no port"),
+        ("console a {\ntype device; }", ":1: console a has no device"),
+        ("console a {\ntype uds; }", ":1: console a has no uds"),
+        ("console a { type exec; logfile /x;\nlogfilemax big; }", ":2: logfilemax 'big' makes no sense"),
         ("console a {\ntype host; host h; port ghost; }", ":2: port 'ghost' is no number"),
     ],
 )
@@ -565,6 +596,14 @@ def test_kind_is_guessed_or_told(tmp_path: pathlib.Path, capsys: Capture) -> Non
     assert capsys.readouterr().err == f"asyncrevoke: {tmp_path}/file:2: this is no UTF-8\n"
     assert main(["import", str(tmp_path / "missing")]) == 1
     assert "No such file" in capsys.readouterr().err
+
+
+def test_name_that_comes_twice_is_one_share(tmp_path: pathlib.Path, capsys: Capture) -> None:
+    """The first; the others are comments."""
+    shares, said = imported(tmp_path, capsys, connection() + connection())
+    assert (list(shares), said) == (["lab"], ["4: lab is left out: there is one of this name already"])
+    shares, said = imported(tmp_path, capsys, console("type exec;") * 2)
+    assert (list(shares), said) == (["lab"], ["4: lab is left out: there is one of this name already"])
 
 
 def test_extra_that_is_missing_is_named(

@@ -107,7 +107,7 @@ def _items(path: str, depth: int = 1) -> Iterator[tuple[_Item, str]]:
             whole += new
             mask += new if kind == "plain" else "x" * len(new)
     if mask.strip():
-        raise ValueError(f"{where}: {whole.split()[0]}: the file ends before this does")
+        raise ValueError(f"{where}: {whole.strip().partition(' ')[0]}: the file ends before this does")
 
 
 def _blocks(path: str) -> Iterator[tuple[_Item, list[_Item]]]:
@@ -143,7 +143,7 @@ class _Reader:
                 self._defaults[head.text] = self._told(items, {})
             elif head.key == "console":
                 told = self._told(items, self._defaults["*"])
-                self._imported.shares.append(_Console(self._imported, head, told, self._groups).make())
+                self._imported.add(head.where, _Console(self._imported, head, told, self._groups).make())
             elif head.key == "group":
                 self._groups[head.text] = [word for item in items for word in _expanded(item.words, self._groups)]
             else:
@@ -239,7 +239,7 @@ class _Console:
     # -- what is shared --
 
     def make_device(self) -> None:
-        self._fields["device"] = self._substituted("device")
+        self._fields["device"] = self._needed("device")
         words = [(item, word) for item in self._told.get("options", ()) for word in item.words]
         on = dict.fromkeys(_ON, True)
         for item, word in words:
@@ -273,28 +273,36 @@ class _Console:
             self._leave_out(self._item("execrunas"), "as a group alone nothing is run here")
 
     def make_host(self) -> None:
-        host, port = self._item("host"), self._item("port")
-        if not host.text or not port.text:
-            raise ValueError(f"{self._head.where}: console {self._head.text} has no host and port")
+        host, _ = self._needed("host"), self._needed("port")
         if self._item("protocol", "telnet").text == "raw":
-            self._fields["device"] = f"socket://{host.text}:{self._port()}"
+            self._fields["device"] = f"socket://{host}:{self._port()}"
         else:
-            self._fields["command"] = ["telnet", host.text, str(self._port())]
-            self._note(host, "telnet is spoken by the program telnet, which has to be installed")
+            self._fields["command"] = ["telnet", host, str(self._port())]
+            self._note(self._item("host"), "telnet is spoken by the program telnet, which has to be installed")
 
     def make_uds(self) -> None:
-        self._fields["command"] = ["socat", "STDIO,raw,echo=0", f"UNIX-CONNECT:{self._substituted('uds')}"]
+        self._fields["command"] = ["socat", "STDIO,raw,echo=0", f"UNIX-CONNECT:{self._needed('uds')}"]
         self._note(self._item("uds"), "it is reached by the program socat, which has to be installed")
+
+    def _needed(self, key: str) -> str:
+        if not self._item(key).text:
+            raise ValueError(f"{self._head.where}: console {self._head.text} has no {key}")
+        return self._substituted(key)
 
     def _number(self, key: str, default: int) -> int:
         item = self._item(key, str(default))
+        if re.fullmatch({"portbase": r"-?\d+", "baud": r"[1-9]\d{0,8}"}.get(key, r"\d+"), item.text):
+            return int(item.text)
         try:
-            return int(item.text) if key != "port" or item.text.isdecimal() else socket.getservbyname(item.text)
-        except (OSError, ValueError):
+            return socket.getservbyname(item.text if key == "port" else "")
+        except OSError:
             raise ValueError(f"{item.where}: {key} {item.text!r} is no number") from None
 
     def _port(self) -> int:
-        return self._number("portbase", 0) + self._number("portinc", 1) * self._number("port", 0)
+        port = self._number("portbase", 0) + self._number("portinc", 1) * self._number("port", 0)
+        if not 0 <= port < 65536:
+            raise ValueError(f"{self._item('port').where}: with portbase and portinc this is port {port}")
+        return port
 
     def _substituted(self, key: str) -> str:
         """The value of a keyword, with what its "subst" puts into it."""
@@ -323,6 +331,8 @@ class _Console:
         if path.text in ("", "/dev/null"):
             return
         self._fields["log"] = path.text.replace("&", self._share.name)
+        if not re.fullmatch(r"\d*[km]?", most.text):
+            raise ValueError(f"{most.where}: logfilemax {most.text!r} makes no sense")
         if most.text.strip("0"):
             self._fields["log_size"] = most.text.replace("m", "M")
         told = re.fullmatch(r"(?:(\d+)([mhdl]?))?([ab]*)", times.text)

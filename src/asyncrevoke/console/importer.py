@@ -52,6 +52,12 @@ class Imported:
             self.said[note] = None
             (share or self).notes.append(note)
 
+    def add(self, where: str, share: Draft) -> None:
+        """Add a share, unless there is one of its name."""
+        if any(each.name == share.name for each in self.shares):
+            self.leave_out(where, "there is one of this name already", share)
+        self.shares.append(share)
+
     def leave_out(self, where: str, why: str, share: Draft) -> None:
         """Say why a share is none of ours."""
         share.off = True

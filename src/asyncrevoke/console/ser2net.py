@@ -48,7 +48,7 @@ _NOTHING = {
 }
 _SERIAL = ("speed", "local", "xonxoff", "rtscts", "dtr", "rts", "nobreak", "hangup-when-done", "rs485", "wronly")
 _USED = ("kickolduser", "remaddr", "max-connections", "no-acc-to-con", "key", "cert", "CA", "clientauth", "rfc2217")
-_SPEED = re.compile(r"(\d+)([neoms])?([5-8])?([12])?", re.IGNORECASE)
+_SPEED = re.compile(r"([1-9]\d{0,8})([neoms])?([5-8])?([12])?", re.IGNORECASE)
 _LAYER = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _QUOTED = r"""\\.|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'"""
 _PARTS = re.compile(rf"(?:{_QUOTED}|\((?:{_QUOTED}|[^()\\])*\)|[^,\\])+", re.DOTALL)
@@ -90,7 +90,8 @@ class _File:
     def __init__(self, path: str, anchors: dict[str, _Node]) -> None:
         self._path = path
         self._anchors = anchors
-        self._events = yaml.parse(source(path), Loader=yaml.SafeLoader)
+        self._text = source(path)
+        self._events = yaml.parse(self._text, Loader=yaml.SafeLoader)
 
     def __iter__(self) -> Iterator[tuple[str, _Node]]:
         try:
@@ -101,6 +102,9 @@ class _File:
                         yield key.text, replace(self._node(next(self._events)), where=key.where)
                 elif isinstance(event, yaml.NodeEvent):
                     raise ValueError(f"{self._where(event.start_mark)}: names with values are expected here")  # noqa: TRY004
+        except yaml.reader.ReaderError as error:
+            line = self._text.count("\n", 0, error.position) + 1
+            raise ValueError(f"{self._path}:{line}: {error.reason}") from error
         except yaml.MarkedYAMLError as error:
             raise ValueError(f"{self._where(error.problem_mark)}: {error.problem}") from error
 
@@ -142,12 +146,16 @@ class _Reader:
         self._anchors: dict[str, _Node] = {}
         self._defaults: dict[tuple[str, str], str] = {}  # of a class, or of all, which is ""
         self._devices: dict[str, str] = {}
+        self._open: list[str] = []
 
     def read(self, path: str) -> Imported:
+        self._open.append(path)
         for name, node in _File(path, self._anchors):
             if name == "include":
                 pattern = str(pathlib.Path(path).parent / node.text)
                 for each in sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]:  # noqa: PTH207
+                    if each in self._open:
+                        raise ValueError(f"{node.where}: {each} includes itself")
                     self.read(each)
             elif name == "connection":
                 self._connect(node)
@@ -157,6 +165,7 @@ class _Reader:
                 self._imported.note(
                     node.where, f"{name} {node.anchor}".strip() + f": {_WHY.get(name, 'it has no equal')}"
                 )
+        self._open.remove(path)
         return self._imported
 
     def _set(self, node: _Node, *, gone: bool) -> None:
@@ -177,7 +186,7 @@ class _Reader:
     def _connect(self, node: _Node) -> None:
         share = Draft(node.anchor)
         connection = _Connection(self._imported, share, self._default, node)
-        self._imported.shares.append(share)
+        self._imported.add(node.where, share)
         connection.make()
         device = share.fields.get("device", "")
         if device and not share.off and (first := self._devices.setdefault(device, share.name)) != share.name:
@@ -239,13 +248,15 @@ class _Connection:
             found = hosts.get(name) or [f"[{name}]" if ip_address(name).version == 6 else name]
         except ValueError:
             found = []
-        if "tcp" not in layers or not self._port.isdecimal() or not found:
+        if "tcp" not in layers or not re.fullmatch(r"[1-9]\d{0,4}", self._port) or not found:
             self._note(node.where, node.text, "it has no equal: attach to the share")
             return
         if self._option("remaddr"):
             self._note(self._said("remaddr", node.where), "remaddr", "all or none may connect: it does not listen")
             return
         kind = ("telnet" if "telnet" in layers else "tcp") + "+tls" * ("ssl" in layers)
+        if "telnet" in layers and "rfc2217" not in layers["telnet"] and self._default("telnet", "rfc2217") not in _TRUE:
+            self._note(node.where, "telnet", "clients can change the settings of the port, too, by RFC 2217")
         if "ssl" in layers:
             self._tls(node.where, layers["ssl"])
         self._share.fields["listen"] = [f"{kind}://{each}:{self._port}{self._mode(node.where)}" for each in found]
@@ -287,7 +298,7 @@ class _Connection:
     # -- what is shared --
 
     def _connector(self, node: _Node) -> None:
-        kind, *rest = _PARTS.findall(node.text)
+        kind, *rest = _PARTS.findall(node.text) or [""]
         layer = _LAYER.fullmatch(kind)
         name, options = (layer[1], layer[2] or "") if layer else (kind.strip(), "")
         rest = [part.strip() for part in rest]
@@ -301,9 +312,15 @@ class _Connection:
             if name == "rfc2217":
                 self._note(node.where, "settings", "9600n81 is set at the other end, unless you give others")
         elif name in ("pty", "exec") and rest:
-            self._share.fields["command"] = shlex.split(",".join(rest))
+            self._share.fields["command"] = self._words(node.where, ",".join(rest))
         elif name != "echo":  # which is a loopback, as ours is
             self._imported.leave_out(node.where, f"{name} is no device and no program of ours", self._share)
+
+    def _words(self, where: str, command: str) -> list[str]:
+        try:
+            return shlex.split(command)
+        except ValueError as error:
+            raise ValueError(f"{where}: {command}: {error}") from error
 
     def _line(self, where: str, given: list[str], options: str) -> None:
         fields, told = self._share.fields, self._told([*given, options])
@@ -349,9 +366,10 @@ class _Connection:
                 if (path := self._path(node)) is not None and self._share.fields.setdefault("log", path) != path:
                     self._note(node.where, name, "there is one log of a share")
         if "log" in self._share.fields:
+            dumps = sorted(name for name in on if name.endswith("hexdump"))
             if on & {"trace-timestamp", "trace-read-timestamp", "trace-both-timestamp"}:
-                self._share.fields |= {"log_marks": True, "log_times": True}
-            if dumps := sorted(name for name in on if name.endswith("hexdump")):
+                self._share.fields |= {"log_marks": True, **({"log_times": True} if dumps else {})}
+            if dumps:
                 self._note(given[dumps[0]].where, dumps[0], "logs have the bytes as they come")
 
     def _path(self, node: _Node) -> str | None:
