@@ -197,6 +197,17 @@ def test_keyboard_that_is_lost_before_the_answer_is_told() -> None:
     assert (sending.returncode, "has the keyboard" in err) == (6, True)
 
 
+def test_keyboard_that_is_taken_away_for_good_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """The status is 6, with the reason."""
+    command = [*COMMAND, "send", "lab", "hello", "--until", "never", "--wait"]
+    with sharing(*DEVICE), subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as sending:
+        is_attached(capsys, "lab/root/keyboard")
+        assert main(["revoke", "lab/root/keyboard", "--reason", "hands off"]) == 0
+        _, err = sending.communicate()
+    assert sending.returncode == 6
+    assert "lab: you may not type there: hands off" in err
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [

@@ -112,7 +112,7 @@ class _Talk:
         self._answer: Answer | None = None
         self._patient = False  # whether to wait for the keyboard and the device
         self._yours: bool | None = None  # not told yet
-        self._holder = ""
+        self._holder = self._why = ""
         self._away = ""
         self._leaving = self._left = False
 
@@ -157,7 +157,7 @@ class _Talk:
             with anyio.fail_after(self._args.timeout) as scope:
                 while not ready():
                     await self._hear(scope)
-                    if not self._patient:
+                    if self._why or not self._patient:
                         self._check()
         except TimeoutError:
             self._check()
@@ -178,6 +178,7 @@ class _Talk:
                 self._print(self._answer, base64.b64decode(str(data)), left)
             case {"keyboard": holder, "yours": yours}:
                 self._holder, self._yours = str(holder or "nobody"), bool(yours)
+                self._why = str(record.get("reason") or "")
             case {"away": why}:
                 self._away = str(why)
             case {"back": _}:
@@ -190,6 +191,8 @@ class _Talk:
     def _check(self) -> None:
         if self._away:
             raise ControlError("away", f"away: {self._away}; --wait waits until it is back")
+        if self._why:
+            raise ControlError("keyboard", f"you may not type there: {self._why}")
         if self._yours is False:
             raise ControlError("keyboard", f"{self._holder} has the keyboard; --force takes it, --wait waits for it")
 

@@ -304,7 +304,7 @@ class _Connection:
         rest = [part.strip() for part in rest]
         if name == "telnet" and "rfc2217" in options and rest[:1] == ["tcp"]:
             name, options, rest = "rfc2217", "", rest[1:]
-        if name == "serialdev" and rest:
+        if name == "serialdev" and any(rest[:1]):
             self._share.fields["device"] = rest[0]
             self._line(node.where, rest[1:], options)
         elif name in ("rfc2217", "tcp") and len(rest) > 1:
