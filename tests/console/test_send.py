@@ -79,9 +79,9 @@ def test_late_answer_is_a_timeout() -> None:
     """The status is 3, and what came is printed."""
     with sharing(*DEVICE):
         booted()
-        done = send("lab", "hello", "--until", "never", "--timeout", "1")
+        done = send("lab", "hello", "--until", "never", "--timeout", "3")
         assert (done.returncode, done.stdout) == (3, "you said hello\nrouter# ")
-        assert done.stderr == "asyncrevoke: lab: 'never' has not come, in 1 s\n"
+        assert done.stderr == "asyncrevoke: lab: 'never' has not come, in 3 s\n"
 
 
 def test_search_that_would_not_end_is_a_timeout() -> None:
@@ -96,10 +96,10 @@ def test_device_that_takes_nothing_is_a_timeout() -> None:
     program = "sh", "-c", "stty raw -echo; echo ready; exec sleep 1000"
     with sharing("--name", "lab", "--", *program), attach("--read-only", "lab") as watcher:
         watcher.sees("ready")
-        done = send("lab", "x" * 100_000, "--timeout", "1")
+        done = send("lab", "x" * 100_000, "--timeout", "3")
     assert (done.returncode, done.stderr) == (
         3,
-        "asyncrevoke: lab: not all that was typed has been taken, in 1 s\n",
+        "asyncrevoke: lab: not all that was typed has been taken, in 3 s\n",
     )
 
 
@@ -143,7 +143,7 @@ def test_device_that_is_away_is_waited_for_on_request(tmp_path: pathlib.Path) ->
     """Else the status is 5, and nothing is typed; also if it goes before it has answered."""
     port = tmp_path / "port"
     with serial_line() as line, sharing("--name", "lab", str(port)):
-        for words in (), ("--wait", "--timeout", "1"):
+        for words in (), ("--wait", "--timeout", "3"):
             done = send("lab", "hello", *words)
             assert done.returncode == 5
             assert "away: it has not come yet" in done.stderr
@@ -169,7 +169,7 @@ def test_keyboard_of_another_is_taken_or_waited_for_on_request(capsys: pytest.Ca
     until = "--until", "router# "
     with sharing(*DEVICE), attach("lab") as alice:
         alice.sees("router# ")
-        for words in (), ("--wait", "--timeout", "1"):
+        for words in (), ("--wait", "--timeout", "3"):
             done = send("lab", "unheard", *until, *words)
             assert (done.returncode, done.stdout) == (6, "")
             assert "root has the keyboard" in done.stderr
