@@ -348,6 +348,7 @@ def test_file_that_includes_itself_is_an_error(tmp_path: pathlib.Path, capsys: C
         ("define: &a x\nconnection: &b\n  accepter: [1]\n  connector: echo\n", ":3: a text is expected here"),
         ("define: &a x\ndefine: &b \0\n", ":2: special characters are not allowed"),
         ("- connection: x\n", ":1: names with values are expected here"),
+        (connection(more="  options:\n    max-connections: many\n"), ":5: 'many' is no number from 1 to 9999"),
         (connection(connector="pty,sh 'a"), ":3: sh 'a: No closing quotation"),
     ],
 )
@@ -484,6 +485,7 @@ def test_nothing_of_conserver_is_dropped_silently(
         ("rw *; rw !eve;", {"type": [], "look": []}, ["1: rw: all but eve: name those who may"]),
         ("rw bob; rw !bob;", {"type": [], "look": []}, []),
         ("rw !bob; rw bob;", {"type": ["bob"], "look": ["bob"]}, []),
+        ("rw bob, !;", {"type": ["bob"], "look": ["bob"]}, []),
         ('rw *; rw "";', {"type": [], "look": []}, []),
         ("", {"type": [], "look": []}, []),
     ],

@@ -80,7 +80,7 @@ class _Item:
 
     @property
     def words(self) -> list[str]:
-        return [word for word in re.split(r"[,\s]+", self.text) if word]
+        return [word for word in re.split(r"[,\s]+", self.text) if word.strip("!")]
 
 
 def _items(path: str, depth: int = 1) -> Iterator[tuple[_Item, str]]:
@@ -178,7 +178,7 @@ def _expanded(words: list[str], groups: dict[str, list[str]]) -> list[str]:
     for word in words:
         name = word.removeprefix("!")
         for each in groups.get(name, [name]):
-            found.append(each if name == word else each.removeprefix("!") if each[0] == "!" else f"!{each}")  # noqa: PERF401
+            found.append(each if name == word else each.removeprefix("!") if each.startswith("!") else f"!{each}")  # noqa: PERF401
     return found
 
 

@@ -266,6 +266,8 @@ class _Connection:
 
     def _mode(self, where: str) -> str:
         most = self._option("max-connections") or "1"
+        if not re.fullmatch(r"[1-9]\d{0,3}", most):
+            raise ValueError(f"{self._said('max-connections', where)}: {most!r} is no number from 1 to 9999")
         if self._option("no-acc-to-con") in _TRUE:
             return f"?read-only&limit={most}"
         if self._option("kickolduser") in _TRUE:
