@@ -35,8 +35,7 @@ class _Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         begin = prefix(record.levelno)
-        again = begin if begin.startswith("<") else ""
-        return begin + f"\n{again}".join(map(printable, super().format(record).split("\n")))
+        return "\n".join(begin + printable(line) for line in super().format(record).split("\n"))
 
 
 def prefix(level: int) -> str:
