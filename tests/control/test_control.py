@@ -329,7 +329,8 @@ async def test_who_had_it_taken_away_is_a_field_of_its_own(path: str) -> None:
             assert each.start_using()
         events = watching.watch()
         await anext(events)
-        await control.revoke("alice", "off by carol", timeout=0)
+        answer = await control.revoke("alice", "off by carol", timeout=0)
+        assert (answer["report"]["reason"], answer["report"]["by"]) == ("off by carol", me)
         revoke_all([bob], "the token is over", by="x" * 100_000)
         assert (alice.reason, alice.revoked_by, bob.reason) == ("off by carol", me, "the token is over")
         cut = "x" * (1_000 // 12) + "…"

@@ -350,6 +350,7 @@ class _Server:
             "report": {
                 "name": short(report.name, 10_000),
                 "reason": short(report.reason),
+                "by": short(act.by, _BY),
                 "kicked": report.kicked,
                 "released": report.released,
                 "remaining": report.remaining,
