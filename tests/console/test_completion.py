@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from asyncrevoke.console.cli import main
 from test_cli import attach, folder, sharing  # noqa: F401  # folder: a fixture
 from test_in_tmux import pytestmark as needs_tmux, tmux
 
@@ -48,6 +49,15 @@ def test_names_are_offered_where_they_mean_something(tmp_path: pathlib.Path) -> 
         assert offered("asyncrevoke attach --fo", out) == ["--force"]
         assert offered("asyncrevoke att", out) == ["attach"]
         assert offered("asyncrevoke share --name ", out) == []
+
+
+def test_share_that_is_over_is_offered(tmp_path: pathlib.Path) -> None:
+    """So that it can be started again."""
+    config = tmp_path / "lab.toml"
+    config.write_text("[share.lab]\n")
+    with sharing("--config", str(config)):
+        assert main(["revoke", "lab"]) == 0
+        assert offered("asyncrevoke start ", tmp_path / "out") == ["lab"]
 
 
 def test_server_that_does_not_answer_is_left_out(tmp_path: pathlib.Path) -> None:

@@ -196,7 +196,7 @@ def _hosting(command: Any) -> None:
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
     add = command("start", "start a share again that is over").add_argument
-    add("name", metavar="NAME", help="share that is over")
+    add("name", metavar="NAME", help="share that was taken away or has ended")
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
     add = command("top", "watch what is shared, and who is there", _TOP).add_argument

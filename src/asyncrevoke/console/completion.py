@@ -12,7 +12,7 @@ from argcomplete.completers import BaseCompleter, FilesCompleter
 from asyncrevoke.control.client import Control
 from asyncrevoke.control.lines import ControlError
 
-from .sockets import look
+from .sockets import look, shares
 
 _BY_ID = pathlib.Path("/dev/serial/by-id")
 _PATIENCE = 1.0  # seconds; whoever has pressed Tab waits
@@ -56,6 +56,8 @@ async def _ask(socket: str, depth: int) -> set[str]:
             nodes = [node for node in await control.list() if node["path"].count("/") == depth]
             # below a share, clients alone: what else is open there belongs to a generation
             found.update(n["path"] for n in nodes if (n["generation"] is None if depth else n["kind"] == "name"))
+            if not depth:  # what is over, too
+                found.update(share["name"] for share in await shares(control))
 
     with anyio.move_on_after(_PATIENCE), contextlib.suppress(OSError):
         async with await look(socket) as servers, anyio.create_task_group() as tasks:
