@@ -10,6 +10,7 @@ import gc
 import itertools
 import os
 import pathlib
+import re
 import socket
 import ssl
 import struct
@@ -688,7 +689,7 @@ BAD: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("bad", BAD, ids=str)
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: re.sub(" at 0x[0-9a-f]*", "", str(bad)))
 async def test_what_cannot_be_opened_leaves_nothing_open(bad: dict[str, Any]) -> None:
     """When the error is raised the port can be opened again; options of both libraries that mean nothing are taken."""
     with serial_line() as far, anyio.fail_after(20):
