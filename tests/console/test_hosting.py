@@ -418,7 +418,7 @@ async def test_share_comes_again_when_it_is_started(folder: pathlib.Path) -> Non
         control = await server.connect()
         assert (await control.revoke("lab", "maintenance"))["done"]
         (over,) = (await server.asks("shares"))[:-1]
-        assert (over["share"]["state"], over["share"]["reason"]) == ("over", "maintenance")
+        assert (over["share"]["state"], over["share"]["reason"]) == ("over", "taken away by root: maintenance")
         assert await (await server.attach("lab")).ends() == "'lab' was revoked: maintenance"
         if os.geteuid() == 0:
             with pytest.raises(ControlError, match="user 'man' may not take away, or start, 'lab'"):
@@ -511,7 +511,7 @@ async def test_program_that_is_taken_away_for_good_is_not_started_again(
             assert (await (await server.connect()).revoke("lab", "enough"))["done"]
             assert await client.ends() == "root was taken off by root: enough"
             (over,) = (await server.asks("shares"))[:-1]
-            assert (over["share"]["state"], over["share"]["reason"]) == ("over", "enough")
+            assert (over["share"]["state"], over["share"]["reason"]) == ("over", "taken away by root: enough")
             await server.asks("start", name="lab")
 
 

@@ -255,7 +255,7 @@ class Console:
     def state(self) -> tuple[str, str]:
         """What it is, and why."""
         if self.node.revoked:
-            return "over", self.node.reason
+            return "over", f"taken away{why(self.node)}" if self.node.revoked_by else self.node.reason
         if self.port is not None and self.port.is_down:
             return "down", self.port.lent
         return ("away", self.away) if self.away else ("live", "")
