@@ -7,6 +7,7 @@ import os
 import pathlib
 import pwd
 import stat
+import sys
 import tempfile
 import termios
 from collections.abc import AsyncIterator, Iterator
@@ -20,8 +21,9 @@ from asyncrevoke.console import console
 from asyncrevoke.console.server import host
 from asyncrevoke.console.share import Config, Share, Socket, read_config
 from asyncrevoke.control import Control, ControlError, connect
+from conftest import settle
 from ports import as_root, serial_line
-from test_console import Attached
+from test_console import Attached, read_pipe
 from test_port import settings_of
 
 pytestmark = pytest.mark.anyio
@@ -275,6 +277,29 @@ async def test_log_and_history_change_while_people_are_there(folder: pathlib.Pat
         assert later.output == b"x"
         assert (client.told, client.end) == (told, None)
     assert (first.read_bytes()[-9:], second.read_bytes()) == (b"\n12345678", b"9")
+
+
+async def test_log_that_is_waited_for_can_be_changed(folder: pathlib.Path) -> None:
+    """A full pipe takes what it was given before, and is closed then; what comes after that goes to the new log."""
+    program = folder / "program"
+    program.write_text("import os; os.system('stty -echo'); input(); print('x' * 80_000); os.execlp('cat', 'cat')")
+    text = f'[share.lab]\ncommand = ["{sys.executable}", "-ISc", "exec(open(\'{program}\').read())"]\nlog = "{{}}"\n'
+    with read_pipe(folder / "pipe") as reader:
+        async with lab(folder, text.format(folder / "pipe")) as server:
+            client = await server.attach("lab")
+            await client.is_told(yours=True)
+            await client.types(b"\n")
+            await client.until(lambda: client.output.count(b"x") == 80_000)
+            await settle(50)  # so that the log waits
+            assert await server.reload(text.format(folder / "log")) == {"lab": "log changed"}
+            logged = b""
+            while data := os.read(reader, 1 << 16):
+                logged += data
+                await anyio.wait_readable(reader)
+            await client.types(b"end\n")
+            await client.hears(b"end")
+            assert await server.states() == {"lab": "live"}
+        assert logged + (folder / "log").read_bytes() == client.output
 
 
 async def test_settings_change_while_people_are_there(folder: pathlib.Path) -> None:
