@@ -1,6 +1,7 @@
 """The menu of an attached terminal: what keys mean, and what it shows."""
 
 import contextlib
+import os
 import pathlib
 import threading
 from collections.abc import Iterator
@@ -246,6 +247,17 @@ def test_output_that_waits_for_a_line_is_shown_in_the_end() -> None:
         assert bob.sees("1 last words").count(" ") >= 59999
         bob.sees("\x1b[?25h")
         assert bob.ends("the program has ended") == 0
+
+
+def test_last_output_is_shown_on_a_slow_terminal() -> None:
+    """What the terminal has not shown yet when the program ends is not thrown away."""
+    program = "sh", "-c", "stty -echo; read line; printf '%60000d last words' 1"
+    with sharing("--name", "lab", "--", *program), attach("lab") as client:
+        client.sees("you have the keyboard")
+        client.types("\r")
+        while "the program has ended" not in client.shown:
+            client.shown += os.read(client.master, 16).decode()
+        assert "1 last words" in client.shown
 
 
 @contextlib.contextmanager

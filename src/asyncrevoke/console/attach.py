@@ -22,7 +22,7 @@ from .terminal import Terminal
 
 QUIET = 1.0  # seconds without output after which who has nothing more to send detaches
 _LONGEST = 10.0  # seconds after which he does so in any case
-_PATIENCE = 2.0  # seconds for the server to let go
+_PATIENCE = 2.0  # seconds for the server to let go, and for the terminal to take the last output
 _PAUSE = 0.4  # seconds after the escape key until the menu shows itself
 
 
@@ -118,6 +118,8 @@ class _Attachment:
             outcome = await self._take_all()
             self._terminal.line = None
             await self._terminal.write(b"")  # what has waited for it
+            with anyio.move_on_after(_PATIENCE):
+                await self._terminal.room()
             self._end(outcome)
         except OSError as error:
             self._end(error)

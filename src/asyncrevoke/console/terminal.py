@@ -82,6 +82,11 @@ class Terminal:
             if self.line is not None:
                 await self.draw()
 
+    async def room(self) -> None:
+        """Wait until a terminal takes more: what it has not shown when it is full is thrown away in the end."""
+        if self._shows:
+            await anyio.wait_writable(self._out)
+
     async def say(self, *lines: str) -> None:
         """Say something of our own, on standard error."""
         form = "[{}]\r\n" if self.raw else "asyncrevoke: {}\n"
