@@ -108,7 +108,6 @@ def connection(accepter: str = "tcp,localhost,2001", connector: str = "echo", mo
     [
         ("echo", {}),
         ("tcp,router,23", {"device": "socket://router:23"}),
-        ("pty,login -f 'lab rat'", {"command": ["login", "-f", "lab rat"]}),
         ("serialdev,/dev/ttyS0,9600,local,rtscts", {"device": "/dev/ttyS0", "settings": "9600n81", "flow": "rtscts"}),
         ("serialdev(nouucplock),/dev/ttyS0,local,xonxoff=false,rs485=off", {"device": "/dev/ttyS0"}),
     ],
@@ -296,6 +295,13 @@ frob: nicate
     assert "25: rotator rot1: there are no pools of ports: connect to the shares themselves" in said
 
 
+def test_program_is_started_again_when_it_ends(tmp_path: pathlib.Path, capsys: Capture) -> None:
+    """There it begins with each connection."""
+    shares, said = imported(tmp_path, capsys, connection(connector="pty,login -f 'lab rat'"))
+    assert (shares["lab"]["command"], shares["lab"]["restart"]) == (["login", "-f", "lab rat"], "always")
+    assert said == ["3: pty: the program runs all the time, and not only while somebody is connected"]
+
+
 def test_port_of_another_server_is_set_and_that_is_said(tmp_path: pathlib.Path, capsys: Capture) -> None:
     """As it was not before."""
     shares, said = imported(tmp_path, capsys, connection(connector="telnet(rfc2217),tcp,router,23"))
@@ -393,7 +399,11 @@ def test_consoles_of_conserver_are_shares(tmp_path: pathlib.Path, capsys: Captur
             "look": ["ann", "bob", "@lab"],
             "revoke": ["root", "ann", "bob"],
         },
-        "shell": {"command": ["/bin/sh", "-ce", 'ssh -t lab "a b"'], "revoke": ["root", "ann", "bob"]},
+        "shell": {
+            "command": ["/bin/sh", "-ce", 'ssh -t lab "a b"'],
+            "restart": "always",
+            "revoke": ["root", "ann", "bob"],
+        },
         "far": {"device": "socket://ts1:2007", "revoke": ["root", "ann", "bob"]},
     }
     assert said == [
@@ -434,7 +444,8 @@ def test_console_is_a_device_or_a_program(
 ) -> None:
     """As it is there: with flow control unless told otherwise, seven bits beside a parity, by a shell, as another user."""
     shares, said = imported(tmp_path, capsys, console(words))
-    assert (shares, said) == ({"lab": {**table, "type": ["bob"], "look": ["bob"]}}, [])
+    again = {"restart": "always"} if "command" in table else {}
+    assert (shares, said) == ({"lab": {**table, **again, "type": ["bob"], "look": ["bob"]}}, [])
 
 
 @pytest.mark.parametrize(
@@ -462,6 +473,9 @@ def test_console_is_a_device_or_a_program(
             "type device; device /dev/ttyS0; options !ixoff;",
             "options: flow control is none here, and not ixon or ixoff, too",
         ),
+        ("type exec; options !autoreinit;", "options: !autoreinit: it has no equal"),
+        ("type exec; options !login;", "options: !login: it has no equal"),
+        ("type exec; options !ixon;", "options: !ixon: it has no equal"),
         ("type ipmi; host x;", "lab is left out: ipmi is no device and no program of ours"),
         ("rw x;", "lab is left out: no type is no device and no program of ours"),
         ("type exec; master elsewhere;", "lab is left out: the server on elsewhere has it"),
@@ -495,7 +509,10 @@ def test_nobody_may_more_than_before(
 ) -> None:
     """The last word about somebody counts; where others than those named cannot be told, nobody may."""
     text = f"console lab {{ master localhost; type exec; exec id; {words} }}"
-    assert imported(tmp_path, capsys, text) == ({"lab": {"command": ["/bin/sh", "-ce", "id"], **table}}, said)
+    assert imported(tmp_path, capsys, text) == (
+        {"lab": {"command": ["/bin/sh", "-ce", "id"], "restart": "always", **table}},
+        said,
+    )
 
 
 def test_blocks_without_an_equal_are_said(tmp_path: pathlib.Path, capsys: Capture) -> None:

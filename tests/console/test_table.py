@@ -32,6 +32,7 @@ PROOFS = {
     "is open only while somebody is there": "",
     "is lent to another program": "test_port::test_a_port_is_lent_and_nobody_is_taken_off",
     "a program on a terminal of its own": "test_cli::test_program_ends_and_so_does_all",
+    "and is started again when it ends": "test_hosting::test_program_is_started_again_when_the_share_says_so",
     "a port of another server": """
         test_console::test_where_nothing_can_be_thrown_away_the_keyboard_is_handed_on
         test_port::test_the_far_end_has_the_settings_and_lines_of_the_share""",

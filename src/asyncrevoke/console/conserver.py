@@ -207,6 +207,7 @@ class _Console:
         self._head = head
         self._share = Draft(head.text)
         self._fields = self._share.fields
+        self._on = dict.fromkeys(_ON, True)
 
     def _item(self, key: str, default: str = "") -> _Item:
         return self._told[key][-1] if key in self._told else _Item(self._head.where, key, default)
@@ -224,7 +225,10 @@ class _Console:
         if kind.text not in ("device", "exec", "host", "uds"):
             self._leave_out(kind, f"{kind.text or 'no type'} is no device and no program of ours")
         else:
+            self._options(of_line=kind.text == "device")
             getattr(self, f"make_{kind.text}")()
+            if "command" in self._fields and self._on["autoreinit"]:
+                self._fields["restart"] = "always"
         master = self._item("master", "localhost")
         if master.text not in ("localhost", "127.0.0.1", "::1", socket.gethostname()):
             self._leave_out(master, f"the server on {master.text} has it")
@@ -238,15 +242,17 @@ class _Console:
 
     # -- what is shared --
 
+    def _options(self, *, of_line: bool) -> None:
+        for item in self._told.get("options", ()):
+            for word in item.words:
+                name = word.removeprefix("!")
+                self._on[name] = name == word
+                if not (of_line and name in _LINE) and self._on[name] != (name in _ON):
+                    self._note(item, f"{word}: it has no equal")
+
     def make_device(self) -> None:
         self._fields["device"] = self._needed("device")
-        words = [(item, word) for item in self._told.get("options", ()) for word in item.words]
-        on = dict.fromkeys(_ON, True)
-        for item, word in words:
-            name = word.removeprefix("!")
-            on[name] = name == word
-            if name not in _LINE and on[name] != (name in _ON):
-                self._note(item, f"{word}: it has no equal")
+        on = self._on
         parity = self._item("parity", "none")
         if parity.text not in _PARITY:
             raise ValueError(f"{parity.where}: parity {parity.text!r} is none of {', '.join(_PARITY)}")

@@ -314,7 +314,8 @@ class _Connection:
             if name == "rfc2217":
                 self._note(node.where, "settings", "9600n81 is set at the other end, unless you give others")
         elif name in ("pty", "exec") and rest:
-            self._share.fields["command"] = self._words(node.where, ",".join(rest))
+            self._share.fields |= {"command": self._words(node.where, ",".join(rest)), "restart": "always"}
+            self._note(node.where, name, "the program runs all the time, and not only while somebody is connected")
         elif name != "echo":  # which is a loopback, as ours is
             self._imported.leave_out(node.where, f"{name} is no device and no program of ours", self._share)
 
