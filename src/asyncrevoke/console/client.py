@@ -75,7 +75,9 @@ class Client:
         self._stream: SharedStream | None = None  # the latest
         self._outcome: str | Exception | None = None
         self.handle = console.node.pin(self.name)
-        self._typed, self._to_type = anyio.create_memory_object_stream[tuple[Revokable, bytes] | None](_AHEAD)
+        self._typed, self._to_type = anyio.create_memory_object_stream[tuple[Revokable, bytes] | anyio.Event | None](
+            _AHEAD
+        )
 
     async def run(self, *, force: bool) -> str:
         """Show it all that comes, take what it types, until it ends; it returns why.
@@ -135,12 +137,11 @@ class Client:
 
     async def _follow(self, session: Session) -> None:
         """Send all output of a generation, until it is over."""
-        self._stream = stream = session.open(
-            self.name, also=[self.handle], replay=session is not self._known, take=self._take
-        )
+        replay = session is not self._known
+        self._stream = stream = session.open(self.name, also=[self.handle], replay=replay, take=self._front.show_now)
         try:
             while True:
-                if data := self._take(await stream.receive(_PIECE)):
+                if data := self._front.show_now(await stream.receive(_PIECE)):
                     with stream.handle.using():  # so that nothing of it is sent when the revocation was reported
                         await self._front.show(data)
         except anyio.EndOfStream:
@@ -149,10 +150,6 @@ class Client:
             stays = self._wait or self._console.returns or not isinstance(session, PtySession)
             if self.handle.revoked or not session.node.revoked or not stays:
                 raise
-
-    def _take(self, data: bytes) -> bytes:
-        """Send it, if the client takes it at once, or return it."""
-        return b"" if self._front.show_now(data) else data
 
     async def _await_next(self) -> None:
         console, why = self._console, self._console.away
@@ -181,6 +178,9 @@ class Client:
         async for typed in self._to_type:
             if typed is None:
                 break
+            if isinstance(typed, anyio.Event):
+                typed.set()
+                continue
             keyboard, data = typed
             if (stream := self._stream) is not None:
                 async with self._console.typing:
@@ -191,16 +191,31 @@ class Client:
                         await stream.send(data)
         return "detached"
 
+    async def typed_out(self) -> None:
+        """Wait until all that was typed before is on its way to the device."""
+        typed = anyio.Event()
+        await self._typed.send(typed)
+        await typed.wait()
+
     async def detach(self) -> None:
         """End, once all that was typed before is on its way to the device."""
         await self._typed.send(None)
 
     async def interrupt(self) -> None:
         """Type ctrl-C before all that is on its way to the device, which is thrown away, whoever typed it."""
+        self.discard()
+        await self.type(b"\x03")
+
+    def discard(self) -> None:
+        """Throw away what is on its way to the device, whoever typed it, if this one has the keyboard."""
         if self._console.keyboard is self:
             self._console.hand_to(self)  # anew: what waits to be typed goes with the old one
             self._console.discard()
-            await self.type(b"\x03")
+
+    def forget(self) -> None:
+        """Throw away what has come for this one and was not shown."""
+        if self._stream is not None:
+            self._stream.forget()
 
     async def ask_port(self, request: Request) -> Mapping[str, Any]:
         """Have the share's port do what a request says, as `obey`; what changes something needs the keyboard.

@@ -24,8 +24,8 @@ _LONGEST = 1000  # characters of a line to the others
 class Front(Protocol):
     """One person's end: what a `Client` needs of it."""
 
-    def show_now(self, data: bytes) -> bool:
-        """Show output, if all of it is taken at once, and report whether it was. It never waits."""
+    def show_now(self, data: bytes) -> bytes:
+        """Show output as far as it is taken at once, and return the rest. It never waits."""
 
     async def show(self, data: bytes) -> None:
         """Show output. If the person does not take it for too long, revoke this end."""
@@ -54,8 +54,8 @@ class SocketFront:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def show_now(self, data: bytes) -> bool:
-        return self._connection.send_now(_line(data))
+    def show_now(self, data: bytes) -> bytes:
+        return b"" if self._connection.send_now(_line(data)) else data
 
     async def show(self, data: bytes) -> None:
         await self._connection.send(_line(data))
