@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-size", metavar="10M", default="", help="begin the log anew at this size; the old one is FILE.1 then")
     add("--log-keep", type=int, default=5, metavar="N", help="how many old logs to keep (%(default)s)")
     _line(add, "9600n8", "when the device opens. Default: as Linux makes it, on")
+    _network(add)
     add(
         "--socket",
         metavar="PATH",
@@ -209,9 +210,30 @@ def _import(command: Any) -> None:
     add("--from", dest="kind", choices=["ser2net", "conserver"], help="program it is of. Default: as FILE looks")
 
 
-_SHARE = (
-    "A command comes after --, as in\n`asyncrevoke share -- bash`. Without a device or command, input is echoed back."
-)
+def _network(add: Callable[..., Any]) -> None:
+    add(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="share it over the network, too. May be given several times",
+    )
+    add("--listen-anywhere", action="store_true", help="allow a URL that other machines can reach")
+    add(
+        "--tls-certificate",
+        metavar="FILE",
+        default="",
+        help="certificate of the server, perhaps with its key",
+    )
+    add("--tls-key", metavar="FILE", default="", help="key of that certificate. Default: in the same file")
+    add("--tls-clients", metavar="FILE", default="", help="authorities. Every client must have a certificate of one")
+
+
+_SHARE = """A command comes after --, as in
+`asyncrevoke share -- bash`. Without a device or command, input is echoed back.
+
+A URL is telnet://ADDRESS:PORT, with RFC 2217, or tcp://ADDRESS:PORT. Over TLS: telnet+tls, tcp+tls.
+Options may follow: ?read-only, ?take (the keyboard from whoever has it), ?limit=NUMBER."""
 _ATTACH = (
     """
 

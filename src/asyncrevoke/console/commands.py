@@ -96,9 +96,11 @@ def _share(args: argparse.Namespace) -> int:
         args.usage("share: give a device, or a command after --")
     line: dict[str, Any] = {name: getattr(args, name) for name in NAMES}
     dtr, rts = SWITCH.get(args.dtr), SWITCH.get(args.rts)
+    network = {key: getattr(args, key) for key in ("listen_anywhere", "tls_certificate", "tls_key", "tls_clients")}
     if args.config:
         logs = args.log or args.log_times or args.log_marks or args.log_size
-        if device or args.program or args.name or logs or {*line.values(), dtr, rts} != {None}:
+        alone = [device, args.program, args.name, logs, args.listen, *network.values()]
+        if any(alone) or {*line.values(), dtr, rts} != {None}:
             args.usage("share: --config goes with --group and --socket alone")
         path = str(pathlib.Path(args.config).absolute())
         config = read_config(path)
@@ -108,7 +110,8 @@ def _share(args: argparse.Namespace) -> int:
             args.usage(f"share: {device!r} is a program, which comes after two dashes: share -- {device}")
         name, settings = default if args.name is None else args.name, Settings().changed(line)
         log = {each: getattr(args, each) for each in ("log", "log_times", "log_marks", "log_size", "log_keep")}
-        share = Share(name, tuple(args.program), device, settings, **log, dtr=dtr, rts=rts)
+        network["listen"] = tuple(args.listen)
+        share = Share(name, tuple(args.program), device, settings, **log, **network, dtr=dtr, rts=rts)
         config = Config((share,))
     first = config.shares[0].name  # the socket keeps this name, whatever the file says later
 
@@ -193,6 +196,8 @@ def _ls(args: argparse.Namespace) -> int:
                 print_table(overview.people(found))
             elif any(found):
                 print_table(overview.summary(found))
+            for warning in overview.warnings(found):
+                complain(warning)
             return 0
 
     return anyio.run(run)

@@ -24,6 +24,7 @@ from asyncrevoke.lowlevel import Name, Registry, Revokable, RevokedError, Shared
 
 from .access import People, Right, Rights
 from .fault import told
+from .listener import Listener
 from .log import Log, log_of
 from .share import Share
 from .shared_port import SharedPort
@@ -57,6 +58,7 @@ class Console:
     :ivar port: the serial port, unless it is a program
     :ivar over: set when it has ended, and all of it is closed
     :ivar since: when it came into the state that it is in, by the loop's clock
+    :ivar listeners: where it is reached over the network
     :ivar session: the latest generation; it may be over
     :ivar changed: set when the session is another, or the share has ended
     :ivar ended: why it has ended by itself
@@ -93,6 +95,7 @@ class Console:
             open_serial(share.device, dtr=share.dtr, rts=share.rts, **share.settings.options())  # opens nothing yet
         elif share.command and shutil.which(share.command[0]) is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), share.command[0])
+        self.listeners = [Listener(share, each) for each in share.addresses]
         self._log = log_of(share)
 
     def begin(self) -> None:
@@ -101,6 +104,8 @@ class Console:
         :raises OSError, ValueError: if that cannot be
         """
         share = self.share
+        for listener in self.listeners:
+            listener.listen()
         if share.device:
             self.port = SharedPort(share, self._registry, self._change)
             self.node = self.port.node
@@ -211,7 +216,9 @@ class Console:
                 log.close()
 
     def close(self) -> None:
-        """Close what was opened before `begin`."""
+        """Close what was opened before `begin`, and the addresses."""
+        for listener in self.listeners:
+            listener.close()
         log, self._log = self._log, None  # somebody may go later, which is said all the same
         if log is not None:
             log.close()
@@ -277,6 +284,7 @@ class Console:
             "since": round(now - self.since, 3),
             "keyboard": None if self.keyboard is None else self.keyboard.name,
             "who": self.who(),
+            "open": [listener.warning for listener in self.listeners if listener.warning],
             "read": self._read + (0 if self._recorder is None else self._recorder.shared.read),
             "typed": self.typed,
         }

@@ -48,6 +48,13 @@ def summary(found: Sequence[Found]) -> Iterator[list[str]]:
             yield [record["path"], "", "", state(record), "", str(record["clients"]), ago(record["since"])]
 
 
+def warnings(found: Sequence[Found]) -> Iterator[str]:
+    """What is open to other machines, and to whom."""
+    for server in found:
+        for share in server.shares:
+            yield from share.get("open", ())
+
+
 def people(found: Sequence[Found]) -> Iterator[list[str]]:
     """A line for each who is attached; of another service for each handle below its names."""
     yield ["NAME", "DOES", "SINCE", "FROM"]

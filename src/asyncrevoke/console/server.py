@@ -24,6 +24,7 @@ from .client import Client
 from .console import LIVE, Console
 from .fault import told
 from .front import SocketFront, size
+from .network import run
 from .share import Config, Share, Socket
 from .shared_port import CHANGES, obey
 
@@ -237,7 +238,7 @@ class _Hosting(Access):
 
     def _run(self, console: Console) -> None:
         self._consoles[console.share.name] = console
-        self._running.start_soon(console.run)
+        self._running.start_soon(run, console)
 
     async def _listen(self, sockets: Iterable[Socket], undo: contextlib.ExitStack) -> _Servers:
         """Serve at these sockets, too."""

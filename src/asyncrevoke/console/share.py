@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from .address import Address
 from .settings import NAMES, Settings
 
 RESTARTS = ("never", "on-failure", "always")
@@ -30,6 +31,11 @@ class Share:
     :ivar look: users ("bob") and groups ("@lab") that may attach and list it; None: the server's groups
     :ivar type: those that may have the keyboard; None: the server's groups, where they may look
     :ivar revoke: those that may take it, and who is attached, away
+    :ivar listen: where it is reached over the network, as `Address.of` reads it
+    :ivar listen_anywhere: also from other machines
+    :ivar tls_certificate: the file of the server's certificate, and perhaps of its key
+    :ivar tls_key: the file of that key
+    :ivar tls_clients: the file of the authorities whose certificates clients must have
     """
 
     name: str
@@ -48,9 +54,14 @@ class Share:
     look: tuple[str, ...] | None = None
     type: tuple[str, ...] | None = None
     revoke: tuple[str, ...] = ()
+    listen: tuple[str, ...] = ()
+    listen_anywhere: bool = False
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_clients: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name.isprintable() or not 0 < len(self.name) <= 64 or "/" in self.name or "*" in self.name:
+        if not is_name(self.name):
             raise ValueError(f"{self.name!r} is no name: give up to 64 printable characters, none of them / or *")
         if self.command and self.device:
             raise ValueError(f"{self.name!r} has a command and a device: give one of them")
@@ -62,10 +73,22 @@ class Share:
             raise ValueError(f"{self.log_size!r} is no size of a log: give bytes, or such as 500k, 10M or 1G")
         if self.log_keep < 1:
             raise ValueError(f"{self.name!r} keeps {self.log_keep} old logs: keep 1 or more")
+        self._check_network()
         if self.restart not in RESTARTS:
             raise ValueError(f"{self.name!r}: restart = {self.restart!r}: give one of {', '.join(RESTARTS)}")
         if self.device and self.restart != "never":
             raise ValueError(f"{self.name!r} is a device, which comes back anyway: leave restart out")
+
+    def _check_network(self) -> None:
+        for each in self.addresses:
+            if not (each.loopback or self.listen_anywhere):
+                raise ValueError(
+                    f"{self.name!r}: {each} is open to other machines: say so by listen_anywhere, if you mean it"
+                )
+            if each.tls and not self.tls_certificate:
+                raise ValueError(f"{self.name!r}: {each} needs a tls_certificate")
+        if (self.tls_certificate or self.tls_key or self.tls_clients) and not any(each.tls for each in self.addresses):
+            raise ValueError(f"{self.name!r} has files for TLS, and no address: listen on telnet+tls:// or tcp+tls://")
 
     @property
     def log_bytes(self) -> int:
@@ -73,8 +96,21 @@ class Share:
         found = re.fullmatch(r"([0-9]{1,15})([kMG]?)", self.log_size)
         return int(found[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[found[2]] if found else 0
 
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it is reached over the network.
+
+        :raises ValueError: if one makes no sense
+        """
+        return [Address.of(each) for each in self.listen]
+
     def __str__(self) -> str:
         return " ".join(self.command) or self.device or "loopback"
+
+
+def is_name(text: str) -> bool:
+    """Whether a share, or a client, can have this name."""
+    return text.isprintable() and 0 < len(text) <= 64 and "/" not in text and "*" not in text
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +185,8 @@ def _share(name: str, given: Any) -> Share:
         line = Settings().changed({key: table.pop(key) for key in NAMES if key in table})
     except ValueError as exc:
         raise ValueError(f"{where}: {exc}") from exc
+    if isinstance(table.get("listen"), str):
+        table["listen"] = [table["listen"]]
     return Share(name, settings=line, **_table(Share, where, table))
 
 
