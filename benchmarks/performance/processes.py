@@ -79,9 +79,20 @@ def share(port: str, folder: str) -> Server:
     return Server([sys.executable, "-m", "asyncrevoke", "share", *options, port], connect)
 
 
-def ser2net(port: str, folder: str) -> Server:
+def free_address() -> tuple[str, int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        address = free.getsockname()
+        return "127.0.0.1", int(free.getsockname()[1])
+
+
+def share_by_tcp(port: str, folder: str) -> Server:
+    address = free_address()
+    options = ["--socket", f"{folder}/socket", "--baudrate", "115200", "--listen", f"tcp://127.0.0.1:{address[1]}"]
+    command = [sys.executable, "-m", "asyncrevoke", "share", *options, port]
+    return Server(command, lambda: Client(socket.create_connection(address)))
+
+
+def ser2net(port: str, folder: str) -> Server:
+    address = free_address()
     config = pathlib.Path(folder, "config.yaml")
     config.write_text(SER2NET.format(number=address[1], port=port))
     command = ["ser2net", "-n", "-c", str(config), "-P", f"{folder}/pid"]
@@ -224,11 +235,12 @@ def started(*arguments: str) -> float:
 
 def contests(scale: float) -> Iterator[Contest]:
     ways: dict[str, Callable[[], float]]
-    for clients in 1, 10:
-        servers = {"share": share, "ser2net": ser2net}
+    for clients, goal in (1, 1.5), (10, 1.5), (100, 1.0):
+        servers = {"share": share, "share by TCP": share_by_tcp, "ser2net": ser2net}
         ways = {name: partial(console, server, clients, int(1000 * scale)) for name, server in servers.items()}
         what = f"console server, 64-byte lines, clients: {clients}"
-        yield Contest(what, "us CPU", ways, [Line("share", "ser2net", 1.5)], 7)
+        goals = [Line(name, "ser2net", goal) for name in ("share", "share by TCP")]
+        yield Contest(what, "us CPU", ways, goals, 7)
     operations = int(10_000 * scale)
     ways = {"users()": partial(told, operations, by_users), "ls --who": partial(told, operations, by_ls)}
     longest = [Line(name, "", 10, absolute=True) for name in ways]
