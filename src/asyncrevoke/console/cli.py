@@ -210,7 +210,7 @@ def _import(command: Any) -> None:
     add("--from", dest="kind", choices=["ser2net", "conserver"], help="program it is of. Default: as FILE looks")
 
 
-def _network(add: Callable[..., Any]) -> None:
+def _network(add: Any) -> None:
     add(
         "--listen",
         action="append",
