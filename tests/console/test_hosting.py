@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import pwd
+import re
 import stat
 import sys
 import tempfile
@@ -300,6 +301,28 @@ async def test_log_that_is_waited_for_can_be_changed(folder: pathlib.Path) -> No
             await client.hears(b"end")
             assert await server.states() == {"lab": "live"}
         assert logged + (folder / "log").read_bytes() == client.output
+
+
+async def test_how_a_log_is_written_changes_while_people_are_there(folder: pathlib.Path) -> None:
+    """From then on, on a line of its own; they notice nothing."""
+    log = folder / "log"
+    text = f'[share.lab]\ncommand = ["sh", "-c", "stty raw -echo; echo; exec cat"]\nlog = "{log}"\n'
+    async with lab(folder, text) as server:
+        client = await server.attach("lab")
+        await client.hears(b"\n")
+        await client.types(b"$ ")
+        await client.hears(b"$ ")
+        told = list(client.told)
+        options = 'log_times = true\nlog_marks = true\nlog_size = "1M"\nlog_keep = 3\n'
+        done = await server.reload(text + options)
+        assert done == {"lab": "log_times, log_marks, log_size, log_keep changed"}
+        await client.types(b"ls\n")
+        await client.hears(b"ls\n")
+        assert await server.reload(text) == done
+        await client.types(b"$ ")
+        await client.hears(b"$ ls\n$ ")
+        assert (client.told, client.end) == (told, None)
+    assert re.fullmatch(rb"\n\$ \n\S{25} ls\n\$ ", log.read_bytes())
 
 
 async def test_settings_change_while_people_are_there(folder: pathlib.Path) -> None:
