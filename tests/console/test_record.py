@@ -10,7 +10,6 @@ import random
 import re
 import resource
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -518,47 +517,32 @@ def test_log_is_opened_anew(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.skipif(not shutil.which("logrotate"), reason="there is no logrotate: apt install logrotate")
-@pytest.mark.parametrize("options", [{}, {"log_times": True, "log_marks": True}], ids=["raw", "marked"])
-def test_logrotate_rotates_as_the_example_says(tmp_path: pathlib.Path, options: dict[str, bool]) -> None:
-    """It renames the log and sends SIGHUP; no byte is lost, and none comes twice."""
-    log, config = opened(tmp_path / "router.log", **options), tmp_path / "config"
+@pytest.mark.parametrize("times", ["false", "true"])
+def test_server_goes_on_in_a_new_log_as_logrotate_has_it(tmp_path: pathlib.Path, times: str) -> None:
+    """As the example says, by SIGHUP, also while the configuration has a fault: no byte is lost, and none comes twice."""
+    log, shared, config = tmp_path / "lab.log", tmp_path / "consoles.toml", tmp_path / "logrotate"
+    program = "i=0; while echo line $i; do i=$((i + 1)); sleep 0.01; done"
+    shared.write_text(f'[share.lab]\ncommand = ["sh", "-c", "{program}"]\nlog = "{log}"\nlog_times = {times}\n')
     example = (ROOT / "examples/asyncrevoke.logrotate").read_text()
-    assert "/var/log/asyncrevoke/*.log {" in example
-    assert "kill --kill-who=main --signal=HUP asyncrevoke.service" in example
-    example = re.sub("/var/log/asyncrevoke/", f"{tmp_path}/", example)
-    config.write_text(re.sub("systemctl .*", f"kill -HUP {os.getpid()}", example))
-    config.chmod(0o644)
-    reopened = 0
-
-    def reopen(*_: object) -> None:
-        nonlocal reopened
-        log.reopen()
-        reopened += 1
-
-    before = signal.signal(signal.SIGHUP, reopen)
-    try:
-        for number in range(3):
-            write(log, b"before %d\n" % number, itertools.repeat(3))
-            done = subprocess.run(
-                ["logrotate", "-f", "-s", str(tmp_path / "state"), str(config)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert (done.returncode, done.stderr) == (0, "")
-        write(log, b"after\n", itertools.repeat(3))
-    finally:
-        signal.signal(signal.SIGHUP, before)
-        log.close()
-    assert reopened == 3
-    texts = [(tmp_path / f"router.log{end}").read_bytes() for end in ("", ".1")]
-    texts += [gzip.decompress((tmp_path / f"router.log.{n}.gz").read_bytes()) for n in (2, 3)]
-    assert [text.split(b" ", 1)[-1] if options else text for text in texts] == [
-        b"after\n",
-        b"before 2\n",
-        b"before 1\n",
-        b"before 0\n",
-    ]
+    with saying(tmp_path, "--config", str(shared)) as server:
+        example, systemctl = re.subn("systemctl kill .*", f"kill -HUP {server.pid}", example)
+        config.write_text(example.replace("/var/log/asyncrevoke/", f"{tmp_path}/"))
+        config.chmod(0o644)
+        for number in range(4):
+            while not log.exists() or not log.stat().st_size:
+                time.sleep(0.001)
+            if number == 2:
+                shared.write_text("nonsense")
+            if number < 3:
+                command = ["logrotate", "-f", "-s", str(tmp_path / "state"), str(config)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                assert (done.returncode, done.stderr, systemctl) == (0, "", 1)
+        server.terminate()
+        assert server.wait(30) == 0
+    assert f"{shared}: " in (tmp_path / "said").read_text()
+    texts = [gzip.decompress((tmp_path / f"lab.log.{number}.gz").read_bytes()) for number in (3, 2)]
+    lines = b"".join([*texts, (tmp_path / "lab.log.1").read_bytes(), log.read_bytes()]).splitlines()
+    assert [int(line.split()[-1]) for line in lines] == list(range(len(lines)))
 
 
 @pytest.mark.parametrize(
