@@ -6,6 +6,7 @@ import pathlib
 import shlex
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -145,8 +146,8 @@ def test_two_share_a_shell(panes: list[Pane]) -> None:
 def test_device_is_unplugged_and_comes_back(panes: list[Pane]) -> None:
     """Who waits goes on, and who does not has a prompt again, each with the reason. While it is lent, all stay."""
     alice, bob = panes
-    folder = tempfile.mkdtemp()  # a short path, which a line has room for
-    plug = Plug(pathlib.Path(folder) / "port")
+    short = tempfile.mkdtemp()  # a short path, which a line has room for
+    plug = Plug(pathlib.Path(short) / "port")
     with contextlib.closing(plug):
         end = plug.plug_in()
         with sharing("--name", "router", str(plug.link)):
@@ -174,7 +175,7 @@ def test_device_is_unplugged_and_comes_back(panes: list[Pane]) -> None:
             assert end.received(30) == b"there\r"
             alice.presses("C-]", ".")
             alice.sees("asyncrevoke: router: detached\nalice$")
-    shutil.rmtree(folder)
+    shutil.rmtree(short)
 
 
 def test_port_is_shown_and_changed(panes: list[Pane]) -> None:
