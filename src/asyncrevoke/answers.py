@@ -8,11 +8,11 @@ Each profile is one row of a table that was measured on a real kernel or read in
 """
 
 import errno
-import select
 from dataclasses import replace
 
 from ._core.errors import RevokeDeadlock as RevokeDeadlock, RevokedError as RevokedError
 from ._core.profile import Answer as Answer, Answers as Answers, Pair as Pair
+from .linux import POLLERR as _ERR, POLLHUP as _HUP, POLLIN as _IN, POLLNVAL as _NVAL, POLLOUT as _OUT, POLLPRI as _PRI
 
 
 def _same(answer: int | Answer) -> Pair:
@@ -20,10 +20,8 @@ def _same(answer: int | Answer) -> Pair:
 
 
 _EOF, _EIO = _same(Answer.EOF), _same(errno.EIO)
-_DEAD_PCM = Pair(errno.EBADFD, errno.ENODEV)
+_DEAD_PCM = Pair(getattr(errno, "EBADFD", errno.EBADF), errno.ENODEV)  # which only Linux has
 _LATER_EIO, _LATER_ENODEV = Pair(Answer.FINISHES, errno.EIO), Pair(Answer.FINISHES, errno.ENODEV)
-_IN, _OUT, _PRI = select.POLLIN, select.POLLOUT, select.POLLPRI
-_ERR, _HUP, _NVAL = select.POLLERR, select.POLLHUP, select.POLLNVAL
 
 # In order: read and write, each in flight and later; the mask of poll; ioctl; mmap; open, while draining and once gone.
 # To open is to open by path. In Linux /proc/self/fd/N of the dead file may answer otherwise: kernfs says ENODEV there.

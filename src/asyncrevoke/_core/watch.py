@@ -2,11 +2,12 @@
 
 import contextlib
 import logging
-import select
 from collections.abc import Callable
 from typing import Protocol
 
 import anyio
+
+from asyncrevoke import linux
 
 from . import loop
 
@@ -35,6 +36,7 @@ class Watch:
     :param events: what to wait for, as epoll(7) names it. Errors and hang-ups are reported whatever is asked for
     :param closes: False: `file` stays yours. Close the watch before you close it
     :raises RuntimeError: without a running event loop; `file` is still yours then
+    :raises ImportError: without epoll, which only Linux has
     :raises OSError: if `file` cannot be watched, or no descriptor is left; it is still yours then
     """
 
@@ -45,7 +47,7 @@ class Watch:
         file: Closable,
         call: Callable[[], object],
         *,
-        events: int = select.EPOLLIN,
+        events: int = linux.POLLIN,
         closes: bool = True,
     ) -> None:
         home = loop.current()
@@ -87,7 +89,7 @@ class Watched:
 
     def __init__(self, home: loop.Home) -> None:
         self._home = home
-        self._epoll = select.epoll()
+        self._epoll = linux.epoll()
         self._watches: dict[int, Watch] = {}
         self._scope = anyio.CancelScope()
 

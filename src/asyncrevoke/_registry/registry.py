@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from asyncrevoke import linux
 from asyncrevoke._core.revocation import Revocation
 from asyncrevoke._core.revokable import Revokable, revoke_all
 from asyncrevoke._streams.face import Face
@@ -106,12 +107,13 @@ class Registry:
         :param options: as for `Name`
         :raises ValueError: if the name, or the device at `path`, is taken
         :raises OSError: if there is nothing at `path`
+        :raises ImportError: for a `path`, on other systems than Linux
         """
         self.root._admit_child()
         with contextlib.ExitStack() as looking:
             place: Place | None = None
             if path is not None:
-                fd = os.open(path, os.O_PATH)
+                fd = os.open(path, linux.O_PATH)
                 looking.callback(os.close, fd)
                 status = os.fstat(fd)
                 place = place_of(status)

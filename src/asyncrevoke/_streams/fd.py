@@ -16,7 +16,6 @@ import os
 import select
 import socket
 import stat
-import termios
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from types import EllipsisType
@@ -25,6 +24,7 @@ from typing import Any, TypeVar
 import anyio
 from anyio.streams.file import FileStreamAttribute
 
+from asyncrevoke import linux
 from asyncrevoke._core import loop
 from asyncrevoke._core.errors import RevokedError
 from asyncrevoke._core.profile import Answers
@@ -48,6 +48,7 @@ class FdStream(Face):
     :param also: further parents of the handle, such as a token; whichever goes first takes it
     :param close: what closes the descriptor, as its release, which may be async
     :raises OSError: if `fd` is not open, or was opened with O_PATH
+    :raises ImportError: on Windows
     :raises RevokedError: if the owner was revoked
 
     A `RevokedError` of `send` tells by `sent` how many bytes were accepted. If an outer cancel scope is cancelled in the
@@ -161,7 +162,7 @@ class Fd:
         self, fd: int, node: Revokable, close: Callable[[int], object] = os.close, *, end: int = 0, shared: bool = False
     ) -> None:
         try:
-            self._master = os.fstat(fd).st_rdev == os.makedev(5, 2)  # of a pty, whoever has opened /dev/ptmx
+            self._master = linux.makedev(5, 2) == os.fstat(fd).st_rdev  # of a pty, whoever has opened /dev/ptmx
             os.set_blocking(fd, False)
         except (OSError, ValueError, OverflowError) as exc:
             raise OSError(errno.EBADF, f"descriptor {fd} is not open for reading or writing") from exc
@@ -206,9 +207,9 @@ class Fd:
             if self.heard is not None:
                 self.heard()
             return data
-        with contextlib.suppress(termios.error):  # it is no terminal, or hung up
-            settings = termios.tcgetattr(self.number)
-            if self._shared or not settings[3] & termios.ICANON:
+        with contextlib.suppress(linux.termios.error):  # it is no terminal, or hung up
+            settings = linux.termios.tcgetattr(self.number)
+            if self._shared or not settings[3] & linux.termios.ICANON:
                 return None
         raise anyio.EndOfStream
 
@@ -408,7 +409,7 @@ def os_errors(what: str) -> Iterator[None]:
     """Raise the error of a terminal's settings, which is none of these, as an OSError that names the terminal."""
     try:
         yield
-    except termios.error as exc:
+    except linux.termios.error as exc:
         raise OSError(*exc.args, what) from exc
 
 

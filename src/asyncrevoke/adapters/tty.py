@@ -20,18 +20,17 @@
 
 import contextlib
 import errno
-import fcntl
 import functools
 import itertools
 import os
 import pathlib
 import signal
-import termios
 from collections.abc import Awaitable, Iterable
 from types import EllipsisType
 from typing import Any, Protocol
 
 from asyncrevoke.answers import Answers
+from asyncrevoke.linux import fcntl, termios
 from asyncrevoke.lowlevel import (
     FdStream,
     Name,

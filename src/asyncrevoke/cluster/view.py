@@ -206,5 +206,5 @@ class View:
         return [Entry.new("init", tuple(sorted(self._lost)))]  # the last of all: who is new here admits nobody before
 
 
-#: Seconds, in which a sleeping machine counts as well, unlike in those of `time.monotonic`.
-clock = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+#: Seconds, in which a sleeping machine counts as well, unlike in those of Linux's `time.monotonic`.
+clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic

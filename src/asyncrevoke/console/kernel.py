@@ -10,7 +10,6 @@ import array
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import pathlib
 import stat
@@ -23,6 +22,7 @@ from asyncrevoke.adapters.device.identity import driver_of
 from asyncrevoke.adapters.lend import DRIVERS, SOCKET, Means, means_for
 from asyncrevoke.adapters.tty import PTYS, KernelDriver
 from asyncrevoke.control.peer import user_name
+from asyncrevoke.linux import O_PATH, fcntl, pidfd_open
 
 _TIOCGDEV = 0x80045432  # include/uapi/asm-generic/ioctls.h: /dev/tty, too, tells which it is
 _PIDFD_GETFD = 438  # include/uapi/asm-generic/unistd.h
@@ -78,7 +78,7 @@ def held(path: str) -> Held:
 
     :raises OSError: EOPNOTSUPP, with the reason, if the kernel has no means; or there is nothing
     """
-    with _opened(path, os.O_PATH) as fd:
+    with _opened(path, O_PATH) as fd:
         mode, driver = os.fstat(fd).st_mode, driver_of(fd)
         if stat.S_ISSOCK(mode):
             return HeldFiles(path, "socket", SOCKET, _SOCKET_GOES, _bound(path))
@@ -171,7 +171,7 @@ class HeldFiles:
 
     def _take(self, pid: int, number: int) -> bool:
         """Whether it was still there to be taken."""
-        pidfd = os.pidfd_open(pid)
+        pidfd = pidfd_open(pid)
         try:
             fd = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import termios
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -14,6 +13,7 @@ from asyncrevoke.adapters.serial import SerialDevice, SerialStream
 from asyncrevoke.adapters.serial.lines import check_taken
 from asyncrevoke.control.lines import ControlError
 from asyncrevoke.control.request import Request
+from asyncrevoke.linux import termios
 from asyncrevoke.lowlevel import Registry, Revokable, RevokedError
 
 from .settings import Settings

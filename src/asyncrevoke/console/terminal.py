@@ -4,13 +4,12 @@ import contextlib
 import os
 import select
 import sys
-import termios
-import tty
 from typing import Self
 
 import anyio
 
 from asyncrevoke.control.client import Record
+from asyncrevoke.linux import termios, tty
 from asyncrevoke.lowlevel import os_errors, printable
 
 from .screen import Screen

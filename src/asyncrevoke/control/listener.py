@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 import stat
 from collections.abc import AsyncIterator
 
 import anyio
+
+from asyncrevoke.linux import fcntl
 
 from .peer import group_number
 

@@ -1,12 +1,12 @@
 """Who is at the other end of a Unix socket, as the kernel says."""
 
 import contextlib
-import grp
 import os
-import pwd
 import socket
 import struct
 from dataclasses import dataclass
+
+from asyncrevoke.linux import SO_PEERCRED, grp, pwd
 
 _SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
 
@@ -43,7 +43,7 @@ class Peer:
 
 def peer_of(connection: socket.socket) -> Peer:
     """Ask the kernel who has connected."""
-    pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, SO_PEERCRED, 12))
     more = b""
     with contextlib.suppress(OSError):  # more groups than fit: then the first counts
         more = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)

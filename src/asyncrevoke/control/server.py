@@ -10,7 +10,6 @@ import functools
 import itertools
 import logging
 import os
-import select
 import socket
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
+from asyncrevoke.linux import EPOLLET, epoll
 from asyncrevoke.lowlevel import (
     Event,
     FdStream,
@@ -84,7 +84,7 @@ async def serve(
     if mode is None:
         mode = 0o600 if group is None else 0o660
     async with listening(os.fspath(path), group, mode) as listener:
-        with select.epoll() as hangups:
+        with epoll() as hangups:
             server = _Server(registry, commands or {}, hangups, access, clients, backlog, patience)
             async with anyio.create_task_group() as tasks:
                 try:
@@ -121,7 +121,7 @@ class _Server:
 
     registry: Registry
     commands: Mapping[str, Command]
-    hangups: select.epoll
+    hangups: epoll
     access: Access
     most: int
     backlog: int
@@ -197,7 +197,7 @@ class _Server:
                     last.send(b"\n" + refusal("revoked", client.handle.reason))
             client.life.cancel()
 
-        self.hangups.register(connection, select.EPOLLET)  # for hang-ups alone, and each once
+        self.hangups.register(connection, EPOLLET)  # for hang-ups alone, and each once
         stream = FdStream(connection.fileno(), self.connections, name=f"{peer.name} ({peer.pid})", close=close)
         room = connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         client = Connection(stream, peer, self.patience, room)

@@ -11,12 +11,10 @@ found and interrupted; sets of epoll, which hold the file and not the number (fs
 import asyncio
 import ctypes
 import errno
-import fcntl
 import os
 import pathlib
 import platform
 import re
-import resource
 import socket
 import stat
 import struct
@@ -32,6 +30,7 @@ import anyio.lowlevel
 
 from asyncrevoke.adapters.tty import TIOCVHANGUP
 from asyncrevoke.answers import Answers
+from asyncrevoke.linux import O_PATH, fcntl, resource
 from asyncrevoke.lowlevel import (
     Handled,
     HasDescriptor,
@@ -120,7 +119,7 @@ class Descriptor(Handled):
                     raise
                 raise OSError(errno.EBADF, f"descriptor {self.fd} is not open") from exc
             ours.callback(os.close, self._file)
-            if fcntl.fcntl(self._file, fcntl.F_GETFL) & os.O_PATH:
+            if fcntl.fcntl(self._file, fcntl.F_GETFL) & O_PATH:
                 raise ValueError(
                     f"descriptor {self.fd} was opened with O_PATH: it names a file, which nobody can read by it"
                 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import os
 import stat
@@ -13,6 +12,7 @@ from types import EllipsisType
 from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload, runtime_checkable
 
 from asyncrevoke.answers import Answers
+from asyncrevoke.linux import fcntl
 from asyncrevoke.lowlevel import OffLoop, Revokable, close_off_loop, off_loop
 
 from . import identity

@@ -21,6 +21,7 @@ import anyio
 import anyio.lowlevel
 
 from asyncrevoke.answers import Answers
+from asyncrevoke.linux import EPOLLET, EPOLLRDHUP, POLLIN
 from asyncrevoke.lowlevel import (
     Deadline,
     Fd,
@@ -191,9 +192,9 @@ class Device(Resource, Generic[L]):
 
     def _begin_to_watch(self, line: L) -> None:
         # Once for each event: what a far end has sent before it closed stays there to be received.
-        events = select.EPOLLRDHUP | select.EPOLLET
+        events = EPOLLRDHUP | EPOLLET
         if self._idle_limit is not None:
-            events |= select.EPOLLIN
+            events |= POLLIN
             line.deadline = Deadline(self._idle_limit, self._idle)
             if line.fd is not None:
                 line.fd.heard = line.deadline.put_off

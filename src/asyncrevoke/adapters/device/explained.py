@@ -1,8 +1,9 @@
 """Errors of devices, with the name of the device and what to do."""
 
 import errno
-import termios
 from collections.abc import Iterator, Mapping
+
+from asyncrevoke.linux import termios
 
 #: What to do, where the kernel's own words do not say it.
 HINTS: Mapping[int, str] = {

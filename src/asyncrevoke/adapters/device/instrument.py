@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import struct
 from array import array
@@ -16,6 +15,7 @@ from typing import Any
 
 import anyio
 
+from asyncrevoke.linux import fcntl
 from asyncrevoke.lowlevel import Fd
 
 from .messages import LENGTH, ReportStream

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import inspect
 import os
-import select
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -15,6 +14,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from asyncrevoke.linux import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI
 from asyncrevoke.lowlevel import Handled, Revokable, RevokedError, Use, answer
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Maybe: TypeAlias = Awaitable[T] | T
 
-_READY = select.POLLIN | select.POLLOUT  # where no handler says it: DEFAULT_POLLMASK (include/linux/poll.h)
-_NEWS = select.POLLPRI | select.POLLERR  # kernfs_generic_poll (fs/kernfs/file.c)
-_UNASKED = select.POLLERR | select.POLLHUP | select.POLLNVAL  # told whether asked for or not, as by poll(2)
+_READY = POLLIN | POLLOUT  # where no handler says it: DEFAULT_POLLMASK (include/linux/poll.h)
+_NEWS = POLLPRI | POLLERR  # kernfs_generic_poll (fs/kernfs/file.c)
+_UNASKED = POLLERR | POLLHUP | POLLNVAL  # told whether asked for or not, as by poll(2)
 
 
 class Handlers(TypedDict, total=False):
@@ -269,7 +269,7 @@ class OpenFile(Handled):
         if "poll" not in self.entry.handlers:
             if self.entry.running.events != self._seen:
                 return _READY | _NEWS
-            return _READY & ~select.POLLIN if self._had_nothing else _READY
+            return _READY & ~POLLIN if self._had_nothing else _READY
         ready = await call(self.entry.handlers["poll"], operation)
         if not isinstance(ready, int):
             raise TypeError(f"{self.handle.path!r}: 'poll' returned {ready!r}: give a mask, as select.POLLIN")

@@ -15,6 +15,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from asyncrevoke.linux import AF_NETLINK
 from asyncrevoke.lowlevel import Resource, Revokable, handle_of
 
 Kind = Literal["kernel", "udev"] | None
@@ -71,7 +72,7 @@ class _Netlink:
     """The kernel's own events, without any library."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_KOBJECT_UEVENT)
+        self._socket = socket.socket(AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_KOBJECT_UEVENT)
         try:
             self._socket.bind((0, _KERNEL))
         except BaseException:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import pty
 import socket
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from asyncrevoke.adapters.device.identity import driver_of
+from asyncrevoke.linux import fcntl, pty
 
 _EVIOCREVOKE, _HIDIOCREVOKE = 0x40044591, 0x4004480D  # include/uapi/linux/input.h, include/uapi/linux/hidraw.h
 _TIOCVHANGUP = 0x5437  # include/uapi/asm-generic/ioctls.h

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import socket
 import stat
-import tty
 from dataclasses import dataclass
 
+from asyncrevoke.linux import eventfd, fcntl, tty
 from asyncrevoke.lowlevel import OffLoop, off_loop
 
 from .means import SOCKET, Means, as_socket, is_master, no_means
@@ -78,7 +77,7 @@ class Relay:
             else:
                 raise no_means("a relay is for pipes, terminals and streams of sockets: others have more than bytes")
             self._fd = kept(os.dup(fd))
-            self._stop = os.eventfd(0)
+            self._stop = eventfd(0)
             undone.pop_all()
         self.means = Means("relay", False, True, lambda _: self.far, lambda _: self._close(), cost, self._begin)
         there, back = _Way(self._fd, self._near), _Way(self._near, self._fd)

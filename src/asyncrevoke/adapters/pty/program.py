@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import anyio
 
+from asyncrevoke.linux import O_PATH, pidfd_open
 from asyncrevoke.lowlevel import Fd, Revokable
 
 _LEADER = (pkgutil.get_data(__package__, "leader.py") or b"").decode()
@@ -110,7 +111,7 @@ class Program:
     def keep_descriptor(self) -> None:
         """Take a descriptor that was just freed: to look for the rest of the session takes one, when there may be none."""
         with contextlib.suppress(OSError):  # a thread was quicker
-            self._spare = os.open("/proc", os.O_PATH)
+            self._spare = os.open("/proc", O_PATH)
 
     def _let_go(self) -> None:
         spare, self._spare = self._spare, -1
@@ -225,7 +226,7 @@ def _interpreter() -> str:
 async def _end_of(pid: int) -> None:
     """Wait until that process may have ended, without reaping it."""
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = pidfd_open(pid)
     except ProcessLookupError:
         return
     except OSError:  # no descriptor is left

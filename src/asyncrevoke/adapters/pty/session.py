@@ -8,18 +8,17 @@ that the program and its process group are gone, and reaps it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import os
 import pathlib
 import struct
-import termios
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import TypedDict, Unpack
 
 from asyncrevoke.answers import Answers
+from asyncrevoke.linux import fcntl, termios
 from asyncrevoke.lowlevel import Fd, Resource, Revokable, Shared, SharedOptions, SharedStream, in_loop, os_errors
 
 from .program import Program

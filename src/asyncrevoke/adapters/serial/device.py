@@ -7,9 +7,7 @@ may wait on it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import termios
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import anyio
 
 from asyncrevoke.adapters.device import Device, DeviceStream
 from asyncrevoke.answers import Answers
+from asyncrevoke.linux import fcntl, termios
 from asyncrevoke.lowlevel import Fd, Revokable, RevokedError, SharedOptions, os_errors
 
 from . import network

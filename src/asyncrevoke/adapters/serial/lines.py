@@ -2,13 +2,13 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import struct
-import termios
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+
+from asyncrevoke.linux import fcntl, termios
 
 _LOW_LATENCY, _FLAGS = 1 << 13, 16  # ASYNC_LOW_LATENCY, and the place of `flags` in include/uapi/linux/serial.h
 _TIOCSBRK, _TIOCCBRK = 0x5427, 0x5428  # include/uapi/asm-generic/ioctls.h

@@ -6,20 +6,19 @@ so both are done in threads. What is known of the libraries' faults is fenced of
 
 import contextlib
 import errno
-import fcntl
 import functools
 import importlib
 import io
 import math
 import os
 import socket
-import termios
 import types
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from asyncrevoke.adapters.device.device import PATIENCE, FdLine, Line, why_hung_up
 from asyncrevoke.adapters.device.explained import HINTS, explained as device_explained
+from asyncrevoke.linux import fcntl, termios
 from asyncrevoke.lowlevel import Fd, Revokable, close_off_loop, off_loop
 
 from . import network
