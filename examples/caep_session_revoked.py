@@ -26,7 +26,7 @@ MUST: jwt.ClaimsOption = {"essential": True}
 CLAIMS = jwt.JWTClaimsRegistry(
     leeway=60, iss={**MUST, "value": ISSUER}, aud={**MUST, "value": AUDIENCE}, iat=MUST, jti=MUST, events=MUST
 )
-CODES = dict.fromkeys(("bad_signature", "invalid_key_id", "unsupported_algorithm"), "invalid_key")
+CODES: dict[str, str] = dict.fromkeys(("bad_signature", "invalid_key_id", "unsupported_algorithm"), "invalid_key")
 CODES |= {"iss": "invalid_issuer", "aud": "invalid_audience"}  # of RFC 8935, by what joserfc complains of
 logger = logging.getLogger(__name__)
 
