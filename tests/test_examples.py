@@ -60,7 +60,10 @@ SAYS = {
         "the library's read() returned 0",
         "'ttyUSB0' revoked (unplugged)",
     ],
-    "revoke_in_all_workers": ["{'name': 'alice', 'reason': 'the token was revoked', 'by': ", "'kicked': 1, 'released': 2"],
+    "revoke_in_all_workers": [
+        "{'name': 'alice', 'reason': 'the token was revoked', 'by': ",
+        "'kicked': 1, 'released': 2",
+    ],
     "lend_to_a_plugin": [
         "measured [1.5, 3.3]",
         "the plugin got: 'meter' was revoked: the plugin is unloaded",
