@@ -224,6 +224,36 @@ async def test_rights_change_while_people_are_there(folder: pathlib.Path) -> Non
         assert (daemon.end, games.end, len(games.told)) == (None, None, told + 1)
 
 
+@as_root
+async def test_right_that_is_taken_away_stays_with_no_share_that_cannot_begin_anew(folder: pathlib.Path) -> None:
+    """Who may not look any more sees it nowhere, and who may not take it away does not start it."""
+    broken = folder / "broken"
+    broken.write_text("#!/no/such/interpreter")
+    broken.chmod(0o755)
+    more = '[share.more]\nlook = ["daemon"]\n'
+    async with lab(folder, more + '[share.lab]\nrevoke = ["daemon"]\n') as server:
+        done = await server.reload(more + f'[share.lab]\ncommand = ["{broken}"]\n')
+        assert "it cannot be started" in done["lab"]
+        assert await server.states("daemon") == {"more": "live"}
+        with pytest.raises(ControlError, match="nothing is shared as 'lab': more is"):
+            await server.asks("start", "daemon", name="lab")
+
+
+@as_root
+async def test_right_is_taken_away_also_where_the_driver_refuses_the_settings(folder: pathlib.Path) -> None:
+    """What else the configuration says of that share is not done, and is done when it is loaded again."""
+    with serial_line() as line:
+        text = f'[share.lab]\ndevice = "{line.path}"\nlook = ["daemon"]\n'
+        async with lab(folder, text) as server:
+            while await server.states() != {"lab": "live"}:
+                await anyio.sleep(0.001)
+            daemon = await server.attach("lab", "daemon", mode="watch")
+            strict = text.replace("daemon", "man") + 'parity = "{}"\n'
+            assert (await server.reload(strict.format("even")))["lab"].startswith("not changed: ")
+            assert await daemon.ends() == "daemon was taken off: you may not look here"
+            assert await server.reload(strict.format("none")) == {"lab": "look changed"}
+
+
 # -- a configuration that changes --
 
 

@@ -247,7 +247,7 @@ class Console:
         return [each.name for each in fields(share) if getattr(share, each.name) != getattr(self.share, each.name)]
 
     async def become(self, new: Console) -> None:
-        """Take over from one that never begins what can change meanwhile.
+        """Take over from one that never begins what can change meanwhile, but for the rights.
 
         :raises ControlError: if the driver refuses the settings; then nothing was changed
         """
@@ -260,7 +260,6 @@ class Console:
         if self.over.is_set():
             self.close()
         self._keep_history()
-        self.permit(new._rights)
 
     @property
     def state(self) -> tuple[str, str]:

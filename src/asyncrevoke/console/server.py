@@ -172,12 +172,11 @@ class _Hosting(Access):
         """
         async with self._changing:
             groups = people([f"@{each}" for each in (config.group, *(each.group for each in config.sockets)) if each])
-            old, new, unchanged = self._consoles, dict[str, Console](), dict[str, Rights]()
+            old, new = self._consoles, dict[str, Console]()
+            rights = {share.name: Rights(share, groups) for share in config.shares}
             with contextlib.ExitStack() as undo:
                 for share in config.shares:
-                    if share.name in old and not old[share.name].changes(share):
-                        unchanged[share.name] = Rights(share, groups)
-                    else:
+                    if share.name not in old or old[share.name].changes(share):
                         new[share.name] = Console(share, self.registry, groups)
                         undo.callback(new[share.name].close)
                 servers = await self._listen(config.complete_sockets(), undo)
@@ -188,8 +187,9 @@ class _Hosting(Access):
             for path in self._servers.keys() - servers:
                 self._servers[path][1].cancel()
             self._groups, self._servers = groups, servers
-            for name, rights in unchanged.items():
-                old[name].permit(rights)
+            for name in rights.keys() & old:  # at once, whatever becomes of the share
+                old[name].permit(rights[name])
+            unchanged = rights.keys() - new
             return await self._change({name: each for name, each in old.items() if name not in unchanged}, new)
 
     async def _change(self, old: Mapping[str, Console], new: Mapping[str, Console]) -> dict[str, str]:
