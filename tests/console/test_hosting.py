@@ -423,6 +423,8 @@ SOUND = '[share.lab]\ncommand = ["cat"]\n[share.more]\n'
         ('sockets = [{{path = "{folder}/new"}}, {{path = "{folder}/new"}}]\n' + SOUND, "/new' is there twice"),
         ('sockets = [{{group = "daemon"}}]\n' + SOUND, "path"),
         ('sockets = "path"\n' + SOUND, "lab.toml: "),
+        ('sockets = [{{path = "{folder}/new", mode = 4294967296}}]\n' + SOUND, "a socket has no mode 0o40000000000"),
+        ("x = " + "[" * 1000 + "]" * 1000, "lab.toml: "),
     ],
 )
 async def test_fault_in_the_configuration_changes_nothing(folder: pathlib.Path, text: str, fault: str) -> None:

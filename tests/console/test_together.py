@@ -146,3 +146,14 @@ async def test_each_may_ask_who_is_here(tmp_path: pathlib.Path) -> None:
         ]
         assert sorted((each["since"] for each in who), reverse=True) == [each["since"] for each in who]
         assert await asks(one, who=True)
+
+
+async def test_everybody_is_listed_whatever_one_says_of_himself(tmp_path: pathlib.Path) -> None:
+    """Who gives the longest origin keeps nobody from asking what is shared, and who is here."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        one, *_ = [await server.attach(**{"from": "\U0001f600" * 4000}) for _ in range(2)]
+        who = (await asks(one, who=True))["who"]
+        assert [each["name"] for each in who] == ["root", "root-2"]
+        control = await server.connect()
+        (share, _) = [record async for record in control.request("shares")]
+        assert [each["name"] for each in share["share"]["who"]] == ["root", "root-2"]

@@ -125,6 +125,10 @@ class Socket:
     group: str = ""
     mode: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.mode <= 0o777:
+            raise ValueError(f"{self.path!r}: a socket has no mode {self.mode:#o}: give such as 0o660")
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -175,7 +179,7 @@ def read_config(path: str) -> Config:
                 group,
                 tuple(Socket(**_table(Socket, "sockets", given)) for given in sockets),
             )
-        except (ValueError, TypeError) as exc:
+        except (ValueError, TypeError, RecursionError) as exc:
             raise ValueError(f"{path}: {exc}") from exc
 
 
