@@ -302,6 +302,7 @@ async def test_changing_a_port_needs_the_keyboard_when_attached(plug: Plug) -> N
         assert (await asks(holder, settings={"baudrate": 300}))["port"]["settings"]["baudrate"] == 300
         assert (await asks(holder, **{"break": 0}))["port"]["state"] == "live"
         assert (await asks(holder, settings="nonsense"))["refused"] == "settings"
+        assert (await asks(holder, settings="é" * 10_918))["refused"] == "settings"  # a line, and nearly another
         assert settings_of(plug.end)[5] == termios.B300
 
 

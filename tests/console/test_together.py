@@ -1,13 +1,21 @@
 """Several at one share: the keyboard is taken and given back, lines are said, and each can ask who is here."""
 
+import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import anyio
 import pytest
 
+from asyncrevoke.console.access import People
+from asyncrevoke.console.client import Client
+from asyncrevoke.console.console import Console
 from asyncrevoke.console.share import Share
 from asyncrevoke.control import ControlError
+from asyncrevoke.control.lines import decode, encode
+from asyncrevoke.lowlevel import Registry
+from conftest import settle
 from test_console import ECHO, Attached, lab
 
 pytestmark = pytest.mark.anyio
@@ -157,3 +165,35 @@ async def test_everybody_is_listed_whatever_one_says_of_himself(tmp_path: pathli
         control = await server.connect()
         (share, _) = [record async for record in control.request("shares")]
         assert [each["name"] for each in share["share"]["who"]] == ["root", "root-2"]
+
+
+class Silent:
+    """The end of somebody who stays, and does nothing."""
+
+    def show_now(self, _data: bytes) -> bytes:
+        return b""
+
+    async def show(self, data: bytes) -> None: ...
+
+    async def tell(self, news: Mapping[str, Any]) -> None: ...
+
+    async def hear(self, _client: Client) -> str:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+
+async def test_crowd_is_listed_as_far_as_a_line_goes() -> None:
+    """However many are attached, and whatever is shared, each may ask; who has been here longest is named."""
+    console = Console(Share("lab", device="/dev/" + "\U0001f600" * 5000), Registry(), People())
+    console.begin()
+    origin = "pts/3 " + "2001:db8::1 " * 10
+    async with console.node, anyio.create_task_group() as tasks:
+        for _ in range(500):
+            client = Client(console, Silent(), "root", writes=False, wait=True, origin=origin)
+            tasks.start_soon(functools.partial(client.run, force=False))
+        await settle()
+        assert len(console.clients) == 500
+        told = decode(encode({"share": console.told()}))["share"]
+        assert [each["name"] for each in told["who"][:3]] == ["root", "root-2", "root-3"]
+        assert len(told["who"]) >= 100
+        tasks.cancel_scope.cancel()

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from asyncrevoke.adapters.pty import PtySession
-from asyncrevoke.control.lines import ControlError
+from asyncrevoke.control.lines import ControlError, short
 from asyncrevoke.control.peer import Peer
 from asyncrevoke.control.request import Request
 from asyncrevoke.lowlevel import Revokable, RevokedError, SharedStream
@@ -21,6 +21,7 @@ from .shared_port import CHANGES, obey
 
 _PIECE = 8192  # bytes of output in a line; a Unix socket takes such a line as a whole or not at all
 _UNSAID = 100  # lines of others that wait for a client; the oldest go first
+_ORIGIN = 100  # bytes of a text that everybody is shown
 _AHEAD = 256  # lines that a client may type ahead, and an interrupt passes
 
 
@@ -55,7 +56,7 @@ class Client:
     ) -> None:
         taken = {node.name for node in (console.node, *console.node.children, *console.node.current.children)}
         self.peer = peer
-        self.origin = origin
+        self.origin = short(origin, _ORIGIN)
         self.name = next(
             each for each in (name, *(f"{name}-{n}" for n in range(2, 2 + len(taken)))) if each not in taken
         )

@@ -19,6 +19,7 @@ import anyio
 
 from asyncrevoke.adapters.pty import PtyOptions, PtySession, open_pty, start_pty
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
+from asyncrevoke.control.lines import short
 from asyncrevoke.control.peer import Peer
 from asyncrevoke.lowlevel import Name, Registry, Revokable, RevokedError, SharedStream, printable, revoke_all
 
@@ -37,6 +38,7 @@ logger = logging.getLogger("asyncrevoke")
 _LOOPBACK = ("sh", "-c", "stty raw -echo; exec cat")
 _PAUSE = 1.0  # seconds until a program is started again, in which its clients take its last output
 _LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told
+_LISTED, _SHORT = 200, 5_000  # people, and bytes of a text, so that all of it goes into a line
 
 Session = PtySession | SerialDevice
 LIVE = {
@@ -272,7 +274,7 @@ class Console:
 
     def who(self) -> list[dict[str, Any]]:
         """Who is attached, in the order in which they came, as the control protocol has it."""
-        return [each.told() for each in sorted(self.clients, key=lambda each: each.since)]
+        return [each.told() for each in sorted(self.clients, key=lambda each: each.since)[:_LISTED]]
 
     def told(self) -> dict[str, Any]:
         """All that people want to know of it, as the control protocol has it."""
@@ -280,10 +282,10 @@ class Console:
         state, reason = self.state
         return {
             "name": self.share.name,
-            "device": str(self.share),
+            "device": short(str(self.share), _SHORT),
             "settings": str(self.port.settings) if self.port else "",
             "state": state,
-            "reason": reason,
+            "reason": short(reason, _SHORT),
             "since": round(now - self.since, 3),
             "keyboard": None if self.keyboard is None else self.keyboard.name,
             "who": self.who(),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from asyncrevoke.control.lines import Connection, ControlError
+from asyncrevoke.control.lines import Connection, ControlError, short
 from asyncrevoke.control.request import Request
 
 from .shared_port import CHANGES
@@ -76,7 +76,7 @@ class SocketFront:
             try:
                 await self._obey(line, client)
             except Refused as exc:
-                await self._connection.send({"refused": exc.what, "message": str(exc)})
+                await self._connection.send({"refused": exc.what, "message": short(str(exc))})
 
     async def _obey(self, line: Mapping[str, Any], client: Client) -> None:
         match line:
