@@ -1,5 +1,6 @@
 """Several at one share: the keyboard is taken and given back, lines are said, and each can ask who is here."""
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Mapping
@@ -196,4 +197,35 @@ async def test_crowd_is_listed_as_far_as_a_line_goes() -> None:
         told = decode(encode({"share": console.told()}))["share"]
         assert [each["name"] for each in told["who"][:3]] == ["root", "root-2", "root-3"]
         assert len(told["who"]) >= 100
+        tasks.cancel_scope.cancel()
+
+
+class Late(Silent):
+    """The end of somebody whose last key comes when he has been taken off, and does not know it yet."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    async def hear(self, client: Client) -> str:
+        typing = client.keyboard.using() if client.keyboard is not None else contextlib.nullcontext()
+        with typing:
+            client.handle.revoke("enough")
+            getattr(client, self._key)()
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("key", "force"), [("take", False), ("discard", True)])
+async def test_who_is_taken_off_gets_the_keyboard_no_more(key: str, force: bool) -> None:
+    """Whatever was on its way from him: another has it, or has it still."""
+    console = Console(Share("lab", device="/dev/no-such-device"), Registry(), People())
+    console.begin()
+    async with console.node, anyio.create_task_group() as tasks:
+        other = Client(console, Silent(), "root", writes=True, wait=True)
+        tasks.start_soon(functools.partial(other.run, force=False))
+        await settle()
+        client = Client(console, Late(key), "root", writes=True, wait=True)
+        with pytest.raises(ControlError, match="root-2 was taken off: enough"):
+            await client.run(force=force)
+        assert console.keyboard is other
+        assert other.keyboard is not None
         tasks.cancel_scope.cancel()

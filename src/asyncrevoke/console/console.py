@@ -357,7 +357,10 @@ class Console:
         """Give the keyboard to this one, or to nobody. What is being typed with the old one is thrown away.
 
         :param by: who takes it from whoever has it
+        :raises RevokedError: if this one was taken off; then nothing has changed
         """
+        if client is not None and client.handle.revoked:
+            raise RevokedError(client.handle)
         before, self.keyboard = self.keyboard, client
         if client is not before:
             if before in self.clients:
@@ -370,21 +373,21 @@ class Console:
             revoke_all([keyboard], "another has the keyboard", by=by)  # and what was just typed there
         if client is not None:
             client.why = client.by = ""
-
-            def lost() -> None:
-                if self.typist is client and not client.leaves:
-                    self.discard()
-                if client.keyboard is new:  # it was closed or taken away, alone or with all that the client has
-                    client.keyboard, client.writes = None, False
-                    client.why, client.by = new.reason, new.revoked_by
-                    if not client.handle.revoked:
-                        self.note(f"the keyboard was taken from {client.name}{why(new)}")
-                    self.hand_on()
-
-            client.keyboard = new = client.handle.open("keyboard", release=lost)
+            client.keyboard = new = client.handle.open("keyboard", release=lambda: self._lost(client, new))
             client.shape()
         for each in self.clients:
             each.news.set()
+
+    def _lost(self, client: Client, keyboard: Revokable) -> None:
+        """Nobody types with this keyboard any more."""
+        if self.typist is client and not client.leaves:
+            self.discard()
+        if client.keyboard is keyboard:  # it was closed or taken away, alone or with all that the client has
+            client.keyboard, client.writes = None, False
+            client.why, client.by = keyboard.reason, keyboard.revoked_by
+            if not client.handle.revoked:
+                self.note(f"the keyboard was taken from {client.name}{why(keyboard)}")
+            self.hand_on()
 
 
 def why(node: Revokable) -> str:
