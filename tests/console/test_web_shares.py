@@ -279,6 +279,37 @@ def test_wrong_usage_is_named(options: list[str], why: str, anyio_backend: objec
     assert why in ended.stderr
 
 
+@pytest.mark.parametrize(("program", "status"), [([], 403), (["--", "cat"], 200)])
+async def test_users_of_a_proxy_have_the_terminals_that_are_given_and_no_shell(
+    tmp_path: pathlib.Path, program: list[str], status: int
+) -> None:
+    """A terminal runs as who runs the server: others get one only if its program was chosen for them."""
+    path, site = tmp_path / "web.sock", "https://consoles.example"
+    command = [sys.executable, "-m", "asyncrevoke", "web", "--unix-socket", str(path), "--origin", site]
+
+    async def post(where: str, body: object, token: str = "") -> str:
+        data = json.dumps(body)
+        head = f"POST {where} HTTP/1.1\r\nHost: x\r\nOrigin: {site}\r\nX-User: nobody\r\nCookie: token={token}\r\n"
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n{data}".encode())
+        answer = (await reader.read()).decode()
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+    async with await anyio.open_process([*command, "--user-header", "X-User", *program], stderr=None) as process:
+        try:
+            answer = ""
+            while "token=" not in answer:  # it is up
+                with contextlib.suppress(OSError):
+                    answer = await post("/login", {"name": "", "password": "", "device": "laptop"})
+            token = answer.partition("token=")[2].partition(";")[0]
+            assert int((await post("/terminals", {"name": "a"}, token)).split()[1]) == status
+        finally:
+            process.terminate()
+            await process.wait()
+
+
 async def test_unix_socket_is_for_its_group_alone(tmp_path: pathlib.Path) -> None:
     """Its mode lets in whom it is for, and it goes with the server."""
     path, group = tmp_path / "web.sock", grp.getgrgid(os.getegid()).gr_name

@@ -281,7 +281,7 @@ exit status:
   0  something in it can be shared
   1  nothing can, or the file makes no sense: the line is named"""
 _WEB = """It prints an address with a login token. A program for new terminals comes after --;
-the default is $SHELL. It needs the extra web: pip install 'asyncrevoke[web]'"""
+the default is $SHELL, and with --user-header none. It needs the extra web: pip install 'asyncrevoke[web]'"""
 _REVOKE = """
 
 exit status:

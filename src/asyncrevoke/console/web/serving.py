@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     site = Site(
         {} if args.user_header else {me: token},
         origin,
-        args.program or [os.environ.get("SHELL", "sh")],
+        args.program or ([] if args.user_header else [os.environ.get("SHELL", "sh")]),
         admins=(me,),
         user_header=args.user_header,
         shares=Shares(args.socket, me),

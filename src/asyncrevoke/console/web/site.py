@@ -78,7 +78,7 @@ class Site:
 
     :param passwords: by the user's name
     :param origin: where browsers find it, such as https://consoles.example. What other pages send is refused
-    :param argv: the program of a new terminal
+    :param argv: the program of a new terminal, which runs as who runs this; none: there are no terminals
     :param admins: users who see and take away everything
     :param user_header: in which a proxy tells who the user is; then there are no passwords
     :param shares: of console servers
@@ -181,6 +181,7 @@ class Site:
                 live = [it.facts for it in every if self._may(me[0], it.path[0]) and not it.node.revoked]
                 shares = await self._shares.seen_by(me[0]) if self._shares else None
                 news: Record = {"me": me, "admin": me[0] in self._admins, "live": live, "shares": shares}
+                news["starts"] = bool(self._argv)
                 if news != told:
                     await websocket.send_json(told := news)
                 with anyio.move_on_after(0.5):  # of what runs in a terminal nobody tells us
@@ -208,6 +209,8 @@ class Site:
         """Start a terminal, which is reaped if no browser comes to attach."""
         name = (await _fields(request, name=NAME))[0]
         path = user, _, _ = *self._login(request).path, name
+        if not self._argv:
+            raise HTTPException(403, "no program for terminals was given here")
         self.terminals = {each: old for each, old in self.terminals.items() if not old.node.released}
         mine = [key[2] for key in self.live if key[0] == user and len(key) == 3]
         if name in mine:

@@ -5,7 +5,7 @@ const ENDED = 4401;
 const $ = (selector, within = document) => within.querySelector(selector);
 const several = (number, what) => `${number || "no"} ${what}${number === 1 ? "" : "s"}`;
 const same = (path, other) => path.length === other.length && path.every((part, n) => part === other[n]);
-let me, admin, live, shares; // [user, token], and what there is, as the server tells it; undefined when not logged in
+let me, admin, live, shares, starts; // [user, token], and what there is, as the server tells it; undefined when not logged in
 let feed, lost; // where it tells, and whether that was cut off
 let socket, gone; // that of the terminal on this page, and why it was closed
 let yours, asks = true; // whether this page has the keyboard of a share; whether users have passwords here
@@ -266,7 +266,8 @@ function connect() {
   feed = new WebSocket("/live");
   feed.onmessage = ({ data }) => {
     const fresh = !me || lost;
-    ({ me, admin, live, shares } = JSON.parse(data));
+    ({ me, admin, live, shares, starts } = JSON.parse(data));
+    $("#start").hidden = !starts;
     lost = false;
     fresh ? go() : render();
   };
