@@ -103,3 +103,14 @@ def test_no_output_is_a_fault() -> None:
         for _ in range(20):
             screen.feed(b"".join(dice.choices(pieces, k=10)))
         assert len(screen.undo()) < 2000
+
+
+def test_what_is_remembered_has_a_bound() -> None:
+    """A device that invents modes without end takes no more memory, and no more is written in the end."""
+    screen = Screen()
+    screen.feed(b"\x1b[?25l")
+    for number in range(5000):
+        screen.feed(b"\x1b[?%dh\x1b[>%d;1m\x1b[22;%dt" % (number + 3000, number, number))
+    assert len(screen.undo()) < 30_000
+    screen.feed(b"\x1b[?25h")
+    assert b"\x1b[?25h" not in screen.undo()

@@ -16,6 +16,7 @@ _LASTING = re.compile(
 _CSI = re.compile(rb"\x1b\[([?<=>]?)([0-9;]*)(.*)")
 _PEN = re.compile(rb"\x1b\[[0-9:;]*m")
 _LONGEST = 256  # bytes of a sequence that comes in pieces
+_KINDS = 1000  # of changes; no program knows so many
 _MOST = 16  # pushes that are counted; terminals keep fewer
 #: On when a terminal begins: wrapping, repeated keys, the cursor, no local echo, meta keys; VT52 is off by "on".
 _ON = {b"?2", b"?7", b"?8", b"?25", b"12", b"?1034", b"?1035", b"?1036"}
@@ -55,7 +56,7 @@ class Screen:
 
     def _change(self, order: int, what: bytes, undo: bytes) -> None:
         """Remember what puts it back; nothing, if it is as before."""
-        if undo:
+        if undo and (len(self._undo) < _KINDS or (order, what) in self._undo):
             self._undo[order, what] = undo
         else:
             self._undo.pop((order, what), None)
