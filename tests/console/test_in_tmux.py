@@ -185,6 +185,8 @@ def test_port_is_shown_and_changed(panes: list[Pane]) -> None:
     with server() as (place, listening), contextlib.closing(Server(listening)) as far:
         far.port._update_break_state = lambda: breaks.append(far.port.break_condition)
         with sharing("--name", "router", f"rfc2217://{place}"):
+            while '"state": "live"' not in subprocess.check_output([*COMMAND, "port", "router", "--json"], text=True):
+                pass
             alice.attaches("--wait")
             alice.sees("[you have the keyboard]")
             alice.presses("C-]", "p")
