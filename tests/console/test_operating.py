@@ -13,6 +13,7 @@ import termios
 
 import pytest
 
+import test_cli
 from asyncrevoke.console.cli import main
 from ports import as_root, serial_line
 from test_cli import COMMAND, Client, attach, folder, sharing  # noqa: F401  # folder: a fixture, for each test
@@ -47,7 +48,10 @@ def test_reload_prints_what_was_done(config: pathlib.Path, capsys: pytest.Captur
         config.write_text("[share.lab]\nbaud = 1")
         assert main(["reload"]) == 1
         assert "nothing was changed: " in (fault := capsys.readouterr().err)
-        assert "lab.toml: [share.lab]: baud = 1" in fault
+        assert "lab.toml: [share.lab]: there is no key 'baud': did you mean baudrate?" in fault
+        config.write_text('[share.lab]\nlook = ["no-such-user"]')
+        assert main(["reload"]) == 1
+        assert "[share.lab] look: there is no user 'no-such-user'" in capsys.readouterr().err
         client.types("still")
         client.sees("still")
 
@@ -118,22 +122,33 @@ def test_share_is_started_again(config: pathlib.Path, capsys: pytest.CaptureFixt
 
 
 @as_root
-def test_pipe_of_somebody_who_may_not_type_is_refused(config: pathlib.Path) -> None:
-    """It ends at once with the reason, as the keyboard would never come; who only looks gets what there is."""
+def test_somebody_who_may_not_type_is_told_so(config: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe and `send` end at once with status 1, as the keyboard would never come; on a terminal one may watch."""
     script = (
         "import os, sys, anyio._backends._asyncio, asyncrevoke.console.commands; from asyncrevoke.console.cli import main;"
         "os.setgroups([]); os.setgid(1); os.setuid(1); sys.exit(main(sys.argv[1:]))"
     )
     with tempfile.TemporaryDirectory() as place:
         pathlib.Path(place).chmod(0o755)
-        command = [sys.executable, "-c", script, "attach", "lab", "--socket", f"{place}/s"]
+        command = [sys.executable, "-c", script]
+        pipe = [*command, "attach", "lab", "--socket", f"{place}/s"]
         config.write_text('[share.lab]\ncommand = ["cat"]\nlook = ["daemon"]\n')
         with sharing("--config", str(config), "--socket", f"{place}/s"):
-            done = subprocess.run(command, input="x", capture_output=True, text=True)
+            done = subprocess.run(pipe, input="x", capture_output=True, text=True)
             assert (done.returncode, done.stderr.splitlines()[-1]) == (
                 1,
                 "asyncrevoke: you may look here, and not type",
             )
+            done = subprocess.run(
+                [*command, "send", "lab", "x", "--socket", f"{place}/s"], capture_output=True, text=True
+            )
+            assert (done.returncode, done.stderr) == (1, "asyncrevoke: lab: you may look here, and not type\n")
+            monkeypatch.setattr(test_cli, "COMMAND", command)
+            with attach("lab", "--socket", f"{place}/s") as person:
+                shown = person.sees("nobody has the keyboard (you may look here, and not type)")
+                person.types("x")
+                shown += person.sees("not typed: you may look here, and not type")
+                assert "not done" not in shown
 
 
 def test_several_sockets_lead_to_one_server(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

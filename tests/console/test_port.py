@@ -97,8 +97,9 @@ def test_settings_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
     assert share == Share("a", device="x", settings=Settings(9600, 7, "even", 2, "rtscts"), dtr=False)
     for more, says in [
         ("[share.b]\nparity = 'x'", "[share.b]: parity = 'x': give one of none, even"),
-        ("[share.b]\nrts = 'on'", "[share.b]: rts = 'on' is none of"),
-        ("[share.b]\ndevce = 'x'", "baudrate, databits"),
+        ("[share.b]\nrts = 'on'", "[share.b]: rts must be true or false, and not 'on'"),
+        ("[share.b]\ndevce = 'x'", "[share.b]: there is no key 'devce': did you mean device?"),
+        ("[share.b]\nzzz = 'x'", "baudrate or databits"),
         ("[share.b]\ncommand = ['sh']\nbaudrate = 300", "'b' is no serial device: leave its settings and lines out"),
         ("[share.b]\ndtr = true", "'b' is no serial device: leave"),
     ]:

@@ -381,7 +381,7 @@ def write(log: console_log.Log, data: bytes, chunks: Iterator[int]) -> None:
 def test_rotated_files_are_whole_and_in_order(tmp_path: pathlib.Path, seed: int) -> None:
     """However the output comes, they have all of it, no line is in two, and none is larger than was asked for by a line."""
     rng, log, text = random.Random(seed), tmp_path / "log", numbered(2000)
-    rotated = opened(log, log_size="1k", log_keep=100)
+    rotated = opened(log, log_size="1K", log_keep=100)
     write(rotated, text, iter(lambda: rng.choice((1, 7, 100, 1024, 5000)), None))
     rotated.close()
     assert whole(log) == text

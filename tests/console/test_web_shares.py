@@ -231,9 +231,8 @@ async def test_user_of_a_page_has_his_rights_at_the_console_server(tmp_path: pat
 # -- a proxy that knows the users --
 
 
-async def test_proxy_names_the_user(tmp_path: pathlib.Path) -> None:
+async def test_proxy_names_the_user() -> None:
     """A login belongs to the user whom the proxy names, and only as long as it names that one."""
-    del tmp_path
     async with serving(user_header="X-Remote-User") as site:
         fields = {"name": "admin", "password": "c", "device": "laptop"}
         assert (await site.call("/login", fields))[0] == 403

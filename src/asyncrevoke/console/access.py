@@ -49,8 +49,8 @@ class Rights:
     """
 
     def __init__(self, share: Share, groups: People) -> None:
-        revoke, types = people(share.revoke), people(share.type or ())
-        self._look = types | revoke | (groups if share.look is None else people(share.look))
+        look, types, revoke = (_named(share, right) for right in ("look", "type", "revoke"))
+        self._look = types | revoke | (groups if share.look is None else look)
         self._may: dict[Right, People] = {
             "look": self._look,
             "type": groups if share.type is None else types,
@@ -60,3 +60,10 @@ class Rights:
     def allows(self, peer: Peer, right: Right) -> bool:
         """Whether somebody may do that."""
         return peer.owner or (peer in self._look and peer in self._may[right])
+
+
+def _named(share: Share, right: Right) -> People:
+    try:
+        return people(getattr(share, right) or ())
+    except ValueError as exc:
+        raise ValueError(f"[share.{share.name}] {right}: {exc}") from None

@@ -66,6 +66,7 @@ class _Attachment:
         self._menu = Menu(self, watches=watches)
         self._name = ""
         self._excuse = ""  # what who types now is told, once
+        self._denied = "you only watch here" if watches else ""  # why this one never types
         self._yours = False
         self._here = True
         self._may_type = anyio.Event()
@@ -160,10 +161,12 @@ class _Attachment:
                 self._refuse(what, str(why))
 
     def _refuse(self, what: object, why: str) -> None:
-        if what == "type" and not self._terminal.raw:  # the keyboard would be waited for in vain
-            self._end(ControlError("forbidden", why))
-        else:
+        if what != "type":
             self._menu.refused(why)
+        elif self._terminal.raw:
+            self._denied = why  # which is told with who has the keyboard
+        else:  # the keyboard would be waited for in vain
+            self._end(ControlError("forbidden", why))
 
     async def _hand(self, holder: str | None, yours: bool, why: str, by: str) -> None:
         self._may_type_if(yours=yours)
@@ -173,7 +176,7 @@ class _Attachment:
             return
         has = f"{holder or 'nobody'} has the keyboard"
         if self._terminal.raw:
-            self._excuse = f"not typed: {'you only watch here' if self._watches else f'{has}; ctrl-] t takes it'}"
+            self._excuse = f"not typed: {self._denied or f'{has}; ctrl-] t takes it'}"
         why = ": ".join(filter(None, (by and f"taken from you by {by}", why)))
         has += f" ({why})" if why else ""
         await self._terminal.say(has if self._terminal.raw or self._watches else f"{has}: waiting for it")

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command("share", "share a program, a serial device or a loopback, until it ends", _SHARE).add_argument
     add("device", nargs="?", metavar="DEVICE", help="by-id name, USB serial number or path")
     add("--name", help="name that clients attach to. Default: the device or program name")
-    add("--group", help="group that may attach and list. Only you and root may revoke")
+    add("--group", help="group that may attach, type and list. Only you and root may revoke")
     add("--log", metavar="FILE", default="", help="append all output to this file")
     add("--log-times", action="store_true", help="begin each line of the log with the time")
     add("--log-marks", action="store_true", help="tell in the log who comes, goes, has the keyboard or is taken off")

@@ -38,7 +38,6 @@ class Client:
     :ivar end: that it was taken off, by whom and why
     :ivar why: it alone was taken away from this one
     :ivar by: who has taken it
-    :ivar since: when it came, by the loop's clock
     :ivar news: set when it may have changed hands, or somebody has said something
     """
 
@@ -88,8 +87,6 @@ class Client:
         self._console.enter(self, force=force)
         try:
             await self._front.tell({"attached": self.handle.path})
-            if self.why:
-                await self._front.tell({"refused": "type", "message": self.why})
             async with anyio.create_task_group() as tasks:
                 for part in (self._show, self._hear, self._tell, self._type):
                     tasks.start_soon(self._run, part, tasks.cancel_scope)
@@ -257,7 +254,7 @@ class Client:
             self.handle.revoke("you may not look here")
         elif self.writes and not self._console.allows(self.peer, "type"):
             self.writes, self.why = False, "you may look here, and not type"
-            self.news.set()
+            self.learn({"refused": "type", "message": self.why})
             if self.keyboard is not None:
                 self.keyboard.revoke(self.why)
 

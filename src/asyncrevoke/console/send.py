@@ -19,7 +19,7 @@ from .sockets import look
 
 _ENDS = {"cr": b"\r", "lf": b"\n", "crlf": b"\r\n", "none": b""}
 _FOUND = 0
-_STATUS = {"timeout": 3, "revoked": 4, "away": 5, "keyboard": 6}
+_STATUS = {"forbidden": 1, "timeout": 3, "revoked": 4, "away": 5, "keyboard": 6}
 _LONGEST = 1024  # bytes of what `until` may match, so that the cost of a byte of output is bounded
 _QUIET = 1.0  # seconds without output after which no echo is expected any more
 _PIECE = 32768  # bytes that are typed with one line of the protocol
@@ -126,9 +126,10 @@ class _Talk:
             await self._hear_until(lambda: bool(self._yours) and not self._away, "the server does not answer")
             self._patient = False
             await self._type(text, until)
-        self._leaving = True
-        await self._control.send({"detach": True})
-        await self._hear_until(lambda: self._left, "not all that was typed has been taken")
+        if not self._left:  # else the server may have gone with the share
+            self._leaving = True
+            await self._control.send({"detach": True})
+            await self._hear_until(lambda: self._left, "not all that was typed has been taken")
 
     async def _type(self, text: bytes, until: Until) -> None:
         end = _ENDS[self._args.end]
@@ -179,6 +180,8 @@ class _Talk:
             case {"keyboard": holder, "yours": yours}:
                 self._holder, self._yours = str(holder or "nobody"), bool(yours)
                 self._why = str(record.get("reason") or "")
+            case {"refused": "type", "message": why}:
+                raise ControlError("forbidden", str(why))
             case {"away": why}:
                 self._away = str(why)
             case {"back": _}:

@@ -1,5 +1,6 @@
 """What is shared by a console server, and how a file tells it."""
 
+import difflib
 import re
 import tomllib
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from .address import Address
 from .settings import NAMES, Settings
 
+_WORDS = {str: "text", int: "a number", bool: "true or false", tuple: "a list"}
 RESTARTS = ("never", "on-failure", "always")
 
 
@@ -93,8 +95,8 @@ class Share:
     @property
     def log_bytes(self) -> int:
         """The size at which its file is begun anew; 0 if it never is."""
-        found = re.fullmatch(r"([0-9]{1,15})([kMG]?)", self.log_size)
-        return int(found[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[found[2]] if found else 0
+        found = re.fullmatch(r"([0-9]{1,15})([kKmMgG]?)", self.log_size)
+        return int(found[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[found[2].lower()] if found else 0
 
     @property
     def addresses(self) -> list[Address]:
@@ -205,7 +207,10 @@ def _table(kind: type[Share | Socket], where: str, given: Any) -> dict[str, Any]
         kinds[name] = get_origin(each) or each
     table = {key: tuple(map(str, value)) if type(value) is list else value for key, value in dict(given).items()}
     for key, value in table.items():
-        if type(value) is not kinds.get(key):
-            known = ", ".join(dict.fromkeys([*kinds, *(NAMES if kind is Share else ())]))
-            raise ValueError(f"{where}: {key} = {value!r} is none of {known} of its kind")
+        if key not in kinds:
+            known = list(dict.fromkeys([*kinds, *(NAMES if kind is Share else ())]))
+            meant = difflib.get_close_matches(key, known, 1) or known
+            raise ValueError(f"{where}: there is no key {key!r}: did you mean {' or '.join(meant)}?")
+        if type(value) is not kinds[key]:
+            raise ValueError(f"{where}: {key} must be {_WORDS[kinds[key]]}, and not {value!r}")
     return table

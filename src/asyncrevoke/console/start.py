@@ -4,6 +4,8 @@ import argparse
 
 import anyio
 
+from asyncrevoke.lowlevel import printable
+
 from .sockets import look
 
 
@@ -16,4 +18,5 @@ def run(args: argparse.Namespace) -> int:
                 pass
 
     anyio.run(start)
+    print(f"{printable(args.name)}: started")
     return 0
