@@ -16,6 +16,7 @@ from asyncrevoke.control.client import Control, Record
 from asyncrevoke.control.lines import VERSION, ControlError
 
 MODES = "write", "watch", "force"
+_SHOWN = "name", "device", "state", "reason", "keyboard"
 _WINDOW = 16  # records of output that the browser has not drawn yet
 
 
@@ -37,10 +38,14 @@ class Shares:
         """What a user may see, and who is attached there. A server that cannot be asked shows nothing."""
         try:
             async with await self._look(user) as servers:
-                found = await servers.nodes()
+                found = await servers.shares()
         except OSError:
             return []
-        return [record for socket, nodes in found.items() for record in _facts(socket, nodes)]
+        return [
+            {key: share[key] for key in _SHOWN} | {"people": [each["name"] for each in share["who"]]}
+            for shares in found.values()
+            for share in shares
+        ]
 
     async def revoke(self, user: str, path: str, reason: str) -> str:
         """Take away a share, one of its clients, or that one's keyboard.
@@ -87,22 +92,6 @@ class Shares:
             raise ControlError("unknown-path", f"the console server does not answer: {exc.strerror}") from exc
         async with servers:
             yield await servers.sharing(name)
-
-
-def _facts(socket: str, nodes: list[Record]) -> list[Record]:
-    shares: dict[str, Record] = {}
-    for node in sorted(nodes, key=lambda node: str(node["path"]).count("/")):
-        share, *below = node["path"].split("/")
-        if not below and node["kind"] != "generation":
-            known = {"state": node["state"], "reason": node["reason"], "socket": socket}
-            shares[share] = {"name": share, "people": [], "keyboard": None, **known}
-        elif share in shares and node["kind"] != "generation":
-            match below:
-                case [person] if node["generation"] is None:
-                    shares[share]["people"].append(person)
-                case [person, "keyboard"]:
-                    shares[share]["keyboard"] = person
-    return list(shares.values())
 
 
 async def _hear(websocket: WebSocket, control: Control, undrawn: anyio.Semaphore) -> None:

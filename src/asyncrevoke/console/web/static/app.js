@@ -59,7 +59,7 @@ function describeShare([, name, person]) {
     title: `Take ${person} off “${name}”?`, text: "The others stay.", done: `${person} is off “${name}”.`,
   };
   return {
-    name, badge: it.state === "live" ? "" : it.state, href: `#/${encodeURIComponent(name)}`, open: "Open", end: "Take away…",
+    name, badge: it.state === "live" ? "" : it.state, href: `#/${encodeURIComponent(name)}`, open: "Open", end: "Take away…", runs: it.device,
     about: [it.reason, several(it.people.length, "user")].filter(Boolean).join(" · "),
     title: `Take “${name}” away from everybody?`, text: `${several(it.people.length, "user")} lose it.`, done: `“${name}” is taken away.`,
   };
