@@ -124,8 +124,10 @@ def test_share_is_started_again(config: pathlib.Path, capsys: pytest.CaptureFixt
 @as_root
 def test_somebody_who_may_not_type_is_told_so(config: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe and `send` end at once with status 1, as the keyboard would never come; on a terminal one may watch."""
-    script = (
-        "import os, sys, anyio._backends._asyncio, asyncrevoke.console.commands; from asyncrevoke.console.cli import main;"
+    script = (  # imports all beforehand, because the environment may be in a folder that only root may read
+        "import anyio, importlib, os, pkgutil, sys, asyncrevoke.console as console; from asyncrevoke.console.cli import main;"
+        "[importlib.import_module(each.name) for package in (anyio, console)"
+        " for each in pkgutil.walk_packages(package.__path__, package.__name__ + '.')];"
         "os.setgroups([]); os.setgid(1); os.setuid(1); sys.exit(main(sys.argv[1:]))"
     )
     with tempfile.TemporaryDirectory() as place:
