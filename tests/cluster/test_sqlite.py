@@ -88,6 +88,28 @@ async def texts(log: SqliteLog) -> list[str]:
     return [text for _, text in (await log.read(0, 0.0)).texts]
 
 
+#: Looks without a pause for what another may have written, while the file is replaced again and again.
+REPLACED = """
+import pathlib, sys, anyio
+from asyncrevoke.cluster import sqlite as engine
+
+async def main(path):
+    log = engine.SqliteLog(path)
+    await log.check()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(log.read, 0, 3600.0)
+        for _ in range(25):
+            for each in pathlib.Path(path).parent.glob("*"):
+                each.unlink()
+            await log.time()
+        tasks.cancel_scope.cancel()
+    await log.aclose()
+
+engine._LOOK = 0
+anyio.run(main, *sys.argv[1:])
+"""
+
+
 class TestProcesses:
     """Several processes have one file."""
 
@@ -128,6 +150,11 @@ class TestProcesses:
         done = subprocess.run([sys.executable, "-c", FORKED, str(path)], capture_output=True, text=True)
         assert done.stderr == ""
         assert "make a SqliteLog in each process" in done.stdout
+
+    def test_a_file_that_is_replaced_is_not_closed_under_a_look(self, path: pathlib.Path) -> None:
+        """Another thread opens the new one; sqlite3 ends the process if it closes the old one in the midst of a look."""
+        done = subprocess.run([sys.executable, "-c", REPLACED, str(path)], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
 
     async def test_a_file_that_was_replaced_is_another_log(self, log: SqliteLog, path: pathlib.Path) -> None:
         """Whoever goes on with the old one, which has no name any more, would hear of nothing."""

@@ -46,6 +46,9 @@ class SqliteLog(TableLog):
         self._lock = threading.Lock()  # a cancelled statement runs on in its thread
         self._threads = anyio.CapacityLimiter(1)  # not those of the application, which may all be busy
         self._connections: list[sqlite3.Connection] = []  # the second is for looks, from the loop's thread
+        self._looking = (
+            threading.Lock()
+        )  # held to look and to close: a connection closed under its user crashes the process
         self._opened: tuple[int, ...] | None = None
 
     async def check(self) -> None:
@@ -66,6 +69,10 @@ class SqliteLog(TableLog):
 
     def _close(self) -> None:
         with self._lock:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        with self._looking:
             while self._connections:
                 self._connections.pop().close()
 
@@ -97,8 +104,7 @@ class SqliteLog(TableLog):
             pid, *_ = self._opened or ()
             if pid != os.getpid():
                 raise RuntimeError(f"{self.name} was opened before a fork: make a SqliteLog in each process")
-            while self._connections:
-                self._connections.pop().close()
+            self._disconnect()
         if not self._connections:
             self._connections = [self._connect(), self._connect()]
             self._connections[1].execute("PRAGMA busy_timeout = 0")
@@ -142,10 +148,12 @@ class SqliteLog(TableLog):
 
     def _version(self) -> int | None:
         """Another one after each transaction of somebody else. It waits for nobody. None: not known now."""
-        if self._opened is None or self._opened[0] != os.getpid():
+        if self._opened is None or self._opened[0] != os.getpid() or not self._looking.acquire(blocking=False):
             return None
         try:
             [[version]] = self._connections[1].execute("PRAGMA data_version")
         except (sqlite3.Error, IndexError):  # opened anew in this moment
             return None
+        finally:
+            self._looking.release()
         return int(version)
