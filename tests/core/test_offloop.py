@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +54,19 @@ async def test_the_call_begins_before_it_is_awaited() -> None:
     assert call.running.wait(20)
     call.go.set()
     assert await waiting == "result"
+
+
+async def test_what_was_called_is_let_go_before_the_result_is_there() -> None:
+    """A memory that the call has used is unmapped as soon as its user closes it."""
+    call = Stalled()
+    go = call.go
+    waiting = off_loop(call)
+    log: list[bool] = []
+    weakref.finalize(call, lambda: log.append(waiting.done()))
+    del call
+    go.set()
+    await waiting
+    assert log == [False]
 
 
 async def test_many_stalled_calls_keep_no_other_from_running() -> None:

@@ -90,11 +90,15 @@ class OffLoop(Awaitable[T]):
         return self.result()
 
     def _run(self) -> None:
+        call = self._call
+        del self._call  # when the result is there, what was called is kept by nobody here
         try:
-            result = self._call()
+            result = call()
         except BaseException as exc:  # noqa: BLE001  # raised where the result is awaited
+            del call
             self._result.set_exception(exc)
         else:
+            del call
             self._result.set_result(result)
 
     def _hand_over(self, over: Callable[[], object]) -> None:
