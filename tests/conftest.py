@@ -62,6 +62,13 @@ def _uvloop_has_its_pipe() -> None:
     anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _what_stays_is_not_collected() -> None:
+    """The collector, which many tests run, need not go through all modules and tests each time."""
+    gc.collect()
+    gc.freeze()
+
+
 def _held() -> tuple[set[str], int, set[str]]:
     """Open descriptors with what they are, the number of threads (trio keeps some for later), and the children."""
     files = set()

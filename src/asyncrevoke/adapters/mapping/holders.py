@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import inspect
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,14 +30,17 @@ class Holder:
 
 
 def holders_of(exporters: Iterable[object]) -> list[Holder]:
-    """Find who holds views of these objects' buffers, directly or by an array made of one."""
+    """Find who holds views of these objects' buffers, directly or by an array made of one.
+
+    Of what `gc.freeze` has set aside, only the variables of modules are searched.
+    """
     gc.collect()  # what is only waiting to be collected holds nothing
     views = _views_of(list(exporters))
     if not views:
         return []
     found: dict[Holder, None] = {}
     ours = {id(views), *map(id, views)}
-    for container in gc.get_objects():
+    for container in itertools.chain(gc.get_objects(), map(_dict_of, _modules())):  # a list would find itself
         # A module's variables are in a dict of their own; to ask _asyncio itself breaks its list of free objects (3.12).
         passed_over = type(container) in (FrameType, ModuleType) or _runs(container)
         if id(container) not in ours and not passed_over:
@@ -108,9 +112,14 @@ def _describe(container: object, view: object) -> str:
         return f"{type(container).__name__} {_place(getattr(container, f'{kind}_frame'))}"
     if type(container) is dict:
         name = next((repr(key) for key, value in container.items() if value is view), "a value")
-        owner = next((each for each in gc.get_referrers(container) if _dict_of(each) is container), None)
+        owners = [*_modules(), *gc.get_referrers(container)]
+        owner = next((each for each in owners if _dict_of(each) is container), None)
         return f"{name} of {'a dict' if owner is None else _name(owner)}"
     return _name(container)
+
+
+def _modules() -> list[ModuleType]:
+    return [each for each in list(sys.modules.values()) if type(each) is ModuleType]
 
 
 def _dict_of(thing: object) -> object:
