@@ -34,6 +34,9 @@ for _number in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT:
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, lambda *_: None)
 
+ROUNDS = int(os.environ.get("ASYNCREVOKE_ROUNDS", "100"))
+"""How often a test under load repeats itself on asyncio. Elsewhere it is half a hundred at most."""
+
 BACKENDS = [
     pytest.param(("asyncio", {}), id="asyncio"),
     pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
@@ -67,6 +70,11 @@ def _what_stays_is_not_collected() -> None:
     """The collector, which many tests run, need not go through all modules and tests each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that one process is not at it when all others have ended."""
+    items.sort(key=lambda item: item.path.name != "test_vm.py")
 
 
 def _held() -> tuple[set[str], int, set[str]]:

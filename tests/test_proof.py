@@ -5,9 +5,12 @@ import re
 import model
 import pytest
 
+#: What `python proof/model/model.py` searches besides: it takes a minute more, and says nothing of a change of our code.
+LONG = {"-DSLICES", *(f"-DFAULT={number}" for number in model.FAULTS if number > 2)}
+
 
 @pytest.mark.parametrize(
-    "search", [each for each in model.searches() if "-DSLICES" not in each.defines], ids=lambda each: each.what
+    "search", [each for each in model.searches() if not LONG & {*each.defines}], ids=lambda each: each.what
 )
 def test_model_is_searched_whole(search: model.Search) -> None:
     """No state of the protocol breaks an invariant, and what must be found is found."""

@@ -30,6 +30,7 @@ from asyncrevoke import Revocation, Revokable, RevokedError
 from asyncrevoke.adapters.descriptor import Descriptor, descriptor as adapter, sleepers
 from asyncrevoke.testing import Subject, check_revokable
 from calls import parked, start
+from conftest import ROUNDS
 from operations import asyncio_only
 
 pytestmark = pytest.mark.anyio
@@ -887,7 +888,7 @@ async def round_under_load(number: int) -> set[object]:
         return {outcome}
 
 
-async def test_thousand_rounds_under_load(anyio_backend: Any, tmp_path: pathlib.Path) -> None:
+async def test_rounds_under_load(anyio_backend: Any, tmp_path: pathlib.Path) -> None:
     """Nobody sleeps on, and nobody ever meets a stranger's file, while others open and close without a pause."""
     stranger = tmp_path / "stranger"
     stranger.write_bytes(b"STRANGER" * 1000)
@@ -900,7 +901,7 @@ async def test_thousand_rounds_under_load(anyio_backend: Any, tmp_path: pathlib.
     churning = [Foreign(churn) for _ in range(2)]
     met: set[object] = set()
     try:
-        for number in range(1000 if anyio_backend == ("asyncio", {}) else 50):
+        for number in range(ROUNDS if anyio_backend == ("asyncio", {}) else min(ROUNDS, 50)):
             met |= await round_under_load(number)
     finally:
         over.set()

@@ -28,7 +28,7 @@ from asyncrevoke.console.server import host
 from asyncrevoke.console.settings import Settings
 from asyncrevoke.console.share import Config, Share, read_config
 from asyncrevoke.control import Control, ControlError, connect, server as control_server
-from conftest import BACKENDS, settle
+from conftest import BACKENDS, ROUNDS, settle
 from ports import Plug
 
 pytestmark = pytest.mark.anyio
@@ -941,7 +941,10 @@ def test_shares_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("anyio_backend", "times"),
-    [pytest.param(each.values[0], 1000 if each.id == "asyncio" else 50, id=each.id) for each in BACKENDS],
+    [
+        pytest.param(each.values[0], ROUNDS if each.id == "asyncio" else min(ROUNDS, 50), id=each.id)
+        for each in BACKENDS
+    ],
 )
 async def test_nothing_passes_once_the_revocation_is_reported(tmp_path: pathlib.Path, times: int) -> None:
     """Both ways are flooded. After each report no byte of the revoked client reaches the device, and none that the device
