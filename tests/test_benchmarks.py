@@ -87,29 +87,6 @@ def test_lag_prints_a_row_for_each_way_of_closing() -> None:
     assert all(line.endswith(" ms") for line in lines)
 
 
-def test_fuzz_finds_nothing() -> None:
-    """`fuzz_control.py` feeds a control server with some thousand inputs, checks all answers, and prints what it did."""
-    shown = printed("fuzz_control.py", "3000")
-    words = [line.split()[0] for line in shown]
-    assert words == ["inputs", "connections", "seconds", "memory", "descriptors"]
-
-
-def test_failing_calls_leave_nothing_behind() -> None:
-    """`faults.py --quick` lets every fourth call fail of those that each adapter leads to, and finds nothing wrong."""
-    _head, *lines = printed("faults.py", "--quick")
-    assert {line[:26].rstrip() for line in lines} >= {
-        "FdStream",
-        "open_pty",
-        "start_pty",
-        "tty",
-        "serial, descriptor",
-        "alsa",
-        "control",
-    }
-    assert sum(int(line[26:].split()[0]) for line in lines) > 30
-    assert [line for line in lines if not line.endswith(" 0")] == []
-
-
 def test_control_load_prints_a_row_for_each_request() -> None:
     """`control_load.py --quick` runs without a word on stderr, and says how long requests and events took."""
     shown = printed("control_load.py", "--quick")

@@ -1,4 +1,4 @@
-"""Revocations survive what happens to engines and hosts: a few rounds of benchmarks/cluster_disasters, on real servers."""
+"""Revocations survive what happens to engines and hosts: a few rounds of proof/cluster_disasters, on real servers."""
 
 import asyncio
 

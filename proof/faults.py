@@ -1,7 +1,7 @@
 """What stays behind when a system call fails: each adapter is opened, used and revoked, over and over, and each time the
 next one of the calls that are made for it fails.
 
-    python benchmarks/faults.py [--quick] [NAME ...]
+    python proof/faults.py [--quick] [NAME ...]
 
 Prints for each adapter how many calls failed, and what was wrong: an error that is not documented, a descriptor, thread,
 task, child process or open file left behind, a complaint of the loop, or a hang. Ends with 1 if there was anything.

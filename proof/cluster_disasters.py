@@ -1,4 +1,4 @@
-"""Does a revocation reach every host, whatever happens? ``python benchmarks/cluster_disasters.py --rounds 200``
+"""Does a revocation reach every host, whatever happens? ``python proof/cluster_disasters.py --rounds 200``
 
 Three members with their sessions, each in a process of its own, follow a real log on this machine. This process revokes, and
 lets the engine or a member fail. It counts in each round:
@@ -32,7 +32,6 @@ from typing import Any, Self
 import anyio
 import anyio.abc
 import asyncpg
-from engines import PostgresServer, RedisServer
 from redis.asyncio import Redis
 
 from asyncrevoke import Registry, RevokedError
@@ -47,6 +46,9 @@ from asyncrevoke.cluster import (
     open_log,
 )
 from asyncrevoke.cluster.view import clock
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+from engines import PostgresServer, RedisServer  # which tests and benchmarks use, too
 
 LIMIT = 20.0  # seconds after which what has not happened will not
 LAP = 0.02  # seconds between two looks for how late a loop is

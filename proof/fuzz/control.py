@@ -1,4 +1,4 @@
-"""Feed a control server with what nobody should send: ``python benchmarks/fuzz_control.py [INPUTS [SEED]]``
+"""Feed a control server with what nobody should send: ``python proof/fuzz/control.py [INPUTS [SEED]]``
 
 Inputs are lines, or what is none, pipelined over many connections to a real server on its Unix socket. What must come back
 is worked out from what was sent: as many answers, each a well-formed line; the part of the tree that no valid request takes
