@@ -4,9 +4,11 @@ import pathlib
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree as ET
 
 import model
 import pytest
+import soak
 
 HERE = pathlib.Path(__file__).parents[1]
 #: What `python proof/model/model.py` searches besides: it takes a minute more, and says nothing of a change of our code.
@@ -60,3 +62,41 @@ def test_failing_calls_leave_nothing_behind() -> None:
     }
     assert sum(int(line[26:].split()[0]) for line in lines) > 30
     assert [line for line in lines if not line.endswith(" 0")] == []
+
+
+def test_every_order_is_counted() -> None:
+    """`orders.py` tells how many schedules each scenario has in each room, and that all of them together are more than none."""
+    *rows, total = printed("orders.py", "shared_child or parent_and_child or beside_a_leaving", "--deviations", "1")
+    assert {row.split("::")[0].split("/")[-1] for row in rows} == {
+        "test_interleavings.py",
+        "test_entry_interleavings.py",
+        "test_cluster_interleavings.py",
+    }
+    counts = [int(row.split()[0]) for row in rows]
+    assert min(counts) > 0
+    assert total.split() == [f"{sum(counts):,}", "schedules", "of", str(len(rows)), "scenarios,", "1", "deviations"]
+
+
+@pytest.mark.parametrize("words", ["orders.py no_such_scenario"])
+def test_nothing_to_check_is_a_failure(words: str) -> None:
+    """A part that finds nothing to check ends with 1, and says so."""
+    script, *args = words.split()
+    run = subprocess.run([sys.executable, str(HERE / "proof" / script), *args], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "WRONG" in run.stdout
+
+
+def test_soak_counts_what_there_is(tmp_path: pathlib.Path) -> None:
+    """`soak.py` takes something of each kind away, and finds as much in the second half as in the first."""
+    done, *rows = printed("soak.py", "--minutes", "0.1", "--plot", str(tmp_path / "soak.svg"))
+    assert {row[:22].rstrip() for row in rows} == soak.GROWTH.keys()
+    assert {row.split()[-1] for row in rows} == {"stays"}
+    assert all(kind in done for kind in soak.KINDS)
+    assert ET.parse(tmp_path / "soak.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("what", soak.GROWTH)
+def test_soak_finds_what_grows(what: str) -> None:
+    """Of what is a little more each time, and of nothing else, it is said that it grows."""
+    samples = [dict.fromkeys(soak.GROWTH, 1000) | {what: 1000 + number} for number in range(100)]
+    assert soak.grown(samples) == [what]

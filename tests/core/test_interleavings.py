@@ -1,7 +1,6 @@
 """Every order of the actors, up to a number of deviations from the loop's own: a bounded-exhaustive search.
 
-`pytest tests/test_interleavings.py` searches 2 deviations, `ASYNCREVOKE_DEVIATIONS=3 pytest tests/test_interleavings.py`
-searches 3, in some minutes. A scenario is a small tree and its actors; what must hold is told once, in `Ledger`.
+A test run searches 2 deviations, `python proof/orders.py` searches 3, in some minutes. A scenario is a small tree and its actors; what must hold is told once, in `Ledger`.
 """
 
 import asyncio
