@@ -1,9 +1,16 @@
 """The parts of proof/, each in a form so short that every test run has time for it. The others have tests of their own."""
 
+import asyncio
+import contextlib
+import importlib
+import logging
 import pathlib
+import random
 import re
 import subprocess
 import sys
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable
 from xml.etree import ElementTree as ET
 
 import model
@@ -42,10 +49,55 @@ def test_each_planted_fault_is_in_the_model() -> None:
 
 
 def test_fuzz_finds_nothing() -> None:
-    """`fuzz/control.py` feeds a control server with some thousand inputs, checks all answers, and prints what it did."""
-    shown = printed("fuzz/control.py", "3000")
-    words = [line.split()[0] for line in shown]
-    assert words == ["inputs", "connections", "seconds", "memory", "descriptors"]
+    """`fuzz.py` feeds each part some hundred times, gets several answers from each, and finds nothing wrong."""
+    _head, *lines = printed("fuzz/fuzz.py", "--rounds", "200")
+    rows = {row[0]: [int(each.replace(",", "")) for each in (row[1], row[2], row[5])] for row in map(str.split, lines)}
+    assert rows.keys() == {"control", "configuration", "urls", "scopes", "tokens", "telnet"}
+    for rounds, answers, wrong in rows.values():
+        assert rounds == 200
+        assert answers >= 5
+        assert wrong == 0
+
+
+@pytest.mark.parametrize(
+    ("planted", "told"),
+    [
+        ("escapes", "escaped: KeyError"),
+        ("hangs", "hangs"),
+        ("leaks", "descriptors, tasks, threads"),
+        ("logs", "logged: planted"),
+    ],
+)
+def test_fuzz_finds_what_is_planted(planted: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that is not documented, a round without end, a task that stays, and an error in the log are found."""
+    monkeypatch.syspath_prepend(HERE / "proof" / "fuzz")
+    fuzz = importlib.import_module("fuzz")
+    left: list[asyncio.Task[bool]] = []
+
+    @contextlib.asynccontextmanager
+    async def answers() -> AsyncIterator[Callable[[random.Random], Awaitable[list[str]]]]:
+        async def one(rng: random.Random) -> list[str]:
+            if rng.random() < 0.5:
+                match planted:
+                    case "escapes":
+                        raise KeyError(planted)
+                    case "hangs":
+                        await asyncio.Event().wait()
+                    case "leaks":
+                        left.append(asyncio.create_task(asyncio.Event().wait()))
+                    case "logs":
+                        logging.getLogger("asyncrevoke").error("planted")
+            return ["fine"]
+
+        yield one
+        for task in left:
+            task.cancel()
+
+    monkeypatch.setitem(sys.modules, "planted", types.SimpleNamespace(answers=answers))
+    monkeypatch.setattr(fuzz, "LIMIT", 0.05)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    found = asyncio.run(fuzz.feed("planted", 20, 1))
+    assert any(told in each for each in found.wrong), found
 
 
 def test_failing_calls_leave_nothing_behind() -> None:
@@ -77,13 +129,15 @@ def test_every_order_is_counted() -> None:
     assert total.split() == [f"{sum(counts):,}", "schedules", "of", str(len(rows)), "scenarios,", "1", "deviations"]
 
 
-@pytest.mark.parametrize("words", ["orders.py no_such_scenario"])
+@pytest.mark.parametrize(
+    "words", ["orders.py no_such_scenario", "fuzz/fuzz.py urls --rounds 0", "faults.py no_such_adapter"]
+)
 def test_nothing_to_check_is_a_failure(words: str) -> None:
     """A part that finds nothing to check ends with 1, and says so."""
     script, *args = words.split()
     run = subprocess.run([sys.executable, str(HERE / "proof" / script), *args], capture_output=True, text=True)
     assert run.returncode == 1
-    assert "WRONG" in run.stdout
+    assert "nothing was" in run.stdout
 
 
 def test_soak_counts_what_there_is(tmp_path: pathlib.Path) -> None:

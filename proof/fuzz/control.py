@@ -1,39 +1,29 @@
-"""Feed a control server with what nobody should send: ``python proof/fuzz/control.py [INPUTS [SEED]]``
+"""Lines of the control protocol, or what is none.
 
-Inputs are lines, or what is none, pipelined over many connections to a real server on its Unix socket. What must come back
-is worked out from what was sent: as many answers, each a well-formed line; the part of the tree that no valid request takes
-away stays; memory, descriptors and tasks are what they were. A batch is made by the seed and its number alone.
+They are pipelined over many connections to a real server on its Unix socket. What must come back is worked out from what was
+sent: as many answers, each a well-formed line. The part of the tree that no valid request takes away stays.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import itertools
 import json
-import os
-import pathlib
 import random
 import socket
-import sys
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
+from mutation import One
 
 from asyncrevoke import Registry
 from asyncrevoke.control import serve
 
-INPUTS = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 4
-WORKERS = 20
 PER_BATCH = 40
 LIMIT = 65536
-GROWTH = 8192  # kB that the process may grow after its first tenth
 LIST = b'{"v":1,"do":"list"}\n'
 ODD: list[Any] = [
     None,
@@ -69,8 +59,6 @@ ODD += [
     "watch",
     "\x1b[2J",
 ]
-
-seen: Counter[str] = Counter()
 
 
 # -- what is sent --
@@ -133,7 +121,6 @@ KINDS, WEIGHTS = list(MAKE), [weight for weight, _ in MAKE.values()]
 
 def one(rng: random.Random) -> bytes:
     (kind,) = rng.choices(KINDS, WEIGHTS)
-    seen[kind] += 1
     return MAKE[kind][1](rng)
 
 
@@ -193,8 +180,6 @@ class Fuzz:
     def __init__(self, path: str, registry: Registry) -> None:
         self._path = path
         self._registry = registry
-        self._numbers = itertools.count()
-        self.fed = self.answers = self.connections = self.revoked = 0
         self.kept = [registry.root.open("keep")]
         self.kept += [self.kept[0].open(str(number)) for number in range(5)]
         self.prey = self.kept[0]
@@ -206,22 +191,11 @@ class Fuzz:
             self.prey = self._registry.root.open("prey")
         for name in {"1", "2"} - {node.name for node in self.prey.children}:
             self.prey.open(name)
-            self.revoked += 1
 
-    async def work(self) -> None:
-        while self.fed < INPUTS:
-            number = next(self._numbers)
-            try:
-                async with asyncio.timeout(60):
-                    await self.batch(random.Random(f"{SEED} {number}"))
-            except Exception as exc:
-                exc.add_note(f"batch {number} of seed {SEED}")
-                raise
-
-    async def batch(self, rng: random.Random) -> None:
+    async def batch(self, rng: random.Random) -> list[str]:
+        """Feed one connection with some lines; it returns what was answered."""
         data, answers, over, watches = b"", 0, False, False
         for _ in range(rng.randint(1, PER_BATCH)):
-            self.fed += 1
             more = one(rng)
             come, over, watches = expected(more)
             if come is not None:
@@ -231,7 +205,6 @@ class Fuzz:
                 break  # what came behind would not be read
         self.plant()
         loop = asyncio.get_running_loop()
-        self.connections += 1
         with socket.socket(socket.AF_UNIX) as client:
             client.setblocking(False)
             await loop.sock_connect(client, self._path)
@@ -241,17 +214,17 @@ class Fuzz:
                     for _ in range(rng.randint(0, 5)):
                         await asyncio.sleep(0)
                         client.recv(rng.randint(1, 300))
-                return
+                return ["it went away"]
             with contextlib.suppress(ConnectionError):  # refused, before it has read all
                 await loop.sock_sendall(client, data)
                 if not watches:
                     client.shutdown(socket.SHUT_WR)
-            await self.receive(loop, client, answers, watches)
+            return await self.receive(loop, client, answers, watches)
 
     async def receive(
         self, loop: asyncio.AbstractEventLoop, client: socket.socket, answers: int, watches: bool
-    ) -> None:
-        rest, got = b"", 0
+    ) -> list[str]:
+        rest, got, told = b"", 0, []
         while not (watches and got == answers):
             try:
                 chunk = await loop.sock_recv(client, 1 << 18)
@@ -266,8 +239,9 @@ class Fuzz:
                 assert isinstance(record, dict), line
                 got += bool({"ok", "error", "watching"} & record.keys())
                 assert record.get("error") not in ("failed", "revoked"), record
+                told.append(f"{record.get('error', 'ok')} {record.get('message', '')}")
         assert (got, rest if not watches else b"") == (answers, b""), f"{got} answers of {answers}, then {rest!r}"
-        self.answers += got
+        return told
 
     async def check(self) -> None:
         """The server answers, and says that what is to be kept is there."""
@@ -287,54 +261,23 @@ class Fuzz:
         assert not any(node.revoked for node in self.kept)
 
 
-def memory() -> int:
-    """Of this process, in kB."""
-    return 4 * int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-
-
-async def held() -> tuple[int, int, int]:
-    """Memory, descriptors and tasks, when all connections are closed."""
-    for _ in range(100):
-        await asyncio.sleep(0)
-    gc.collect()
-    return memory(), len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())  # noqa: PTH208
-
-
-async def main() -> None:
+@contextlib.asynccontextmanager
+async def answers() -> AsyncIterator[One]:
+    """Each line has its answer, and what is to be kept is kept."""
     registry = Registry()
+    numbers = itertools.count()
     with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/control"
         async with anyio.create_task_group() as tasks:
-            await tasks.start(serve, registry, path)
+            await tasks.start(serve, registry, path := f"{folder}/control")
             fuzz = Fuzz(path, registry)
+
+            async def one(rng: random.Random) -> list[str]:
+                told = await fuzz.batch(rng)
+                if next(numbers) % 50 == 0:
+                    await fuzz.check()
+                return told
+
+            yield one
             await fuzz.check()
-            before = await held()
-            began = time.perf_counter()
-            warm = most = 0
-            workers = [asyncio.create_task(fuzz.work()) for _ in range(WORKERS)]
-            while not all(worker.done() for worker in workers):
-                await asyncio.wait(workers, timeout=0.2, return_when=asyncio.FIRST_EXCEPTION)
-                await fuzz.check()
-                if any(worker.done() and worker.exception() for worker in workers):
-                    break
-                most = max(most, memory())
-                if fuzz.fed < INPUTS / 10 or not warm:
-                    warm = memory()
-            await asyncio.gather(*workers)
-            seconds = time.perf_counter() - began
-            await fuzz.check()
-            after = await held()
             tasks.cancel_scope.cancel()
         await registry.root.aclose()
-    print(f"inputs      {fuzz.fed:>10,}  seed {SEED}: " + ", ".join(f"{n:,} {kind}" for kind, n in seen.most_common()))
-    print(
-        f"connections {fuzz.connections:>10,}  {fuzz.answers:,} answers, {fuzz.revoked:,} nodes taken away and put back"
-    )
-    print(f"seconds     {seconds:>10.1f}  {fuzz.fed / seconds:,.0f} inputs a second")
-    print(f"memory      {after[0]:>10,}  kB; after the first tenth {warm:,}, at the most {most:,}")
-    print(f"descriptors {after[1]:>10}  and {after[2]} tasks; before {before[1]} and {before[2]}")
-    assert after[0] - warm < GROWTH, "it grows"
-    assert after[1:] == before[1:], "something was left"
-
-
-asyncio.run(main())
