@@ -16,6 +16,7 @@ from xml.etree import ElementTree as ET
 import model
 import pytest
 import soak
+import versions
 
 HERE = pathlib.Path(__file__).parents[1]
 #: What `python proof/model/model.py` searches besides: it takes a minute more, and says nothing of a change of our code.
@@ -130,7 +131,13 @@ def test_every_order_is_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["orders.py no_such_scenario", "fuzz/fuzz.py urls --rounds 0", "faults.py no_such_adapter"]
+    "words",
+    [
+        "orders.py no_such_scenario",
+        "fuzz/fuzz.py urls --rounds 0",
+        "faults.py no_such_adapter",
+        "versions.py --pythons 9.9",
+    ],
 )
 def test_nothing_to_check_is_a_failure(words: str) -> None:
     """A part that finds nothing to check ends with 1, and says so."""
@@ -154,3 +161,17 @@ def test_soak_finds_what_grows(what: str) -> None:
     """Of what is a little more each time, and of nothing else, it is said that it grows."""
     samples = [dict.fromkeys(soak.GROWTH, 1000) | {what: 1000 + number} for number in range(100)]
     assert soak.grown(samples) == [what]
+
+
+def test_versions_are_run_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python is found by its path; a test that passes is told from none and from a failure; floors are those of pyproject."""
+    home = pathlib.Path(sys.prefix)
+    assert versions.found(sys.executable) == sys.executable
+    assert versions.found("9.9") == ""
+    good, said = versions.tested(home, "dev", ["tests/test_floors.py", "-k", "every_room"])
+    assert good, said
+    assert said.startswith("1 passed")
+    assert not versions.tested(home, "newest", ["tests/test_floors.py", "-k", "no_such_test"])[0]
+    assert "anyio==4.16" in versions.floors()
+    monkeypatch.setitem(versions.WAYS, "newest", (["-c", "raise SystemExit"], {}))
+    assert not versions.tested(home, "newest", ["tests/test_floors.py"])[0]
