@@ -1,11 +1,16 @@
 """Configuration files: of a console server, and those of others that are imported."""
 
 import contextlib
+import datetime as dt
+import math
 import pathlib
 import random
 import tempfile
+import tomllib
 from collections.abc import AsyncIterator
+from typing import Any
 
+import tomli_w
 from mutation import One, mutated
 
 from asyncrevoke.console import conserver, ser2net
@@ -102,7 +107,37 @@ WORDS = [
         "#include",
     ]
 ]
+ODD: list[Any] = [
+    True,
+    0,
+    -1,
+    1.5,
+    10**30,
+    math.inf,
+    math.nan,
+    "",
+    "x",
+    "/",
+    "*",
+    "\0",
+    "é" * 300,
+    [],
+    [1],
+    [[]],
+    ["a", "a"],
+]
+ODD += [{}, {"a": 1}, [{}], [{"path": "/a"}, {"path": "/a"}], dt.date(1979, 5, 27), dt.time(7, 32)]
 READERS = {"ours": (OURS, read_config), "ser2net": (SER2NET, ser2net.read), "conserver": (CONSERVER, conserver.read)}
+
+
+def odd(rng: random.Random) -> bytes:
+    """Ours, with values that do not belong there."""
+    config = tomllib.loads(OURS.decode())
+    places = [config, config["share"], *config["share"].values(), *config["sockets"]]
+    for _ in range(rng.randint(1, 3)):
+        place = rng.choice(places)
+        place[rng.choice([*place, "share", "sockets", "type", "log_keep", "flow"])] = rng.choice(ODD)
+    return tomli_w.dumps(config).encode()
 
 
 def write(folder: str, data: bytes) -> str:
@@ -120,7 +155,7 @@ async def answers() -> AsyncIterator[One]:
         async def one(rng: random.Random) -> list[str]:
             kind = rng.choice([*READERS])
             text, read = READERS[kind]
-            path = write(folder, mutated(rng, text, WORDS))
+            path = write(folder, odd(rng) if kind == "ours" and rng.random() < 0.5 else mutated(rng, text, WORDS))
             try:
                 read(path)
             except (ValueError, OSError) as exc:
