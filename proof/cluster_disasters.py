@@ -11,6 +11,8 @@ lets the engine or a member fail. It counts in each round:
 - healed: seconds from the end of the failure until sessions are admitted again: a read, and what it takes to fail
 - lag: seconds that the loop of a member was late, at the worst: it has a thousand sessions to end, and a part of the machine.
   Each bound is later by so much. A member that is stopped is late by as much
+
+Ends with 1 if a session was lost, late, wrong or waiting, or if nothing was revoked.
 """
 
 import argparse
@@ -548,7 +550,7 @@ def row(engine: str, disaster: str, rounds: int, count: Count) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=20, help="of each disaster")
     parser.add_argument("--sessions", type=int, default=1000, help="of each member; a round takes up to two")
@@ -561,6 +563,7 @@ def main() -> None:
         "| engine | disaster | rounds | revoked | lost | late | wrong | waiting | closed: median / worst | healed | lag |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    revoked = faults = 0
     for engine, disaster in itertools.product(args.engines, args.disasters):
         count = asyncio.run(
             run(engine, disaster, rounds=args.rounds, sessions=args.sessions, lease=args.lease, seed=args.seed)
@@ -568,7 +571,12 @@ def main() -> None:
         print(row(engine, disaster, args.rounds, count), flush=True)
         for each in count.faults:
             print(each, file=sys.stderr)
+        revoked += count.revoked
+        faults += len(count.faults)
+    if not revoked:
+        print("WRONG: nothing was revoked")
+    return int(faults > 0 or not revoked)
 
 
 if __name__ == "__main__":
-    asyncio.run(be_a_member()) if sys.argv[1:] == ["member"] else main()
+    sys.exit(asyncio.run(be_a_member()) if sys.argv[1:] == ["member"] else main())

@@ -137,6 +137,7 @@ def test_every_order_is_counted() -> None:
         "fuzz/fuzz.py urls --rounds 0",
         "faults.py no_such_adapter",
         "versions.py --pythons 9.9",
+        "cluster_disasters.py --engines",
     ],
 )
 def test_nothing_to_check_is_a_failure(words: str) -> None:

@@ -146,7 +146,7 @@ def _virtual(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_order_keeps_the_contract(
     scenario: Callable[[Hosts], Coroutine[Any, Any, None]], record_property: Callable[[str, object], None]
 ) -> None:
-    """Whoever is inside when a host acknowledges is taken, and whoever comes later is refused."""
+    """C4: whoever is inside when a host acknowledges is taken, and whoever comes later is refused."""
     explore(lambda: run(scenario), record_property, bound=BOUND)
 
 
