@@ -323,6 +323,34 @@ async def test_wait_drained_waits_for_operations_only() -> None:
         await act
 
 
+@pytest.mark.invariant("I2")
+async def test_a_kick_that_revokes_again_releases_once() -> None:
+    """The hook of a node that nobody is inside of may come to the release by itself."""
+    log: Log = []
+    node = Revokable("node", release=lambda: log.append("release"), kick=lambda node: node.revoke("again"))
+    report = await node.revoke(grace=10)
+    assert log == ["release"]
+    assert (report.released, report.remaining) == (1, 0)
+
+
+@pytest.mark.invariant("I4")
+async def test_wait_drained_waits_for_the_last_counted_operation() -> None:
+    """Of several that start_using() has let in, each counts."""
+    log: Log = []
+    node = Revokable("node")
+    for _ in range(3):
+        assert node.start_using()
+    act = node.revoke()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, act.wait_drained, log, "drained")
+        for _ in range(2):
+            node.stop_using()
+            await settle()
+            assert not log
+        node.stop_using()
+    assert log == ["drained"]
+
+
 @pytest.mark.invariant("I4", "I1")
 async def test_wait_drained_waits_for_nested_uses_of_the_grace() -> None:
     """A use that was granted in the grace is an operation as any other."""
