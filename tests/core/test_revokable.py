@@ -572,6 +572,20 @@ def test_release_may_be_set_until_it_runs() -> None:
         node.release = says(log, "too late")
 
 
+async def test_a_release_that_runs_cannot_be_replaced() -> None:
+    """From the beginning of the release, and not only from its end, another would never run."""
+    log: Log = []
+
+    async def release() -> None:
+        with pytest.raises(RuntimeError, match="released already"):
+            node.release = says(log, "too late")
+        log.append("release")
+
+    node = Revokable("node", release=release)
+    await node.revoke()
+    assert log == ["release"]
+
+
 # -- several parents --
 
 
