@@ -29,6 +29,7 @@ from asyncrevoke.cluster import (
     revoker as revoker_module,
 )
 from asyncrevoke.cluster.sqlite import SqliteLog
+from asyncrevoke.cluster.view import View
 from conftest import settle
 
 pytestmark = pytest.mark.anyio
@@ -263,6 +264,15 @@ async def test_a_log_that_has_begun_is_not_begun_again() -> None:
 
 
 # -- C1, C2 --
+
+
+def test_the_lease_runs_from_the_question() -> None:
+    """C2: however late the answer comes, the lease began when it was asked for; nor does a member admit any longer."""
+    view = View(10.0, strict=True)
+    init = Entry.new("init").dump()
+    list(view.answered(Batch(None, [(1, init)], whole=True), 100.0))
+    list(view.answered(Batch(init, [], whole=True), 200.0))
+    assert (view.fresh, view.until) == (200.0, 210.0)
 
 
 async def test_nobody_is_admitted_before_it_has_caught_up() -> None:
