@@ -159,7 +159,8 @@ class Copy:
             return Run("passed", "", took)
         # A test that has used its time may end the whole run, by a status of its own.
         if failed or "Timeout" in text or status < 0:
-            return Run("failed", failed[0] if failed else f"status {status}", took)
+            hung = " hangs" * ("Timeout" in text)
+            return Run("failed", (failed[0] if failed else f"status {status}") + hung, took)
         return Run("unsuitable", (text.strip().splitlines() or [f"status {status}"])[-1], took)
 
 

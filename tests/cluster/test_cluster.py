@@ -266,6 +266,18 @@ async def test_a_log_that_has_begun_is_not_begun_again() -> None:
 # -- C1, C2 --
 
 
+def test_a_member_admits_once_it_is_known_and_has_read_to_the_head() -> None:
+    """C5, then C1: the first read to the end tells the engine of it only with the next, and a part of the log is no head."""
+    view = View(10.0, strict=True)
+    init, entry = Entry.new("init").dump(), Entry.new("revoke", ("alice",)).dump()
+    list(view.answered(Batch(None, [(1, init)], whole=True), 100.0))
+    assert (view.known, view.until) == (True, float("-inf"))
+    list(view.answered(Batch(init, [(2, entry)], whole=False), 200.0))
+    assert (view.fresh, view.until) == (float("-inf"), float("-inf"))
+    list(view.answered(Batch(entry, [], whole=True), 300.0))
+    assert (view.fresh, view.until) == (300.0, 310.0)
+
+
 def test_the_lease_runs_from_the_question() -> None:
     """C2: however late the answer comes, the lease began when it was asked for; nor does a member admit any longer."""
     view = View(10.0, strict=True)
