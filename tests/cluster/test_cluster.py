@@ -266,6 +266,13 @@ async def test_a_log_that_has_begun_is_not_begun_again() -> None:
 # -- C1, C2 --
 
 
+def test_no_two_copies_of_an_entry_are_the_same_text() -> None:
+    """C6: a log is known by the text at the last number, which what was written back must not resemble."""
+    entry = Entry.new("revoke", ("alice",))
+    assert entry.dump() != entry.dump()
+    assert Entry.parse(entry.dump(), 1) == Entry.parse(entry.dump(), 1) == entry
+
+
 def test_a_member_admits_once_it_is_known_and_has_read_to_the_head() -> None:
     """C5, then C1: the first read to the end tells the engine of it only with the next, and a part of the log is no head."""
     view = View(10.0, strict=True)

@@ -72,6 +72,12 @@ async def log(path: pathlib.Path) -> AsyncIterator[SqliteLog]:
     await log.aclose()
 
 
+async def test_what_is_acknowledged_is_on_the_disk(log: SqliteLog) -> None:
+    """Each transaction waits for the disk: without that, a power cut takes the last ones with it."""
+    full = 2
+    assert log._connections[0].execute("PRAGMA synchronous").fetchone() == (full,)
+
+
 async def refusal(path: pathlib.Path | str) -> str:
     """Why a file is refused; "" if it is not."""
     log = SqliteLog(path)
