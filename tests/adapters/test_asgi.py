@@ -1083,6 +1083,30 @@ async def test_keys_that_nobody_uses_any_more_are_forgotten(live: Registry, here
     assert await stays == (401, b"at last\n")
 
 
+async def test_a_key_that_is_being_revoked_is_not_forgotten(live: Registry, here: Here) -> None:
+    """However many others come and go meanwhile, it takes in nobody until it is gone."""
+    names = iter(["slow", *map(str, range(1100)), "slow"])
+    go = anyio.Event()
+
+    async def ok(_scope: Any, _receive: Any, send: Any) -> None:
+        if "begun" not in here.log:
+            here.note("begun")
+            await go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    app = RevokableApp(ok, live, lambda _: next(names))
+    slow = asyncio.ensure_future(answer(app))
+    await here.noted("begun")
+    act = live["slow"].revoke("logged out", grace=60)
+    for _ in range(1100):
+        await answer(app)
+    assert await answer(app) == (401, b"logged out\n")
+    go.set()
+    assert await slow == (200, b"ok")
+    await act
+
+
 async def test_a_request_leaves_nothing_to_the_garbage_collector(live: Registry) -> None:
     """Nothing that is made for it refers to itself, so all goes when the request does."""
 
