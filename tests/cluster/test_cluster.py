@@ -266,6 +266,17 @@ async def test_a_log_that_has_begun_is_not_begun_again() -> None:
 # -- C1, C2 --
 
 
+def test_an_entry_is_taken_before_the_number_moves_past_it() -> None:
+    """C3: who is interrupted while it takes an entry reads it again."""
+    view = View(10.0, strict=True)
+    texts = [(number, entry.dump()) for number, entry in enumerate([Entry.new("init"), Entry.new("revoke")], 1)]
+    taking = view.answered(Batch(None, texts, whole=True), 100.0)
+    assert next(taking).do == "revoke"
+    assert view.number == 1
+    assert list(taking) == []
+    assert view.number == 2
+
+
 def test_no_two_copies_of_an_entry_are_the_same_text() -> None:
     """C6: a log is known by the text at the last number, which what was written back must not resemble."""
     entry = Entry.new("revoke", ("alice",))
