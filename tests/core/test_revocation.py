@@ -300,6 +300,22 @@ async def test_wait_closed_of_a_later_act_is_told_of_the_last_close() -> None:
 
 
 @pytest.mark.invariant("I4")
+async def test_an_owner_counts_once_where_two_ways_lead_up() -> None:
+    """A node that joins what its child belongs to already does not count that child's owner again."""
+    log: Log = []
+    root, device = Revokable("root"), Revokable("device")
+    file = device.open("file", also=[root], at_close=says(log, "at_close"))
+    device.join(root)
+    assert root.unclosed == 1
+    act = root.revoke()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, act.wait_closed, log, "closed")
+        await settle()
+        file.close()
+    assert (log, root.unclosed) == (["at_close", "closed"], 0)
+
+
+@pytest.mark.invariant("I4")
 async def test_wait_drained_waits_for_operations_only() -> None:
     """wait_drained() returns when the operations are out; releases may still run."""
     log: Log = []

@@ -106,6 +106,7 @@ class Revokable:
         "_home",
         "_kick",
         "_observers",
+        "_owed",
         "_release",
         "_state",
         "_unclosed",
@@ -141,7 +142,8 @@ class Revokable:
         self._uses: dict[Any, None] | None = None  # running operations; dicts are made for the first user
         self._bare = 0  # operations of start_using, which are only counted
         self._children: dict[Revokable, None] | None = None  # open, in order of opening
-        self._unclosed = 0 if at_close is None else 1  # those that have not run, here and below
+        self._owed: object = None if at_close is None else object()  # stands for it, until it has run
+        self._unclosed: set[object] = set() if at_close is None else {self._owed}  # here and below
         self._home: loop.Home | None = None
         self._observers: tuple[Told, ...] = ()  # of this node, as it is below what they observe
 
@@ -158,7 +160,7 @@ class Revokable:
     @property
     def unclosed(self) -> int:
         """The number of files opened with `at_close`, this one and below, whose owner has not closed them."""
-        return self._unclosed
+        return len(self._unclosed)
 
     @property
     def revoked(self) -> bool:
@@ -313,16 +315,14 @@ class Revokable:
             raise self._refusal()
 
     def _join(self, parents: tuple[Revokable, ...]) -> None:
-        unclosed = self._unclosed
-        if unclosed:
-            self._count_unclosed(-unclosed)
         self.parent, *also = (*self._parents(), *parents)
         self._also = tuple(also)
         self._home = self.parent._home
         for parent in parents:
             parent._link(self)
-        if unclosed:
-            self._count_unclosed(unclosed)
+        if self._unclosed:
+            for node in self._above():
+                node._unclosed |= self._unclosed
         tell("opened", self)
 
     def _link(self, child: Revokable) -> None:
@@ -341,7 +341,7 @@ class Revokable:
         """Release what was never opened: join it to its parents, of which some may be dead, and revoke it."""
         if self._at_close is not None:
             self._at_close = None
-            self._unclosed -= 1
+            self._unclosed.discard(self._owed)
         if not self.released:
             self._join(tuple(parent for parent in parents if not parent.released))
             for act in dict.fromkeys(act for parent in self._parents() for act in parent._acts):
@@ -354,8 +354,8 @@ class Revokable:
     def _parents(self) -> tuple[Revokable, ...]:
         return () if self.parent is None else (self.parent, *self._also)
 
-    def _count_unclosed(self, change: int) -> None:
-        """Tell this node and all above: a file with `at_close` was opened or closed."""
+    def _above(self) -> dict[Revokable, None]:
+        """Itself and all above, each once."""
         nodes: dict[Revokable, None] = {self: None}
         unvisited: list[Revokable] = [self]
         while unvisited:
@@ -363,10 +363,7 @@ class Revokable:
                 if parent not in nodes:
                     nodes[parent] = None
                     unvisited.append(parent)
-        for node in nodes:
-            node._unclosed += change
-        for act in dict.fromkeys(act for node in nodes for act in node._acts):
-            act._progress()
+        return nodes
 
     # -- using --
 
@@ -576,7 +573,11 @@ class Revokable:
         at_close, self._at_close = self._at_close, None
         if at_close is not None:
             self._call(at_close)
-            self._count_unclosed(-1)
+            above = self._above()
+            for node in above:
+                node._unclosed.discard(self._owed)
+            for act in dict.fromkeys(act for node in above for act in node._acts):
+                act._progress()
 
 
 def revoke_all(nodes: Iterable[Revokable], reason: str = "", *, grace: float = 0.0, by: str = "") -> Revocation:
