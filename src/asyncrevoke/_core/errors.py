@@ -1,4 +1,4 @@
-"""The errors of what was taken away, and how they show text of others."""
+"""The errors of revoked files, and a way to show untrusted text."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """A text whose control characters are shown, and do nothing: they begin no line, and tell a terminal nothing."""
+    """Return the text with its control characters shown as escapes, so that they start no line and control no
+    terminal.
+    """
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 class RevokedError(anyio.BrokenResourceError, OSError):
-    """The file was taken away: by a revocation of it, or of something it belongs to. Raised anew for every operation.
+    """The file was revoked, or something that it belongs to. Every operation raises a new one.
 
     :ivar node: the node that was used (None in an error that was pickled)
     :ivar name: its path of names, as in ``ttyUSB0/alice``
-    :ivar reason: what the first revocation gave as its reason
-    :ivar generation: the number of the generation it belonged to, or None where there are none
+    :ivar reason: the reason that the first revocation gave
+    :ivar generation: the number of the generation it belonged to, or None if there are no generations
     :ivar in_flight: True if the operation was running when it was kicked, False if it came later
-    :ivar sent: the bytes accepted before the kick, or None where nobody can know
+    :ivar sent: the bytes accepted before the kick, or None if nobody can know
     :ivar errno: EIO, or what the profile in use says
     """
 
@@ -45,7 +47,7 @@ class RevokedError(anyio.BrokenResourceError, OSError):
         self._told = told
         self.errno = told[0] if told else errno.EIO
 
-    # What costs is worked out when it is asked for: an error is made for every kicked operation.
+    # An error is made for every kicked operation. So what is costly is computed only when it is asked for.
     @property
     def _facts(self) -> tuple[str, str, int | None]:
         """Its name, reason and generation."""
@@ -91,4 +93,4 @@ def _unpickled(
 
 
 class RevokeDeadlock(RuntimeError):
-    """The caller awaits what can only complete after the caller itself has gone on. Raised at once, nothing is lost."""
+    """You await what can only complete after you have gone on yourself. It is raised at once, and nothing is lost."""

@@ -1,6 +1,6 @@
-"""The loop a tree lives in: the only file that tells asyncio from trio.
+"""The loop a tree lives in. This is the only file that tells asyncio from trio.
 
-Everything else asks a `Home` for the current task, for a background task, or to be called from another thread.
+All other files ask a `Home` for the current task, for a background task, or for a call from another thread.
 """
 
 import abc
@@ -45,10 +45,10 @@ class Home(abc.ABC):
     """One loop, in one thread.
 
     :ivar loop: the loop itself, or trio's token of it
-    :ivar inside: the innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards by
-        `outer`
-    :ivar observations: those of this loop, which are told of each act when it has begun
-    :ivar watched: the descriptors that are watched in this loop, if any are
+    :ivar inside: the innermost thing each task is inside of: an operation, or a release that it runs. Linked outwards
+        by `outer`
+    :ivar observations: those of this loop. They are told of each act when it has begun
+    :ivar watched: the descriptors that are watched in this loop, or None
     """
 
     left = 0  # ready operations before the next turn of the loop
@@ -73,30 +73,34 @@ class Home(abc.ABC):
         """The current task, or None in a callback and in any other loop."""
 
     def due(self) -> bool:
-        """Whether an operation that need not wait has to suspend here all the same: ``await checkpoint()``.
+        """Whether an operation that need not wait must suspend here all the same: ``await checkpoint()``.
 
-        A checkpoint is there that cancellation is noticed, and that nobody starves. So it is due where the task is
-        cancelled, and else after `READY` operations of all tasks together: of those in a row, one has to suspend.
+        A checkpoint notices cancellation and lets other tasks run. So it is due where the task is cancelled, and
+        otherwise after `READY` operations of all tasks together.
         """
         return True
 
     def place(self, task: Task) -> scope.Place | None:  # noqa: ARG002
-        """Where the task is among its cancel scopes, for `surround`. None: one has to be entered now, to be cancelled later."""
+        """The task's place among its cancel scopes, for `surround`. None: enter a scope now, to be able to cancel
+        later.
+        """
         return None
 
     @abc.abstractmethod
     def spawn(self, run: Callable[[], Awaitable[object]], done: Done, name: str) -> None:
-        """Run `run` in a task of nobody's. `done` is called once, with what it raised, even if it never got to start."""
+        """Run `run` in a background task. `done` is called once, with what it raised, even if the task never
+        started.
+        """
 
     @abc.abstractmethod
     def call_threadsafe(self, call: Callable[[], object]) -> None:
-        """Have it called in the loop's thread, if the loop does not end before.
+        """Call it in the loop's thread, if the loop does not end before.
 
         :raises RuntimeError: if it is over
         """
 
     def hand_over(self, call: Callable[[], object]) -> None:
-        """Have it called once: in the loop's thread, or when the loop is over here, or by `wind_up`."""
+        """Call it once: in the loop's thread, or here if the loop is over, or by `wind_up`."""
         self._handed.append(call)
         try:
             self.call_threadsafe(self._make_call)
@@ -104,7 +108,7 @@ class Home(abc.ABC):
             self.wind_up()
 
     def _make_call(self) -> bool:
-        """Make the first of those that were handed over. It reports whether there was one."""
+        """Make the first call that was handed over. Return whether there was one."""
         try:
             call = self._handed.popleft()
         except IndexError:
@@ -116,18 +120,18 @@ class Home(abc.ABC):
         return True
 
     def wind_up(self) -> None:
-        """Do what a loop that is over has left undone: it may have been closed in the midst of everything."""
+        """Do what a closed loop has left undone. It may have been closed at any point."""
         while self.observations:
             self.observations.popitem()[0].end()
         while self._make_call():
             pass
 
     def wake(self, event: anyio.Event) -> None:
-        """Set the event of a task that waits in this loop, from whatever thread; if the loop is over, nobody waits."""
+        """Set the event of a task that waits in this loop, from any thread. If the loop is over, nobody waits."""
         self.call(event.set)
 
     def call(self, call: Callable[[], object]) -> None:
-        """Have it called in the loop: now, if it runs here, else when it runs, and not at all if it is over."""
+        """Call it in the loop: now if the loop runs here, otherwise when it runs, and not at all if it is over."""
         if current() is self:
             call()
         else:
@@ -136,9 +140,11 @@ class Home(abc.ABC):
 
 
 class _AsyncioHome(Home):
-    """A loop that closes cancels and awaits the tasks that it finds, then closes the generators that were begun in it
-    (asyncio/runners.py, Runner.close). A task may so be cancelled before its first step, which `spawn` makes good by one
-    more, and tasks come when nobody looks for them any more: `_end`, a generator, ends these.
+    """An asyncio loop.
+
+    A closing loop cancels and awaits the tasks that it finds, then closes the generators that were begun in it
+    (asyncio/runners.py, Runner.close). This has two effects. It may cancel a task before its first step, so `spawn`
+    gives it one more. And tasks may appear after it has looked: `_end`, a generator, ends those.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -168,7 +174,7 @@ class _AsyncioHome(Home):
         return innermost is not None and bool(innermost._effectively_cancelled)
 
     def innermost(self, task: Task) -> Any:
-        """The cancel scope that the task is in, or None; OPAQUE where nobody knows."""
+        """The cancel scope that the task is in, or None. OPAQUE if it cannot be known."""
         states = self._states
         if states is None:
             self._states = states = scope.states()

@@ -1,4 +1,4 @@
-"""What happens to a tree, told to observers: for logs, metrics and lists."""
+"""Observers of a tree: for logs, metrics and lists."""
 
 import logging
 import time
@@ -26,10 +26,10 @@ Happening = Literal["opened", "revoked", "closed", "kicked", "released", "stragg
 class Event:
     """Something that has happened to `node`.
 
-    :ivar what: "opened"; "revoked", or "closed" by its owner, of the node it was called on; "kicked", of an operation on it;
-        "released"; "straggler", of a revocation of it that takes its time
+    :ivar what: "opened", "released"; "revoked", or "closed" by its owner, of the node it was called on; "kicked", of an
+        operation on the node; "straggler", of a revocation of the node that takes its time
     :ivar who: the task that was kicked, or the straggler and the line it waits at
-    :ivar revocation: the act, but for "opened"
+    :ivar revocation: the act; None for "opened"
     """
 
     what: Happening
@@ -39,7 +39,7 @@ class Event:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """All of it as plain values: `event`, `path`, `generation`, `reason`, `by`, `who`."""
+        """The event as plain values: `event`, `path`, `generation`, `reason`, `by`, `who`."""
         return {
             "event": self.what,
             "path": self.node.path,
@@ -56,7 +56,7 @@ class Event:
         return printable(f"{self.node.path or 'everything'!r} {self.what}{by}{who}{reason}")
 
 
-#: Is called in the loop, in the midst of things: it notes what it is told, and does not wait. What it raises is logged.
+#: Called in the loop, in the midst of a revocation: it must note the event and not wait. What it raises is logged.
 Observer = Callable[[Event], object]
 
 
@@ -66,11 +66,13 @@ async def observe(
     patience: float = 1.0,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Tell observers what happens to `node` and all below it, until cancelled: ``await tasks.start(observe, root, log_events)``
+    """Tell an observer what happens to `node` and all below it, until cancelled: ``await tasks.start(observe, root,
+    log_events)``
 
-    Operations are not observed, so they cost what they did. Of a revocation called above `node`, the act itself is not told.
+    Operations are not observed, so they cost no more than before. If a revocation is called above `node`, the act
+    itself is not told.
 
-    :param patience: seconds after which those who are still inside what was revoked are stragglers
+    :param patience: seconds after which users still inside a revoked node are stragglers
     :raises RuntimeError: if the tree belongs to another loop
     Cancellation: ends it.
     """
@@ -98,17 +100,19 @@ class Observation:
         self._more = anyio.Event()
 
     def happened(self, what: str, node: Revokable, act: Revocation | None, who: str) -> None:
-        """Is called in the midst of a revocation, perhaps without a task: it raises nothing, and asks nothing of AnyIO."""
+        """Note an event. This runs in the midst of a revocation, perhaps without a task: it raises nothing, and asks
+        nothing of AnyIO.
+        """
         self._tell(Event(cast(Happening, what), node, who, act))
 
     def begun(self, act: Revocation) -> None:
-        """Has its stragglers looked for, if it is of what is observed: of all, or of a part of it."""
+        """Look for the stragglers of an act, if it concerns what is observed, or a part of it."""
         if act in self._node._acts or any(self.happened in root._observers for root in act._roots):
             self._unfinished.append((time.monotonic() + self._patience, act))
             self._more.set()
 
     def end(self) -> None:
-        """Hear no more. Twice does no harm."""
+        """Stop observing. Calling it again does no harm."""
         for each in below(self._node):
             each._observers = tuple(told for told in each._observers if told != self.happened)
 
@@ -140,7 +144,9 @@ class Observation:
 
 
 def log_events(event: Event) -> None:
-    """An observer that logs to "asyncrevoke", the event's fields in `extra`. All is DEBUG but what is revoked, and stragglers."""
+    """Log events to "asyncrevoke", with the event's fields in `extra`. Revocations are INFO, stragglers WARNING, all
+    else DEBUG.
+    """
     level = {"revoked": logging.INFO, "straggler": logging.WARNING}.get(event.what, logging.DEBUG)
     if logger.isEnabledFor(level):
         logger.log(level, "%s", event, extra=event.fields)

@@ -1,4 +1,4 @@
-"""Blocking calls, off the loop: `off_loop`; and whether there is one: `in_loop`."""
+"""Blocking calls outside the loop (`off_loop`), and whether a loop runs (`in_loop`)."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ T = TypeVar("T")
 
 
 def in_loop() -> bool:
-    """Whether an event loop runs in this thread: also in a callback of it, where no task does."""
+    """Whether an event loop runs in this thread. True in its callbacks too, where no task runs."""
     return loop.current() is not None
 
 
 def off_loop(call: Callable[[], T], *, late: Callable[[T], object] | None = None, patience: float = 0.0) -> OffLoop[T]:
-    """Have a thread of its own make a blocking call, which begins before this returns. Await the result, once, or do not.
+    """Make a blocking call in a thread of its own. The call begins before this returns. Await the result once, or not
+    at all.
 
-    A pool's threads are waited for when the loop and the interpreter end, and a stalled call keeps others from a pool's
-    threads. This one is left behind.
+    A thread pool would not do. The loop and the interpreter wait for its threads when they end, and a stalled call
+    keeps a thread from others. This thread is left behind.
 
-    :param late: is given, in a thread where one can be started, a result that nobody waits for any more
-    :param patience: seconds for which a cancellation waits for the end of the call, and of `late`; `math.inf` for as long as
-        it takes: for what must not go on when this is over
+    :param late: called with a result that nobody waits for any more, in a thread if one can be started
+    :param patience: seconds for which a cancellation waits for the end of the call, and of `late`. Give `math.inf` if
+        the call must not go on when this is over
     :raises ~anyio.NoEventLoopError: at once, without a running event loop; nothing was called then
     :raises OSError: at once, ENOMEM, if no thread can be started; nothing was called then
     :raises: what `call` raises, when awaited
-    Cancellation: ends the waiting, after `patience`; the call goes on, and its result goes to `late`.
+    Cancellation: ends the waiting, after `patience`. The call goes on, and its result goes to `late`.
     """
     if not in_loop():
         raise anyio.NoEventLoopError("off_loop() needs a running event loop")
@@ -41,7 +42,9 @@ def off_loop(call: Callable[[], T], *, late: Callable[[T], object] | None = None
 
 
 def close_off_loop(close: Callable[[], object]) -> OffLoop[object] | None:
-    """Have a thread close what may take long, as a release; without a loop, or a thread, it is closed before this returns."""
+    """Close in a thread, as a release, what may take long to close. Without a loop, or a thread, it is closed before
+    this returns.
+    """
     if in_loop():
         with contextlib.suppress(OSError):
             return off_loop(close, patience=1.0)  # most things close at once, also when the loop ends
@@ -50,7 +53,7 @@ def close_off_loop(close: Callable[[], object]) -> OffLoop[object] | None:
 
 
 class OffLoop(Awaitable[T]):
-    """A call that a thread makes, as `off_loop` gives it."""
+    """A call that a thread makes, as `off_loop` returns it."""
 
     def __init__(self, call: Callable[[], T], late: Callable[[T], object] | None, patience: float) -> None:
         self._call = call
@@ -64,7 +67,9 @@ class OffLoop(Awaitable[T]):
         return self._result.done()
 
     def result(self) -> T:
-        """What the call has returned, or raised. Without a loop: waits for its end, as a blocking call does."""
+        """Return what the call has returned, or raise what it raised. Outside a loop: block until the call has
+        ended.
+        """
         return self._result.result()
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -115,7 +120,7 @@ class OffLoop(Awaitable[T]):
 
         try:
             _start_thread(hand_over, f"off loop: {late!r}")
-        except OSError:  # what it lets go of is not to stay
+        except OSError:  # what it releases must not stay open
             hand_over()
 
 

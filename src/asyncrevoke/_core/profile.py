@@ -1,4 +1,4 @@
-"""The shape of a profile: one row of the table of what dead files answer. The rows are in `asyncrevoke.answers`."""
+"""The shape of a profile: one row of the table of dead files' answers. The rows are in `asyncrevoke.answers`."""
 
 import enum
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ class Answer(enum.Enum):
 
     EOF = "end of data"
     EOF_IF_TTY = "end of data on a terminal, else EIO"
-    FINISHES = "runs to its end: nobody is kicked"
+    FINISHES = "runs to its end, without a kick"
     NEXT = "opens the next generation"
     ABSENT = "has no such operation"
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What one kind of operation answers: running at the moment of revocation, and started later."""
+    """The answers of one kind of operation: one that runs at the moment of revocation, and one that starts later."""
 
     in_flight: int | Answer
     later: int | Answer
@@ -26,7 +26,7 @@ class Pair:
 class Answers:
     """One profile. Numbers are errno values; `poll` is the mask a dead file polls as.
 
-    :ivar mmap: a new one; what becomes of pages that are mapped is the adapter's
+    :ivar mmap: of a new mapping. The adapter decides what becomes of pages that are mapped already
     :ivar open: by path, while the old file drains, and once the thing is gone
     """
 

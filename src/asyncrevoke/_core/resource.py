@@ -1,4 +1,4 @@
-"""A thing with a node: what is taken away as a whole."""
+"""A thing with a node, revoked as a whole."""
 
 import anyio.abc
 
@@ -7,19 +7,19 @@ from .revokable import Revokable
 
 
 class Resource(anyio.abc.AsyncResource):
-    """What has a node, and is taken away by it. `aclose`, or the end of ``async with``, closes it as its owner.
+    """Something with a node. `aclose`, or the end of ``async with``, closes it as its owner.
 
-    :ivar node: what is taken away
+    :ivar node: the node that is revoked
     """
 
     node: Revokable
 
     def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
-        """Take it away from all who use it: `Revokable.revoke` of its node."""
+        """Revoke it for everybody: `Revokable.revoke` of its node."""
         return self.node.revoke(reason, grace=grace)
 
     async def aclose(self) -> None:
-        """Take it away as its owner, and wait until it is released: `Revokable.aclose` of its node."""
+        """Close it as its owner, and wait until it is released: `Revokable.aclose` of its node."""
         await self.node.aclose()
 
     def __repr__(self) -> str:
@@ -27,9 +27,9 @@ class Resource(anyio.abc.AsyncResource):
 
 
 class Handled(Resource):
-    """A resource that is an open file: its node is the `handle` of whoever has opened it.
+    """A resource that is an open file: its node is the `handle` of whoever opened it.
 
-    :ivar handle: what is taken away
+    :ivar handle: the node that is revoked
     """
 
     handle: Revokable

@@ -1,5 +1,7 @@
-"""One revocation: its steps, refuse, kick, wait and release; and the view of it that is awaited, with its report, who is
-still inside, and the deadlocks it refuses. The protocol is told on top of `revokable`.
+"""One revocation: its steps (refuse, kick, wait and release), and the object that you await.
+
+That object has the report, names the users still inside, and refuses deadlocks. The protocol is told on top of
+`revokable`.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ logger = logging.getLogger("asyncrevoke")
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One who is inside a node, as `Revokable.users` and `Revocation.stragglers` name it.
+    """A user inside a node, as `Revokable.users` and `Revocation.stragglers` list it.
 
     :ivar kind: "operation", "release" or "open file"
-    :ivar name: of the task, or of the open file; "" where there is none to name
-    :ivar path: of the node it is inside of
+    :ivar name: of the task, or of the open file. "" if it has no name
+    :ivar path: of the node that it uses
     :ivar task: the task itself, or None
-    :ivar since: seconds it has been inside so far, or None where nobody noted
+    :ivar since: seconds it has been inside so far, or None if the time was not noted
     :ivar where: the line it waits at
     """
 
@@ -55,14 +57,15 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a revocation did. `str()` of it is one line to print. It counts nodes and operations on them, those that an
-    adapter has made for its own work, too.
+    """The result of a revocation. `str()` of it is one line to print. It counts nodes and the operations on them,
+    including those that an adapter has made for its own work.
 
     :ivar kicked: operations that were waiting and were ended
     :ivar released: files released
     :ivar seconds: from the call to the last release, or until now
-    :ivar unclosed: files opened with `at_close` whose owner has not closed them; one below two roots counts for each
-    :ivar errors: what hooks and releases raised; awaiting the revocation raises them instead of returning this
+    :ivar unclosed: files opened with `at_close` whose owner has not closed them. A file below several roots counts for
+        each
+    :ivar errors: what hooks and releases raised. Awaiting the revocation raises them instead of returning this
     """
 
     name: str
@@ -91,17 +94,18 @@ class _Waiter(NamedTuple):
 
 
 class Revocation:
-    """One act of revoking or closing, as `revoke()` and `close()` return it. Await it to know that all is gone.
+    """One act of revoking or closing, as `revoke()` and `close()` return it. Await it to know that everything is
+    released.
 
-    It is complete when every node it swept is drained and released, whoever revoked it as well, and whether or not
-    anybody waits (I4). Any number of tasks may await it, as often as they like; each gets a `Report`. Cancelling or
-    timing out an await leaves the revocation as it is.
+    It is complete when every node it swept is drained and released. This holds even if another act revoked the node
+    first, and whether or not anybody waits (I4). Any number of tasks may await it, any number of times; each gets a
+    `Report`. Cancelling or timing out an await does not change the revocation.
 
     :ivar reason: why, as the caller says
-    :ivar by: the user it was done for, where somebody has made sure of that, such as a control server; else ""
+    :ivar by: the user it was done for, if somebody has verified the name, as a control server does; otherwise ""
     :raises BaseExceptionGroup: from each await, a fresh one, if hooks or releases raised
     :raises RevokeDeadlock: at once, if it can only complete after the caller itself has gone on
-    :raises RuntimeError: at once, in another event loop than that of what is revoked, where nobody would be woken
+    :raises RuntimeError: at once, in another event loop than that of the revoked nodes: nobody would be woken there
     """
 
     def __init__(
@@ -113,9 +117,9 @@ class Revocation:
         by: str = "",
     ) -> None:
         self._roots = roots
-        self._whole = self  # whose counts these are: the first act of the same roots, as a later one adds no node
-        self._before = (0, 0, 0)  # what that had kicked, released, and noted of errors, when this one was called
-        self._deadline: float | None = None  # when all are kicked, whoever asked for it
+        self._whole = self  # the act that counts: the first of the same roots, because a later one adds no node
+        self._before = (0, 0, 0)  # its counts when this act was called: kicked, released, errors
+        self._deadline: float | None = None  # when all are kicked, by whichever act asked for it
         self.reason = reason
         self.by = by
         self._closer = closer  # the node whose owner closed it, in an act of close()
@@ -125,13 +129,13 @@ class Revocation:
         self._undrained = 0
         self._kicked = 0
         self._released = 0
-        self._releases: dict[Revokable, Releasing] = {}  # that run in a task, or will
+        self._releases: dict[Revokable, Releasing] = {}  # those that run in a task, or will
         self._errors: list[BaseException] = []
-        self._told = False  # what failed, to somebody
-        self._reporters = 0  # who wait, and will tell
+        self._told = False  # whether anybody was told of the errors
+        self._reporters = 0  # the number of tasks that wait, and will raise the errors
         self._began = time.monotonic()
         self._beginning = True  # until revoke() returns
-        self._in_loop = True  # else tasks that wait are told by the loop when it runs again
+        self._in_loop = True  # False: the loop wakes waiting tasks when it runs again
         self._ended: float | None = None
         self._waiters: dict[object, _Waiter] = {}
 
@@ -141,7 +145,7 @@ class Revocation:
 
     @functools.cached_property
     def name(self) -> str:
-        """The paths of what it was called on, of the first three if there are more."""
+        """The paths of the nodes it was called on. If there are more than three, only the first three."""
         return ", ".join(node.path for node in self._roots[:3]) + (", ..." if len(self._roots) > 3 else "")
 
     @property
@@ -151,7 +155,7 @@ class Revocation:
 
     @property
     def report(self) -> Report:
-        """What has been done so far, without waiting."""
+        """The report of what has been done so far, without waiting."""
         whole, (kicked, released, _) = self._whole, self._before
         return Report(
             name=self.name,
@@ -175,7 +179,7 @@ class Revocation:
         return self.report
 
     async def finish(self) -> None:
-        """Wait as by awaiting it, for whoever wants no report."""
+        """Wait like an await of it, but return no report."""
         self._reporters += 1
         try:
             await self._until(self.done)
@@ -195,7 +199,7 @@ class Revocation:
         await self._until(lambda: not self._whole._undrained, of_release=False)
 
     async def wait_closed(self) -> None:
-        """Wait until everything is released and every owner of a file with an `at_close` has closed it, too.
+        """Wait until everything is released, and every owner of a file with an `at_close` has closed it.
 
         Models snd_card_free (sound/core/init.c), which waits for the last close.
 
@@ -204,9 +208,10 @@ class Revocation:
         await self._until(lambda: self.done() and not any(node.unclosed for node in self._roots))
 
     def stragglers(self, most: int | None = None) -> list[User]:
-        """Who is still inside: operations that have not left, and releases that run (I8). `str()` of each says it all.
+        """List the users that are still inside: operations that have not left, and releases that run (I8). `str()` of
+        each is one line to print.
 
-        :param most: how many are enough. Default: all
+        :param most: the largest number to list. Default: all
         """
         found = (user for node in self._whole._nodes for user in users_of(node) if user.kind != "open file")
         return list(itertools.islice(found, most))
@@ -218,7 +223,7 @@ class Revocation:
     # -- the counts come down --
 
     def _progress(self) -> None:
-        """One of the counts has come down to 0: wake those who waited for it."""
+        """Wake those who waited for a count that has now reached 0."""
         if not self._unreleased and self._ended is None:
             self._ended = time.monotonic()
             self._nodes = []
@@ -269,7 +274,9 @@ class Revocation:
             waiters.pop(event, None)
 
     def _refuse_deadlock(self, home: loop.Home, task: loop.Task | None, of_release: bool) -> None:
-        """Go from the caller to those who wait for it, and on, looking for one whom this revocation waits for."""
+        """Go from the caller to the tasks that wait for it, and so on. Raise if this revocation waits for one of
+        them.
+        """
         awaits: dict[loop.Task, _Link | None] = {task: None}  # how it comes to wait for the caller
         for visited in (unvisited := [task]):
             for inside in chain(home.inside[visited]) if visited in home.inside else ():
@@ -309,7 +316,7 @@ SLICE = 256
 
 
 def begin(act: Revocation, home: loop.Home | None, grace: float) -> None:
-    """Refuse, kick, wait, release: a slice of it now, the rest by a task of its own."""
+    """Refuse, kick, wait, release: one slice of it now, the rest in a task of its own."""
     for root in act._roots:
         if root._home is not home:
             root._settle()
@@ -352,7 +359,9 @@ def _announce(act: Revocation, home: loop.Home | None) -> None:
 
 
 def _is_again(act: Revocation) -> bool:
-    """Whether the same roots were revoked before. Then all refuse, and it is one more view of that, which no node keeps."""
+    """Whether the same roots were revoked before. Then all refuse already. The act is one more view of the earlier one,
+    and no node keeps it.
+    """
     acts = [earlier for root in act._roots for earlier in root._acts if earlier._roots == act._roots]
     if not acts or act in acts:
         return False
@@ -362,7 +371,7 @@ def _is_again(act: Revocation) -> bool:
 
 
 def _refuse(act: Revocation, home: loop.Home | None) -> None:
-    """Mark all that is below, which is of this loop from now on. No user code runs in between."""
+    """Mark all that is below, and bind it to this loop. No user code runs in between."""
     mine = (act,)
     order: list[Revokable] = []  # children before parents, also where a child has several
     unvisited: list[Revokable | tuple[Revokable]] = list(act._roots)
@@ -411,7 +420,7 @@ def _work(act: Revocation, grace: float) -> Generator[object, None, None]:
 
 
 def _slice(work: Generator[object, None, None]) -> object:
-    """Take up to SLICE steps. It reports _END, _PAUSE or None: there is more to do."""
+    """Take up to SLICE steps. Return _END, _PAUSE, or None if there is more to do."""
     for _ in range(SLICE):
         step = next(work, _END)
         if step is not None:
@@ -448,7 +457,7 @@ def _enter_kicked(node: Revokable) -> None:
 
 
 def last_out(node: Revokable) -> None:
-    """Somebody has left `node`: if nobody is inside any more, release it, and then perhaps its parents."""
+    """Somebody has left `node`. If it has no user any more, release it, and then perhaps its parents."""
     due = [node]
     while due:
         node = due.pop()
@@ -464,7 +473,7 @@ def last_out(node: Revokable) -> None:
 
 
 def _release(node: Revokable) -> bool:
-    """Run the release, once (I2). It reports whether the node is released already."""
+    """Run the release, once (I2). Return whether the node is released already."""
     node._state = RELEASING  # I3 from here: nobody is inside, and nobody can come
     release, node._release = node._release, None
     running = None if release is None else node._call(release)
@@ -517,7 +526,7 @@ def _released(node: Revokable) -> None:
 
 
 def tell(what: str, node: Revokable, act: Revocation | None = None, task: loop.Task | None = None) -> None:
-    """Tell those who observe `node`, or what it is below, what has happened."""
+    """Tell those who observe `node`, or a node above it, what has happened."""
     observers = node._observers if node._lasting else node._heard_by()
     who = "" if task is None or not observers else loop.task_name(task)
     for observer in observers:
@@ -525,9 +534,10 @@ def tell(what: str, node: Revokable, act: Revocation | None = None, task: loop.T
 
 
 def users_of(node: Revokable) -> Iterator[User]:
-    """The operations on a node and its open children, and the release that runs.
+    """Yield the operations on a node, its open children, and its running release.
 
-    Each is there when it is told: one may go on in another turn of the loop, and who has left meanwhile is passed over.
+    Each is still inside when it is yielded. The caller may go on in another turn of the loop: users that have left
+    meanwhile are skipped.
     """
     path = node.path
     for use in tuple(node._uses or ()):

@@ -1,9 +1,9 @@
-"""THE protocol: what can be taken away, and how. The steps of a revocation are in `revocation`.
+"""THE protocol: what can be revoked, and how. The steps of a revocation are in `revocation`.
 
 A `Revokable` is a node of a tree: card > device > open file, user > token > terminal. An open child is a user of its
-parent, just as a running operation is a user of the file it runs in, so one rule serves both: *a node that refuses is
-released when its last user has left*. It has one parent, and may have further ones (`also`): whichever goes first takes
-it along.
+parent, just as a running operation is a user of its file. So one rule serves both: *a node that refuses is released
+when its last user has left*. A node has one parent, and may have further ones (`also`). Whichever of them is revoked
+first takes the node along.
 
 States, in this order and never back::
 
@@ -13,32 +13,34 @@ States, in this order and never back::
     RELEASING   the last one is out; the release runs
     RELEASED    unlinked from its parents, who may now be released in turn
 
-Independent of that, the owner may have closed it. A revocation is *refuse, kick, wait, release*:
+Independently of that, the owner may have closed it. A revocation is *refuse, kick, wait, release*:
 
-- refuse: one sweep marks every node below. Plain code, nothing of the user's runs in between.
+- refuse: one sweep marks every node below. It is plain code, and nothing of yours runs in between.
 - kick: parents before children, in order of opening, at once or when the grace is over.
-- wait: nobody waits here. Whoever leaves last goes on to the release ("last one out turns off the light").
-- release: children before parents, each once, and then up to the parent if it was the last.
+- wait: no code blocks here. The last user to leave goes on to the release ("last one out turns off the light").
+- release: children before parents, each once. Then go up to the parent, if this was its last user.
 
 Invariants, by the numbers used in code and tests:
 
-- I1 When `revoke()` has returned, no outermost use starts below it. Until the kick, a use nested in the same task's
-  earlier use of the same node is still granted.
-- I2 A node's release runs exactly once, after its last user has left, children first. `at_close` is run once, by the
-  owner's own close and by nothing else, after the release.
+- I1 When `revoke()` has returned, no outermost use starts below it. Until the kick, a use is still granted if it is
+  nested in an earlier use of the same node by the same task.
+- I2 A node's release runs exactly once, after its last user has left, children first. `at_close` runs once, after the
+  release. Only the owner's own close runs it.
 - I3 No operation runs after its node's release.
-- I4 A `Revocation` completes when everything below is drained and released, for each who waits, whoever revoked it, and
-  even if nobody waits. It does not wait for owners to close what is dead.
-- I5 A cancellation from outside is never swallowed nor turned into `RevokedError`; a kick never leaks as a cancellation.
-- I6 A result that the inner call already has when the kick comes is delivered.
+- I4 A `Revocation` completes when everything below is drained and released. This holds for each task that waits,
+  whoever revoked, and even if nobody waits. It does not wait for owners to close what is dead.
+- I5 A cancellation from outside is never swallowed, nor turned into `RevokedError`. A kick never leaks as a
+  cancellation.
+- I6 If the inner call already has a result when the kick comes, the result is delivered.
 - I7 Hooks and releases are the user's code. They run after all nodes refuse, and may call anything here. What they
-  raise stops nothing, never leaves `revoke()`, and is raised to those who await the act, or logged.
+  raise stops nothing and never leaves `revoke()`. It is raised to those who await the act, or logged.
 - I8 Every wait that is started here ends, or is named by `stragglers()`.
 
-Only one thread touches a tree, that of the loop it was first used in; so there are no locks, and no code that does not
-suspend can be interrupted by a revocation. Elsewhere each call that would touch it is a RuntimeError, and changes nothing:
-other threads, signal handlers and finalizers call `revoke_threadsafe` or `stop_using_threadsafe`. Between two runs of the
-loop its thread may call all that is not awaited. When the loop is over, the tree goes on in the next one.
+Only one thread touches a tree: the thread of the loop in which the tree was first used. So there are no locks, and a
+revocation cannot interrupt code that does not suspend. In any other thread or loop, each call that would touch the tree
+is a RuntimeError, and changes nothing. Other threads, signal handlers and finalizers call `revoke_threadsafe` or
+`stop_using_threadsafe`. Between two runs of the loop, its thread may call everything that is not awaited. When the loop
+is over, the tree goes on in the next one.
 
 Kernel models: fs/proc/inode.c (use_pde, unuse_pde, close_pdeo, proc_entry_rundown), drivers/tty/tty_io.c
 (__tty_hangup), sound/core/init.c (snd_card_disconnect, snd_card_free).
@@ -66,12 +68,12 @@ from .use import Iterate, Opening, Use, is_inside
 T = TypeVar("T")
 Release = Callable[[], Awaitable[object] | object]
 Kick = Callable[["Revokable"], object] | EllipsisType | None
-#: Is called with what has happened, to which node, by which act, and to the task of which name.
+#: Called with what has happened, the node, the act, and the name of the task.
 Told = Callable[[str, "Revokable", Revocation | None, str], None]
 
 
 class Options(TypedDict, total=False):
-    """What every way of opening takes; `Revokable` explains them."""
+    """The options of every way of opening. `Revokable` explains them."""
 
     release: Release | None
     at_close: Callable[[], object] | None
@@ -80,19 +82,19 @@ class Options(TypedDict, total=False):
 
 
 class Revokable:
-    """Something that can be taken away: a device, a session, an open file.
+    """Something that can be revoked: a device, a session, an open file.
 
-    The constructor makes a root; everything else is made by `open` or `opening` of its parent. What was opened stays so
-    until it is revoked or closed: neither the garbage collector nor the end of a loop releases anything.
+    The constructor makes a root. Everything else is made by `open` or `opening` of its parent. An open node stays open
+    until it is revoked or closed: neither the garbage collector nor the end of a loop releases it.
 
-    :param name: for errors and reports; need not be unique
-    :param release: called without arguments, lets go of the thing, once. It may return an awaitable, which runs in a
-        task of its own; a loop that ends cancels it, so do first, or before the first await, what must happen
+    :param name: for errors and reports. It need not be unique
+    :param release: releases the thing; called once, without arguments. It may return an awaitable, which runs in a task
+        of its own. A loop that ends cancels that task: do what must happen before the first await
     :param at_close: a plain function that only the owner's own `close` runs, after the release
-    :param kick: what ends this node's operations. Left out: as the parent's; at a root: cancel them. None: nobody is
-        cancelled, the revocation waits. A function: is called once with the node, in addition to cancelling.
-    :param answers: the profile that streams answer by, from `asyncrevoke.answers`. Left out: as the parent's; at a
-        root: always raise `RevokedError`.
+    :param kick: what ends this node's operations. Default: as at the parent; at a root, they are cancelled. None:
+        nothing is cancelled, and the revocation waits. A function: called once with the node, in addition to cancelling
+    :param answers: the profile that streams answer by, from `asyncrevoke.answers`. Default: as at the parent; at a
+        root, streams always raise `RevokedError`
     """
 
     __slots__ = (
@@ -116,7 +118,7 @@ class Revokable:
     )
 
     _number: int | None = None  # of a generation
-    _lasting = True  # else it is a child of its parent only while it is used
+    _lasting = True  # False: it is a child of its parent only while it is used
 
     def __init__(
         self,
@@ -138,14 +140,14 @@ class Revokable:
         self._answers = answers
         self._state = LIVE
         self._closed = False
-        self._acts: tuple[Revocation, ...] = ()  # that swept this node; empty as long as it is live
+        self._acts: tuple[Revocation, ...] = ()  # the acts that swept this node; empty as long as it is live
         self._uses: dict[Any, None] | None = None  # running operations; dicts are made for the first user
         self._bare = 0  # operations of start_using, which are only counted
         self._children: dict[Revokable, None] | None = None  # open, in order of opening
         self._owed: object = None if at_close is None else object()  # stands for it, until it has run
-        self._unclosed: set[object] = set() if at_close is None else {self._owed}  # here and below
+        self._unclosed: set[object] = set() if at_close is None else {self._owed}  # the `at_close` that have not run, here and below
         self._home: loop.Home | None = None
-        self._observers: tuple[Told, ...] = ()  # of this node, as it is below what they observe
+        self._observers: tuple[Told, ...] = ()  # who observe this node, or a node above it
 
     @property
     def in_use(self) -> int:
@@ -154,17 +156,17 @@ class Revokable:
 
     @property
     def children(self) -> tuple[Revokable, ...]:
-        """What is open below it, in order of opening."""
+        """The nodes that are open below it, in order of opening."""
         return tuple(self._children or ())
 
     @property
     def unclosed(self) -> int:
-        """The number of files opened with `at_close`, this one and below, whose owner has not closed them."""
+        """The number of files opened with `at_close` whose owner has not closed them, here and below."""
         return len(self._unclosed)
 
     @property
     def revoked(self) -> bool:
-        """Whether it refuses, whoever took it away: a revocation, or the owner by `close`."""
+        """Whether it refuses new operations, because of a revocation or because its owner closed it."""
         return True if self._acts else not self._lasting and self._missed()
 
     @property
@@ -174,12 +176,12 @@ class Revokable:
 
     @property
     def releasing(self) -> bool:
-        """Whether the release runs just now."""
+        """Whether the release is running."""
         return self._state == RELEASING
 
     @property
     def released(self) -> bool:
-        """Whether it is gone: nobody is inside, its release has run."""
+        """Whether it is gone: its last user has left, and its release has run."""
         return self._state == RELEASED
 
     @property
@@ -189,12 +191,12 @@ class Revokable:
 
     @property
     def reason(self) -> str:
-        """What the first revocation gave as its reason; it never changes."""
+        """The reason that the first revocation gave. It never changes."""
         return self._acts[0].reason if self.revoked else ""
 
     @property
     def revoked_by(self) -> str:
-        """The user for whom the first revocation was done, as `Revocation.by`; it never changes."""
+        """The user for whom the first revocation was done, as in `Revocation.by`. It never changes."""
         return self._acts[0].by if self.revoked else ""
 
     @property
@@ -222,7 +224,9 @@ class Revokable:
 
     @property
     def release(self) -> Release | None:
-        """What lets go of the thing. May be set until it runs; while `opening`, as soon as there is something to release."""
+        """The function that releases the thing. You may set it until it runs; while `opening`, set it as soon as there
+        is something to release.
+        """
         return self._release
 
     @release.setter
@@ -232,7 +236,9 @@ class Revokable:
         self._release = release
 
     def users(self) -> list[User]:
-        """Who uses it now: operations, open children, and the release that runs. `str()` of each says it all."""
+        """The users it has now: operations, open children, and a running release. `str()` of each is one line to
+        print.
+        """
         return list(users_of(self))
 
     def __repr__(self) -> str:
@@ -244,11 +250,12 @@ class Revokable:
     # -- opening --
 
     def open(self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]) -> Revokable:
-        """Open a file below this one. The last step of opening: after it the release is ours, before it still yours.
+        """Open a file below this one. This is the last step of opening: when it returns, the tree owns the release. If
+        it raises, you still own it.
 
         Models make_revokable of the RFC, proc_reg_open (fs/proc/inode.c).
 
-        :param also: further parents; whichever is revoked first takes the new one along
+        :param also: further parents. Whichever is revoked first takes the new node along
         :param options: as for `Revokable`
         :raises RevokedError: if this or a further parent was revoked (I1)
         :raises ClosedResourceError: if its owner closed it
@@ -258,11 +265,12 @@ class Revokable:
         return child
 
     def join(self, *parents: Revokable) -> None:
-        """Belong to these, too, from now on, with all that is inside and below: whichever is revoked first takes it along.
+        """Add these parents, from now on. Whichever is revoked first takes this node along, with its operations and all
+        that is below.
 
-        A root gets its first parent so, such as a session whose user is known only later.
+        A root can get its first parent this way: for example, a session whose user is known only later.
 
-        :raises RevokedError: if this or one of the parents was revoked; then nothing has changed
+        :raises RevokedError: if this node or one of the parents was revoked. Nothing has changed then
         :raises ClosedResourceError: if its owner closed it
         :raises ValueError: if one of the parents is this node, or below it
         """
@@ -276,12 +284,12 @@ class Revokable:
             self._join(new)
 
     def _admitting(self, nodes: Iterable[Revokable]) -> tuple[Revokable, ...]:
-        """These, each once, if all of them take a child in the loop of this node."""
+        """Return these nodes, each once, if all of them take a child in the loop of this node."""
         parents = tuple(dict.fromkeys(nodes))
         for parent in parents:
             parent._admit_child()
         for parent in parents:
-            if parent._acts:  # by what its last loop had left undone
+            if parent._acts:  # revoked by what its last loop had left undone
                 raise parent._refusal()
             if parent._home is not self._home:
                 raise RuntimeError(f"{parent.path!r} belongs to another event loop than {self.path!r}")
@@ -293,7 +301,7 @@ class Revokable:
         """Open a file whose device takes its time: ``async with node.opening() as h: fd = ...; h.release = ...``
 
         The block is an operation of this node. Set `h.release` as soon as there is something to release. A normal exit
-        commits `h` if the parents are still live; anything else runs `h.release` once, and raises.
+        commits `h` if the parents are still live. Any other exit runs `h.release` once, and raises.
 
         :param also, options: as for `open`
         :raises RevokedError: on entry, or at the exit if a parent was revoked meanwhile
@@ -338,7 +346,7 @@ class Revokable:
             have_observed(child, self._observers)
 
     def _discard(self, parents: tuple[Revokable, ...], reason: str) -> Revocation:
-        """Release what was never opened: join it to its parents, of which some may be dead, and revoke it."""
+        """Release what was never opened: join it to its parents, some of which may be dead, and revoke it."""
         if self._at_close is not None:
             self._at_close = None
             self._unclosed.discard(self._owed)
@@ -368,10 +376,11 @@ class Revokable:
     # -- using --
 
     def start_using(self) -> bool:
-        """Enter an operation that is only counted. It reports whether it may go on: False once revoked (I1).
+        """Enter an operation that is only counted, and return whether it may go on. It returns False once the node is
+        revoked (I1).
 
-        After True and until `stop_using`, the release does not run. Such users are kicked by hooks only, and are
-        unnamed stragglers; the everyday form is `using`. Models use_pde (fs/proc/inode.c).
+        After it has returned True, and until `stop_using`, the release does not run. Only hooks kick such a user, and
+        it is a straggler without a name. Most code calls `using` instead. Models use_pde (fs/proc/inode.c).
         """
         self._here()
         if not self._admits_use():
@@ -384,7 +393,7 @@ class Revokable:
     def stop_using(self) -> None:
         """Leave what `start_using` entered. Models unuse_pde (fs/proc/inode.c).
 
-        :raises RuntimeError: if nothing was entered, or in another thread or loop: `stop_using_threadsafe` is for that
+        :raises RuntimeError: if nothing was entered, or in another thread or loop: call `stop_using_threadsafe` there
         """
         home = self._home
         if home is not None and (self._acts or home.thread != threading.get_ident()):
@@ -396,13 +405,14 @@ class Revokable:
             self._operations_left()
 
     def using(self, *, idle: bool = False) -> Use:
-        """One operation: ``with handle.using(): await ...``. What it awaits is ended by the kick.
+        """Bracket one operation: ``with handle.using(): await ...``. The kick ends the await.
 
-        A refusal comes at once: what may be called in a loop begins with ``await anyio.lowlevel.checkpoint()``, so that
-        a loop around a dead handle starves nobody. Not around the `yield` of a generator: the kick would hit its consumer. Use `iterate`.
+        A refusal is raised at once, without a turn of the loop. If your function may be called in a loop, begin it with
+        ``await anyio.lowlevel.checkpoint()``: then a loop around a dead handle starves nobody. Do not put the bracket
+        around the `yield` of a generator: the kick would hit its consumer. Use `iterate`.
 
-        :param idle: it waits for others to begin something, as a read does: kicked at once, without grace, unless it is
-            nested in the same task's operation on the same node
+        :param idle: the operation waits for others to begin something, as a read does. It is kicked at once, without
+            grace, unless it is nested in the same task's operation on the same node
         :raises RevokedError: once this node was revoked; `in_flight` tells a kick from a refusal
         :raises ClosedResourceError: if this node's own owner closed it
         Cancellation: goes through unchanged, also together with the kick.
@@ -410,19 +420,22 @@ class Revokable:
         return Use(self, idle)
 
     def iterate(self, source: AsyncIterable[T]) -> Iterate[T]:
-        """``async for item in handle.iterate(source)``: an idle use per item, none while the body runs.
+        """Iterate over a source: ``async for item in handle.iterate(source)``. Each item is fetched in an idle use of
+        its own, which has ended when your loop body runs.
 
         :raises RevokedError, ClosedResourceError: from the loop, as `using`
         """
         return Iterate(self, source)
 
     def _admits_use(self) -> bool:
-        """Whether an operation may start: on a live node, or nested in one of the same task until the kick (I1)."""
+        """Whether an operation may start: on a live node, or until the kick inside another one of the same task
+        (I1).
+        """
         home = self._home
         return not self.revoked or (not self.kicked and home is not None and is_inside(self, home, home.task()))
 
     def _admit(self) -> None:
-        """Raise where it refuses (I1). Ask `_acts` first, which are there once it does."""
+        """Raise if it refuses (I1). Ask `_acts` first, which is not empty once it does."""
         if not self._admits_use():
             raise self._refusal()
 
@@ -473,20 +486,20 @@ class Revokable:
     # -- taking away --
 
     def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
-        """Take it away from everybody, with all that is open below. Awaiting the result is optional.
+        """Revoke it for everybody, with all that is open below. You need not await the result.
 
-        When this returns, nothing new starts below (I1). What is idle is kicked, and so are all others, or those who
-        are still inside after `grace` seconds. It cannot be undone; a later call can only bring the kick forward.
+        When this returns, nothing new starts below (I1). Idle operations are kicked at once. All others are kicked too,
+        or after `grace` seconds if they are still inside. A revocation cannot be undone; a later call can only bring
+        the kick forward.
 
-        :raises RuntimeError: from another thread or loop than the tree's, or without a running loop where one is needed;
-            then nothing has changed
-        :raises ValueError: if `grace` is negative or not a number
-        Awaiting the result raises what `Revocation` says.
+        :raises RuntimeError: from another thread or loop than the tree's, or without a running loop where one is
+            needed. Nothing has changed then
+        :raises ValueError: if `grace` is negative or not a number Awaiting the result raises what `Revocation` says.
         """
         return revoke_all([self], reason, grace=grace)
 
     def close(self) -> Revocation:
-        """Give it up, as its owner: as `revoke`, but the calling task's own operations are not kicked.
+        """Close it, as its owner. This works like `revoke`, but the calling task's own operations are not kicked.
 
         Operations on it fail with ClosedResourceError, those on its children with RevokedError. `at_close` runs after
         the release. Calling it again does no harm.
@@ -506,9 +519,9 @@ class Revokable:
     async def aclose(self) -> None:
         """Close it, and wait until it is released.
 
-        :raises RevokeDeadlock: from inside an operation of the caller's own; it is closed all the same
+        :raises RevokeDeadlock: from inside an operation of the caller's own. The node is closed all the same
         :raises BaseExceptionGroup: what hooks and releases raised
-        Cancellation: ends the waiting; it is closed all the same.
+        Cancellation: ends the waiting. The node is closed all the same.
         """
         await self.close().finish()
 
@@ -521,7 +534,7 @@ class Revokable:
         await self.aclose()
 
     def _call(self, function: Callable[..., object], *args: object) -> object:
-        """Run the user's code: what it raises goes to those who await (I7)."""
+        """Run the user's code. What it raises goes to those who await (I7)."""
         try:
             return function(*args)
         except BaseException as exc:  # noqa: BLE001  # I7
@@ -546,28 +559,28 @@ class Revokable:
             self._unused()
 
     def _end_unused(self, acts: tuple[Revocation, ...]) -> None:
-        """It is over with what was above it, and nobody was inside."""
+        """Note that what was above it is over, and that it had no user."""
         self._acts, self._state = acts, RELEASED
 
     # Hooks for nodes that are not lasting.
 
     def _missed(self) -> bool:
-        """Whether it was revoked where no revocation could reach it; then it is from now on."""
+        """Whether it was revoked where no revocation could reach it. If so, it is revoked from now on."""
         return False
 
     def _attach(self) -> bool:
-        """It is about to be used. It reports whether it may be: `_missed` would say that it was revoked."""
+        """Note that it is about to be used, and return whether it may be. `_missed` would say that it was revoked."""
         return True
 
     def _heard_by(self) -> tuple[Told, ...]:
-        """Who is told what happens to it, also while it is nobody's child."""
+        """The observers of what happens to it, also while it has no parent."""
         return self._observers
 
     def _unused(self) -> None:
         """The last user of a live node has left."""
 
     def _gone(self) -> None:
-        """It is released; nothing to do but for nodes that hold something of their own."""
+        """Note that it is released. Only nodes that hold something of their own have work to do here."""
 
     def _run_at_close(self) -> None:
         at_close, self._at_close = self._at_close, None
@@ -581,9 +594,9 @@ class Revokable:
 
 
 def revoke_all(nodes: Iterable[Revokable], reason: str = "", *, grace: float = 0.0, by: str = "") -> Revocation:
-    """Take away many at once: all refuse, then all are kicked, then all are released.
+    """Revoke many nodes at once: all refuse, then all are kicked, then all are released.
 
-    :param by: the user it is done for. Only a name that you have made sure of: nobody checks it
+    :param by: the user for whom it is done. Nobody checks this name: give only one that you have verified
     :raises: as `Revokable.revoke`
     """
     roots = tuple(nodes)
@@ -594,11 +607,12 @@ def revoke_all(nodes: Iterable[Revokable], reason: str = "", *, grace: float = 0
 
 
 def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) -> concurrent.futures.Future[Report]:
-    """Revoke from another thread, a signal handler or a finalizer. Its result is the report, or what awaiting raises.
+    """Revoke from another thread, a signal handler or a finalizer. The future's result is the report, or the exception
+    that awaiting raises.
 
-    The future cannot be cancelled, as a revocation cannot be undone. In the loop's own thread do not wait for its
-    `result()`, which would wait for itself: call `revoke`, or await `asyncio.wrap_future` of it. A loop that is closed
-    before it comes to that leaves it to the next in which anything of that loop is used.
+    The future cannot be cancelled, because a revocation cannot be undone. In the loop's own thread do not wait for its
+    `result()`, which would wait for itself: call `revoke`, or await `asyncio.wrap_future` of it. If the loop is closed
+    before it comes to the call, the next loop that uses anything of that loop makes the call.
     """
     future: concurrent.futures.Future[Report] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
@@ -619,10 +633,10 @@ def revoke_threadsafe(node: Revokable, reason: str = "", *, grace: float = 0.0) 
 
 
 def due(node: Revokable) -> bool:
-    """Whether an operation on it that need not wait has to suspend all the same: ``if due(node): await checkpoint()``
+    """Whether an operation that need not wait must suspend all the same: ``if due(node): await checkpoint()``
 
-    A checkpoint is there that cancellation is noticed and that nobody starves. So on asyncio it is due where the task is
-    cancelled, and else at each 33rd operation in a row; elsewhere at each.
+    A checkpoint notices cancellation and lets other tasks run. On asyncio it is due where the task is cancelled, and
+    otherwise at each 33rd operation in a row. On other loops it is always due.
 
     :raises RuntimeError: in another thread or loop than that of the tree
     """
@@ -634,14 +648,15 @@ def due(node: Revokable) -> bool:
 
 
 def stop_using_threadsafe(node: Revokable) -> None:
-    """Have `stop_using` called in the thread of the tree's loop, or at once where that is over: for other threads, and
-    finalizers, that leave what `start_using` entered.
+    """Call `stop_using` in the thread of the tree's loop, or at once if that loop is over.
+
+    Other threads and finalizers leave with it what `start_using` entered.
     """
     _hand_over(node, node.stop_using)
 
 
 def _hand_over(node: Revokable, call: Callable[[], object]) -> None:
-    """Have it called in the thread of the node's loop, or here, if that is over."""
+    """Make the call in the thread of the node's loop, or here if that loop is over."""
     home = node._home
     if home is None or home.over:  # it has not been used in a loop yet, or not in this one
         home = _root(node)._home
@@ -652,7 +667,7 @@ def _hand_over(node: Revokable, call: Callable[[], object]) -> None:
 
 
 def _check(roots: Iterable[Revokable], grace: float) -> loop.Home | None:
-    """Raise what a revocation of these raises, before it changes anything. It returns the home of the caller."""
+    """Raise what a revocation of these raises, before it changes anything. Return the home of the caller."""
     if not grace >= 0.0:
         raise ValueError(f"grace is {grace!r}: give seconds, 0 or more")
     here = loop.current()
@@ -668,7 +683,9 @@ def _check(roots: Iterable[Revokable], grace: float) -> loop.Home | None:
 
 
 def _refuse_elsewhere(node: Revokable, home: loop.Home | None, here: loop.Home | None) -> None:
-    """Raise where another loop runs than the tree's, or none in another thread. A loop that is over refuses nobody."""
+    """Raise if another loop than the tree's runs here, or if none runs and this is another thread. A loop that is over
+    refuses nobody.
+    """
     if home is None or home is here or home.over or (here is not None and home.loop is here.loop):
         return
     if here is not None or home.thread != threading.get_ident():
@@ -678,7 +695,7 @@ def _refuse_elsewhere(node: Revokable, home: loop.Home | None, here: loop.Home |
 
 
 def have_observed(node: Revokable, observers: tuple[Told, ...]) -> None:
-    """Have a node, and all below it, observed by these, too."""
+    """Let these, too, observe a node and all below it."""
     for each in below(node):
         new = tuple(observer for observer in observers if observer not in each._observers)
         each._observers = each._observers + new if each._observers else observers

@@ -1,8 +1,8 @@
-"""AnyIO's cancel scopes on asyncio: one that is entered only when it is cancelled.
+"""Cancel scopes of AnyIO on asyncio, entered only when they are cancelled.
 
-A scope of AnyIO's costs more than all else that an operation needs, and hardly any is ever cancelled. So an operation
-only notes where it begins; a kick puts the scope there, as if the task had entered it then. Where AnyIO is made otherwise
-than we know, a scope is entered as usual.
+A scope of AnyIO's costs more than the rest of an operation, and few are ever cancelled. So an operation only notes
+where it begins. A kick puts the scope there, as if the task had entered it then. If AnyIO's internals are not those we
+know, a scope is entered as usual.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import sys
 from collections.abc import Container
 from typing import Any
 
-#: The scope that a task is in, and how often it had been cancelled.
+#: The scope that a task is in, and how often the task had been cancelled.
 Place = tuple[Any, int]
 
-#: What is set in a scope that is entered. Another AnyIO may have others.
+#: The fields that entering a scope sets. Another AnyIO may have others.
 _FIELDS = {
     "_active",
     "_cancel_called",
@@ -28,7 +28,7 @@ _FIELDS = {
 
 
 class _Opaque:
-    """Stands for AnyIO's table of tasks, and for a scope in it, where they are made otherwise. It may be cancelled."""
+    """Stands for AnyIO's table of tasks, and for a scope in it, if its internals are unknown. It may be cancelled."""
 
     _effectively_cancelled = True
 
@@ -44,7 +44,7 @@ OPAQUE = _Opaque()
 
 
 def states() -> Any:
-    """AnyIO's table of the scope that each task is in, by weak reference. None: nobody has made a scope yet."""
+    """Return AnyIO's table of the scope that each task is in, by weak reference. None: nobody has made a scope yet."""
     backend = sys.modules.get("anyio._backends._asyncio")
     if backend is None:
         return None
@@ -55,7 +55,7 @@ def states() -> Any:
 
 
 def surround(task: Any, place: Place, outer: Container[object]) -> Any:
-    """Enter a scope for a task, at a place where it was: inside of its scopes that are `outer`, around all later ones."""
+    """Enter a scope for a task, at an earlier place: inside its scopes that are `outer`, around all later ones."""
     backend: Any = sys.modules["anyio._backends._asyncio"]
     scope, states = backend.CancelScope(), backend._task_states
     state = states.get(task)
@@ -84,7 +84,7 @@ def surround(task: Any, place: Place, outer: Container[object]) -> Any:
 def cancel(scope: Any) -> None:
     """Cancel a scope that `surround` has made.
 
-    Its own method tells in each cancellation which task has asked for it. For thousands that one revocation ends, that is a
+    AnyIO's own method notes in each cancellation which task asked for it. When one revocation ends thousands, that is a
     quarter of all work.
     """
     if not scope._cancel_called:

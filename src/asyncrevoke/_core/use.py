@@ -1,7 +1,7 @@
-"""One operation: the bracket around an await, and what is made of it.
+"""One operation: the bracket around an await, and how it ends.
 
-A node is taken as given: it knows who uses it (`_uses`), whether it still admits anybody, and what to do when the last
-one has left. Here is what one user is, how it is kicked and what it reports.
+The node itself knows its users (`_uses`), whether it admits more, and what to do when the last one has left. This file
+says what one user is, how it is kicked, and what it reports.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Inside:
-    """What a task is inside of. Those of one task are linked, innermost first, by `outer`."""
+    """Something that a task is inside of. Those of one task are linked by `outer`, innermost first."""
 
     __slots__ = ("node", "outer", "since", "task")
     scope: anyio.CancelScope | None = None
@@ -54,7 +54,7 @@ class Inside:
 
 
 def chain(inside: Inside | None) -> Iterator[Inside]:
-    """All that a task is inside of, from the innermost outwards."""
+    """Yield everything that a task is inside of, from the innermost outwards."""
     while inside is not None:
         yield inside
         inside = inside.outer
@@ -67,7 +67,7 @@ def is_inside(node: Revokable, home: loop.Home, task: loop.Task) -> bool:
 
 
 class Releasing(Inside):
-    """A release that runs in a task of its own: whoever waits for it must not be waited for by it."""
+    """A release that runs in a task of its own. It must not wait for a task that waits for it."""
 
     __slots__ = ()
 
@@ -85,9 +85,9 @@ class Releasing(Inside):
 
 
 class Operation(Inside):
-    """A user of a node: the one way in and out, by whichever way it waits. Kinds of it have a `kick`.
+    """A user of a node: the one way in and out. Each subclass waits in its own way, and has a `kick`.
 
-    They set what is here by themselves: to ask `super` for that would be a tenth of what an operation costs.
+    Subclasses set the attributes themselves: calling `super` would be a tenth of what an operation costs.
     """
 
     __slots__ = ("act", "idle")
@@ -95,9 +95,9 @@ class Operation(Inside):
     act: Revocation | None  # the one that kicked it
 
     def enter(self) -> loop.Home | None:
-        """Get in, or be refused. After this and until `leave`, the node's release does not run.
+        """Enter, or raise the refusal. After this and until `leave`, the node's release does not run.
 
-        :returns: the home of the tree, which is the caller's, or None where no loop runs
+        :returns: the home of the tree, which is the caller's, or None if no loop runs
         """
         node = self.node
         home = node._home
@@ -118,7 +118,7 @@ class Operation(Inside):
         return home
 
     def leave(self) -> None:
-        """Get out, once."""
+        """Leave, once."""
         node = self.node
         uses = node._uses
         assert uses is not None
@@ -128,10 +128,10 @@ class Operation(Inside):
 
 
 class Wait(Operation):
-    """An operation that waits in a way of its own, between `enter` and `leave`: for a callback of the loop, on a future.
+    """An operation that waits in its own way between `enter` and `leave`: for a callback of the loop, or on a future.
 
-    :param end: is called by the kick with the error to report, whatever the node's `kick` is. What it raises goes to those
-        who await the revocation. It must not leave: that is for whoever it wakes
+    :param end: called by the kick with the error to report, whatever the node's `kick` is. It must not leave: whoever
+        it wakes does that. What it raises goes to those who await the revocation
     :param idle: as for `Revokable.using`
     """
 
@@ -150,11 +150,11 @@ class Wait(Operation):
 
 
 class Use(Operation):
-    """One operation on a node, as `Revokable.using` gives it: ``with handle.using() as use: await ...``
+    """One operation on a node, as `Revokable.using` returns it: ``with handle.using() as use: await ...``
 
-    After entering and until leaving, the node's release does not run. What it awaits is cancelled by a kick, through a
-    cancel scope of its own, and reported as `RevokedError`; a cancellation from outside goes through unchanged (I5), and
-    a result that is there already is kept (I6). Without a current task (in a callback) it only counts.
+    After entering and until leaving, the node's release does not run. A kick cancels the await through a cancel scope
+    of its own, and you get `RevokedError`. A cancellation from outside goes through unchanged (I5). A result that is
+    there already is kept (I6). Without a current task (in a callback) the use only counts.
     """
 
     __slots__ = ("_hooks", "_place", "scope")
@@ -168,14 +168,15 @@ class Use(Operation):
 
     @property
     def kicked(self) -> bool:
-        """Whether the kick has come. A wait that a hook woke up tests this before it believes an empty result."""
+        """Whether the kick has come. After a hook woke you, test this before you believe an empty result."""
         return self.act is not None or (self.node._kick is None and self.node.kicked)
 
     def on_kick(self, hook: Callable[[], object]) -> None:
-        """Have `hook()` called by the kick, or at once if that has been (fs/debugfs: debugfs_enter_cancellation).
+        """Register `hook`, which the kick calls. If the kick has been, it is called at once (fs/debugfs:
+        debugfs_enter_cancellation).
 
-        For waits that no cancel scope reaches, such as a worker thread's. It is called whatever the node's `kick` is;
-        what it raises goes to those who await the revocation.
+        Use it for waits that no cancel scope reaches, such as a worker thread's. The hook is called whatever the node's
+        `kick` is. What it raises goes to those who await the revocation.
         """
         if self.kicked:
             self.node._call(hook)
@@ -185,7 +186,7 @@ class Use(Operation):
             self._hooks.append(hook)
 
     def kick(self, act: Revocation) -> bool:
-        """End the wait. It reports whether there was anything to end it by."""
+        """End the wait. Return whether there was anything to end it by."""
         if self.node._kick is None and self._hooks is None:
             return False
         self.act = act
@@ -240,7 +241,9 @@ class Use(Operation):
         return self.node._error(self.act or self.node._acts[0], sent)
 
     def _reports(self, error: BaseException) -> bool:
-        """Whether this operation speaks for `error`: a group of its own revocation, or what was kicked inside of it."""
+        """Whether this operation reports `error` as its own: a group of its own revocation, or a kick of something
+        inside it.
+        """
         if isinstance(error, BaseExceptionGroup):
             return all(
                 self._reports(leaf) or (isinstance(leaf, RevokedError) and leaf.node is self.node)
@@ -252,7 +255,9 @@ class Use(Operation):
 
 
 class Iterate(AsyncIterator[T]):
-    """`Revokable.iterate`: each item is fetched in a use of its own, so that none is held while the consumer works."""
+    """The iterator of `Revokable.iterate`: it fetches each item in a use of its own, and holds none while the consumer
+    works.
+    """
 
     def __init__(self, node: Revokable, source: AsyncIterable[T]) -> None:
         self._node = node
@@ -264,7 +269,9 @@ class Iterate(AsyncIterator[T]):
 
 
 class Opening:
-    """`Revokable.opening`: the handle, while the device is still being opened. An operation of the parent."""
+    """The block of `Revokable.opening`: it has the handle while the device is still being opened. It is an operation of
+    the parent.
+    """
 
     def __init__(self, parent: Revokable, handle: Revokable, also: tuple[Revokable, ...]) -> None:
         self._handle = handle
@@ -288,7 +295,7 @@ class Opening:
         else:
             failed = self._handle._discard(self._parents, "its opening failed" if dead is None else dead.reason)
         try:
-            # The parent waits for its new child from here on: nothing is let go that is still held.
+            # From here on the parent waits for its new child, so it is not released while the child holds something.
             self._use.__exit__(kind, exc, tb)
         finally:
             if failed is not None:

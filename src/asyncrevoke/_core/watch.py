@@ -1,4 +1,4 @@
-"""What happens to a thing while nobody uses it: descriptors watched in the background, and time that runs out."""
+"""Events of a thing that nobody uses: descriptors watched in the background, and deadlines."""
 
 import contextlib
 import logging
@@ -21,23 +21,23 @@ class HasDescriptor(Protocol):
 
 
 class Closable(HasDescriptor, Protocol):
-    """One of these that can be closed."""
+    """A file, a socket or an epoll object that can be closed."""
 
     def close(self) -> object: ...
 
 
 class Watch:
-    """Has `call()` run in the loop as often as `file` is readable, until it is closed. It is nobody's operation.
+    """Runs `call()` in the loop whenever `file` is readable, until the watch is closed. It is no operation of any node.
 
     All watches of a loop share one epoll object, and one task.
 
-    :param file: belongs to the watch from now on, which closes it when it no longer waits for it
-    :param call: must make it unreadable, or close the watch; what it raises ends the watch, and is logged
-    :param events: what to wait for, as epoll(7) names it. Errors and hang-ups are reported whatever is asked for
-    :param closes: False: `file` stays yours. Close the watch before you close it
-    :raises RuntimeError: without a running event loop; `file` is still yours then
+    :param file: the watch owns it from now on, and closes it when it no longer waits for it
+    :param call: must make the file unreadable, or close the watch. What it raises ends the watch, and is logged
+    :param events: what to wait for, as epoll(7) names it. Errors and hang-ups are always reported
+    :param closes: False: you still own `file`. Close the watch before you close the file
+    :raises RuntimeError: without a running event loop. You still own `file` then
     :raises ImportError: without epoll, which only Linux has
-    :raises OSError: if `file` cannot be watched, or no descriptor is left; it is still yours then
+    :raises OSError: if `file` cannot be watched, or no descriptor is left. You still own it then
     """
 
     __slots__ = ("_call", "_closes", "_file", "_home", "_number")
@@ -61,7 +61,7 @@ class Watch:
         (home.watched or Watched(home)).add(self, self._number, events)
 
     def close(self) -> None:
-        """Call no more, from now on. Twice does no harm."""
+        """Stop calling, from now on. Calling it again does no harm."""
         self._home.call(self._end)
 
     def _end(self) -> None:
@@ -131,7 +131,7 @@ class Watched:
 
 
 class Deadline:
-    """Has `call()` run in the loop once that many seconds have passed since it was last put off. It is nobody's operation.
+    """Runs `call()` in the loop after so many seconds without a `put_off`. It is no operation of any node.
 
     :param call: what it raises is logged
     :raises RuntimeError: without a running event loop
@@ -161,9 +161,9 @@ class Deadline:
         home.spawn(run, ended, f"deadline of {call!r}")
 
     def put_off(self) -> None:
-        """Begin to wait anew."""
+        """Start the time again."""
         self._put_off_at = anyio.current_time()
 
     def close(self) -> None:
-        """Call no more, from now on. Twice does no harm."""
+        """Stop: it will not call any more. Calling it again does no harm."""
         self._home.call(self._scope.cancel)
