@@ -1,1 +1,1 @@
-"""What outlives a revocation: names with generations, keys, and what is found by path."""
+"""Names that outlive a revocation: names with generations, keys, and devices found by path."""

@@ -9,9 +9,9 @@ from asyncrevoke._core.revokable import Revokable, Told, revoke_all
 
 
 class Key(Revokable):
-    """A node of a registry's tree of keys: a child of its parent only while somebody uses it.
+    """A node of a registry's tree of keys. It is a child of its parent only while somebody uses it.
 
-    :param earlier: those of the same name that were revoked, and may not be gone yet
+    :param earlier: nodes of the same name that were revoked, and may not be released yet
     """
 
     __slots__ = ("__weakref__", "_earlier", "_number")
@@ -27,11 +27,13 @@ class Key(Revokable):
         self._earlier = earlier
 
     def revoke(self, reason: str = "", *, grace: float = 0.0) -> Revocation:
-        """As `Revokable.revoke`. It is done when what was taken away under this name before is gone, too."""
+        """Revoke it, as `Revokable.revoke`. This completes when the earlier nodes of this name are released, too."""
         return revoke_all([*(each for each in self._earlier if not each.released), self], reason, grace=grace)
 
     def _missed(self) -> bool:
-        """A revocation does not reach down to a key that nobody uses: such a key takes it over when it is asked."""
+        """Whether it was revoked. A revocation does not reach down to a key that nobody uses: such a key asks its
+        parents.
+        """
         dead: Revokable | None = self
         while dead is not None and not dead._acts:
             dead = dead.parent

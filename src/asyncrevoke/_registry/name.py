@@ -15,7 +15,7 @@ Hangup = Callable[[int], Awaitable[object] | None]
 
 
 class Generation(Revokable):
-    """All that was opened under a name until it is hung up; over when it is released."""
+    """All that was opened under a name until a hang-up. The generation is over when it is released."""
 
     __slots__ = ("__weakref__", "_number")
 
@@ -25,13 +25,13 @@ class Generation(Revokable):
 
 
 class Name(Revokable):
-    """A name with generations, as a terminal has: `open` opens in the current one.
+    """A name with generations, as a terminal has. `open` opens in the current one.
 
     :param while_draining: what an open does while the old generation is not released yet (RFC, spot 5). "next" begins
-        the next one beside it; "refuse" raises `RevokedError`; "queue" lets `opening` wait for the release, and `open`
-        raise.
-    :param queue: how many may wait so
-    :param hangup: runs as each generation's release and is told the number of pinned handles; may return an awaitable
+        the next generation beside it. "refuse" raises `RevokedError`. "queue" lets `opening` wait for the release, and
+        `open` raise
+    :param queue: how many may wait in the queue
+    :param hangup: runs as each generation's release, with the number of pinned handles. It may return an awaitable
     :param options: as for `Revokable`; `release` runs when the name itself is gone
     """
 
@@ -61,12 +61,12 @@ class Name(Revokable):
 
     @property
     def current(self) -> Generation:
-        """The latest generation; it may be over. Number 0 is none at all."""
+        """The latest generation, which may be over. Number 0 means that nothing was opened yet."""
         return self._current
 
     @property
     def pinned(self) -> int:
-        """The number of open handles that no hang-up takes away."""
+        """The number of open handles that stay through a hang-up."""
         return sum(type(child) is not Generation for child in self._children or ())
 
     def pin(self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]) -> Revokable:
@@ -76,7 +76,8 @@ class Name(Revokable):
     def open(self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]) -> Revokable:
         """Open a handle in the current generation, or begin the next one. Options as for `Revokable.open`.
 
-        :raises RevokedError: if the name is gone, or the old generation drains and is not to be passed
+        :raises RevokedError: if the name is gone, or the old generation drains and `while_draining` does not allow
+            another
         """
         return self._generation().open(name, also=also, **options)
 
@@ -84,7 +85,8 @@ class Name(Revokable):
     async def opening(
         self, name: str = "", *, also: Iterable[Revokable] = (), **options: Unpack[Options]
     ) -> AsyncIterator[Revokable]:
-        """As `Revokable.opening`, in the current generation; the waiting of the "queue" policy is done here.
+        """Open like `Revokable.opening`, in the current generation. With the "queue" policy, this waits for the old
+        one.
 
         :raises RevokedError: if the name is gone, also while waiting
         :raises ~anyio.BusyResourceError: if too many wait
@@ -95,11 +97,11 @@ class Name(Revokable):
             yield handle
 
     def hangup(self, reason: str = "hung up", *, grace: float = 0.0) -> Revocation:
-        """End the current generation; the name stays, and pinned handles too. As `revoke` otherwise."""
+        """End the current generation. The name and its pinned handles stay. Otherwise this works like `revoke`."""
         return self.ending().revoke(reason, grace=grace)
 
     def ending(self) -> Revokable:
-        """The generation that a hang-up ends. A kind of names may begin one, to have something to end."""
+        """The generation that a hang-up ends. A subclass may begin one here, to have something to end."""
         return self._current
 
     def _generation(self) -> Generation:
@@ -121,7 +123,7 @@ class Name(Revokable):
         return new
 
     async def drained(self) -> None:
-        """Wait in the queue until an open would not be refused; only where the policy is "queue".
+        """Wait in the queue until an open would not be refused. Only for the "queue" policy.
 
         :raises RevokedError: if the name is gone, also while waiting
         :raises ~anyio.BusyResourceError: if too many wait
@@ -138,7 +140,9 @@ class Name(Revokable):
                     self._waiting -= 1
 
     def _owner(self) -> int:
-        """Of that file, now: root, if another is there, or its owner has no number here, as many have not in a container."""
+        """The present owner of that file. Root, if another file is there, or if the owner has no number here, as many
+        have not in a container.
+        """
         if self._file is not None:
             path, *known = self._file
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a path leads to: a device by its number, anything else by its inode."""
+"""The place that a path leads to: a device by its number, anything else by its inode."""
 
 import contextlib
 import functools
@@ -8,19 +8,20 @@ import stat
 from collections.abc import Iterator
 
 Path = str | os.PathLike[str]
-#: What is the same by whatever path: ("c", number) or ("b", number) of a device, ("i", device, number) of any other inode.
+#: Identifies a file by any path: ("c", number) or ("b", number) of a device, ("i", device, number) of any other inode.
 Place = tuple[str, *tuple[int, ...]]
 _MOST = 1000  # files that are looked at below a directory; their places fit into a line of the control protocol
 
 
 def places(path: Path) -> list[Place]:
-    """What a path leads to and, if it is a directory, all that the files in it and below lead to: for `Registry.hangup`.
+    """Return the place a path leads to and, for a directory, the places of all files in it and below: for
+    `Registry.hangup`.
 
-    Each is found by one look, lest it be replaced between two. It takes as long as the file systems take, of which one may
-    have died: so have it run in the process that asks, or in a thread.
+    Each file is looked at once, so that nothing is replaced between two looks. This takes as long as the file systems
+    take, and one of them may have died. So run it in the process that asks, or in a thread.
 
     :raises LookupError: if there are more than 1000 files to look at
-    :raises OSError, ValueError: if nothing is at that path at all, or it can be none
+    :raises OSError, ValueError: if nothing is at that path at all, or it cannot be a path
     """
     found = [place_of(look(path))]
     for number, entry in enumerate(_below(path)):
@@ -38,7 +39,7 @@ def look(path: Path) -> os.stat_result:
 
 
 def file_of(status: os.stat_result) -> list[object]:
-    """By what a file is known again, whose inode number another one may have got."""
+    """What identifies a file even after another file has got its inode number."""
     return [status.st_dev, status.st_ino, place_of(status)]
 
 
@@ -51,12 +52,12 @@ def place_of(status: os.stat_result) -> Place:
 
 @functools.cache
 def nobody() -> int:
-    """Who is said to own what belongs to users that have no number in this user namespace."""
+    """The uid that the system reports for owners without a number in this user namespace."""
     return int(pathlib.Path("/proc/sys/kernel/overflowuid").read_text())
 
 
 def _below(path: Path) -> Iterator[str]:
-    """The files in a directory and below; of anything else, and of what may not be read, none."""
+    """Yield the files in a directory and below. For anything else, and for what may not be read, yield nothing."""
     unvisited = [os.fspath(path)]
     while unvisited:
         with contextlib.suppress(OSError), os.scandir(unvisited.pop()) as entries:

@@ -1,8 +1,8 @@
 """Names that outlive what is open under them: generations, keys, and devices found by path.
 
-A `Name` stays; what is opened under it belongs to its current `Generation`, which is revoked once. Hanging up ends the
-generation, and the next open begins another; revoking the name itself means that the thing is gone. A `Key` is a name
-that exists only as long as somebody uses it. A `Registry` finds both. It keeps nothing alive, and is no global.
+A `Name` stays. What is opened under it belongs to its current `Generation`, which is revoked once. Hanging up ends the
+generation, and the next open begins another. Revoking the name itself means that the thing is gone. A `Key` is a name
+that exists only while somebody uses it. A `Registry` finds both. It keeps nothing alive, and is not global.
 """
 
 import contextlib
@@ -25,15 +25,16 @@ from .place import Path, Place, file_of, look, place_of, places
 
 
 class Registry:
-    """Finds what can be taken away: by key, by name, by path.
+    """Finds what can be revoked: by key, by name, by path.
 
-    ``live["alice", "token7"]`` gives the node of a key, a path in a tree of them; open files on it, directly or with
-    ``also=[...]``. ``live.revoke("alice")`` takes all below away, and alice may begin again at once. ``name()`` adds a
-    device, which is then found by its name, by every path that leads to it, and by what is open on it.
+    ``live["alice", "token7"]`` is the node of a key. Keys are paths in a tree. Open files on the node, directly or with
+    ``also=[...]``. ``live.revoke("alice")`` revokes all below, and alice may begin again at once. ``name()`` adds a
+    device. You then find it by its name, by every path that leads to it, and by a handle that is open on it.
 
-    A path is looked at once, and leads to what is there then. A device is known by its number, which a later device may
-    get: what was opened before belongs to another generation. Anything else is known by its inode, whose number no
-    other file can get as long as the name lives, as a descriptor is kept on it (O_PATH, which opens nothing).
+    A path is looked up once, and leads to what is there then. A device is known by its number. A later device may get
+    the same number, but what was opened before belongs to another generation. Anything else is known by its inode. No
+    other file can get the inode's number as long as the name lives, because a descriptor is kept on it (O_PATH, which
+    opens nothing).
 
     :ivar root: the node above all keys and names
     """
@@ -47,7 +48,7 @@ class Registry:
         self._numbers = itertools.count(1)
 
     def __getitem__(self, key: str | tuple[str, ...]) -> Revokable:
-        """The node of a key, made if there is none. It is dropped when nobody uses it."""
+        """The node of a key. It is made if there is none, and dropped when nobody uses it."""
         path = (key,) if isinstance(key, str) else key
         if not isinstance(path, tuple) or not path or not all(isinstance(part, str) for part in path):
             raise TypeError(f"{key!r} is no key: give one string, or several")
@@ -64,11 +65,13 @@ class Registry:
         return node
 
     def get(self, *key: str) -> Revokable | None:
-        """The node of a key, if somebody uses it, or has used it and is not gone yet. Nothing is made otherwise."""
+        """The node of a key, if somebody uses it, or if it is revoked and not released yet. Otherwise None: nothing is
+        made.
+        """
         return self[key] if key in self._keys or key in self._draining else None
 
     def draining(self, *key: str) -> list[Revokable]:
-        """The nodes that a key had before, which were revoked and are not gone yet."""
+        """The earlier nodes of a key that were revoked and are not released yet."""
         self.get(*key)  # which finds out whether the last one is of them
         return list(self._draining.get(key, ()))
 
@@ -92,7 +95,9 @@ class Registry:
 
     @property
     def size(self) -> int:
-        """How many keys there are: those in use, and any that are looked up just now. Unlike `len`, it counts nothing."""
+        """The number of keys: those in use, and any that are just being looked up. Unlike `len`, this counts
+        nothing.
+        """
         return len(self._keys)
 
     def __contains__(self, key: object) -> bool:
@@ -100,10 +105,10 @@ class Registry:
         return isinstance(path, tuple) and any(path == known for known in self)
 
     def name(self, name: str, path: Path | None = None, *, kind: type[Name] = Name, **options: Any) -> Name:
-        """Add a device. It is the caller's to close; its name is free again once it is revoked.
+        """Add a device. You close it; its name is free again once it is revoked.
 
-        :param path: where it is found in the file system, if it is
-        :param kind: a class of names that knows more about hanging up
+        :param path: its path in the file system, if it has one
+        :param kind: a subclass of `Name` that knows more about hanging up
         :param options: as for `Name`
         :raises ValueError: if the name, or the device at `path`, is taken
         :raises OSError: if there is nothing at `path`
@@ -131,9 +136,10 @@ class Registry:
         return node
 
     def locate(self, name: Name, fd: int) -> None:
-        """Let a device of this registry be found by path and number, too, until it is hung up: it may come back elsewhere.
+        """Let a device of this registry be found by another path and number, until it is hung up. It may come back
+        elsewhere.
 
-        :param fd: open on the device. If it was added by a path, under another name, that one stays the one to be found
+        :param fd: open on the device. If this file was added under another name, that name is found, as before
         """
         status = os.fstat(fd)
         known = self._places.get(place := place_of(status))
@@ -146,9 +152,9 @@ class Registry:
                 name._file = pathlib.Path(f"/proc/self/fd/{fd}").readlink(), *file_of(status)
 
     def find(self, what: Path | int | Revokable | Face) -> Name:
-        """The device of that name; that a path leads to; of that device number (`st_rdev`); that a handle is open on.
+        """Find the device with that name, at that path, of that device number (`st_rdev`), or that a handle is open on.
 
-        :raises LookupError: if there is none here
+        :raises LookupError: if this registry has no such device
         :raises OSError: if nothing is at that path at all
         """
         found: Name | None
@@ -163,7 +169,9 @@ class Registry:
         return found
 
     def at(self, path: str) -> list[Revokable]:
-        """The open nodes of that `Revokable.path`, parents first: several, as a generation has the path of its name."""
+        """The open nodes with that `Revokable.path`, parents first. There may be several: a generation has the path of
+        its name.
+        """
         found: list[Revokable] = []
         unvisited = [(self.root, self.root.name)]
         for node, there in unvisited:  # only what is on the way there
@@ -189,14 +197,15 @@ class Registry:
         return None if name is None or name.revoked else name
 
     def revoke(self, *what: Path, reason: str = "", grace: float = 0.0) -> Revocation:
-        """Take away a key with all below it, or hang up the device of that name, or what `hangup` does of that path.
+        """Revoke a key with all below it, hang up the device of that name, or do what `hangup` does for that path.
 
-        A single string is taken as a name first, then as a path if it begins with a slash, else as a key: where others
-        choose the keys, revoke ``live[key]`` itself. To revoke a key that nobody uses is complete at once, and no error, also
-        if it is a name mistyped: ``find(name).hangup()`` is strict. Several strings are the parts of one key.
+        A single string is taken as a name first, then as a path if it begins with a slash, otherwise as a key. If
+        others choose the keys, revoke ``live[key]`` itself. Revoking a key that nobody uses completes at once, without
+        an error, even if you meant a name and mistyped it: ``find(name).hangup()`` is strict. Several strings are the
+        parts of one key.
 
         :raises LookupError, OSError: as `hangup`, for paths
-        :raises TypeError: of several, if one is a path: that is no part of a key
+        :raises TypeError: if one of several strings is a path, which cannot be part of a key
         """
         if len(what) > 1 and not all(isinstance(part, str) and not part.startswith("/") for part in what):
             raise TypeError(f"{what!r} is no key, as there are paths in it: revoke each by itself, or their directory")
@@ -216,19 +225,21 @@ class Registry:
         among: Callable[[str], bool] = lambda _: True,
         by: str = "",
     ) -> Revocation:
-        """Hang up the device that a path leads to, as revoke(2); of a directory, all that its files lead to.
+        """Hang up the device that a path leads to, as revoke(2). For a directory, hang up every device that its files
+        lead to.
 
-        So ``"/dev/serial/by-id"`` is whatever its links lead to now, and ``"/run/lab"`` all devices whose nodes are in it
-        or in directories below. Links to directories are not entered, but `path` may be one.
+        ``"/dev/serial/by-id"`` means whatever its links lead to now. ``"/run/lab"`` means all devices whose nodes are
+        in it or in directories below. Links to directories are not entered, but `path` may be one.
 
-        :param path: a path, or what `places` has found at it: in another thread, or in the process that asks
-        :param uid: the user who asks, where it is not this process: he must be root, or own the file by which each of the
-            devices was added here, whosever the files are that he has found it by
-        :param among: tells of a device's `path` whether the user may know of it; the others are not there
+        :param path: a path, or what `places` has found at it, in another thread or in the process that asks
+        :param uid: the user who asks, if it is another process. Only root may, and the owner of the file by which each
+            device was added here. Who owns the files that led to the device does not matter
+        :param among: tells from a device's `path` whether the user may know of it. Other devices are treated as not
+            there
         :param by: as for `revoke_all`
         :raises LookupError: if no device of this registry is there, or there are too many files to look at
-        :raises PermissionError: if one of them is not the user's; then nothing has changed
-        :raises OSError, ValueError: if nothing is at that path at all, or it can be none
+        :raises PermissionError: if the user does not own one of them. Nothing has changed then
+        :raises OSError, ValueError: if nothing is at that path at all, or it cannot be a path
         """
         what = "what was found there"
         if isinstance(path, str | bytes | os.PathLike):
@@ -251,7 +262,7 @@ class Registry:
         """Hang up the device that `handle` is open on, for all who have it open, as frevoke(2).
 
         :raises LookupError: as `find`
-        :raises RevokedError: if what `handle` was opened in is over already, as it is no device of the next generation
+        :raises RevokedError: if the generation in which `handle` was opened is over. The handle is not of the next one
         """
         node = handle.handle if isinstance(handle, Face) else handle
         device = self.find(handle)
