@@ -1,1 +1,1 @@
-"""Byte streams whose every operation is guarded: the face that all share, and its kinds."""
+"""Byte streams that guard every operation: the face that all share, and the kinds of them."""

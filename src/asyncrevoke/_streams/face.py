@@ -1,4 +1,4 @@
-"""A revocable stream over any AnyIO byte stream, kicked by cancel scope; and the face that all our streams share."""
+"""The face that all our streams share: what each of them promises."""
 
 import errno
 import functools
@@ -20,26 +20,29 @@ from asyncrevoke._core.watch import Deadline
 
 _AHEAD = 16384  # bytes that are asked for where a record needs less
 
-#: What a stream is opened on: a node, or a function that opens as one does, such as `Name.pin`; None for a root.
+#: A stream is opened on it: a node, or a function that opens like one, such as `Name.pin`. None: it is a root.
 Owner = Revokable | Callable[..., Revokable] | None
 
 
 class RevokableAttribute(anyio.TypedAttributeSet):
-    """What our streams tell about themselves by `extra()`."""
+    """The typed attributes of our streams, for `extra()`."""
 
     #: the node the stream is open on
     handle: Revokable = anyio.typed_attribute()
 
 
 class Face(Handled, anyio.abc.ByteStream):
-    """What every stream of ours promises. A kind of stream is made by `_receive`, `_send` and `_send_eof`, which do the
-    work as operations of `handle`, and perhaps by `_receive_now`, for what need not wait; being a checkpoint, one at a
-    time and the profile's answer is done here.
+    """The promises of every stream of ours.
 
-    Every operation is a checkpoint, whatever it ends in, and consumes nothing if it is cancelled there: a cancellation that
-    is pending is delivered. Others run meanwhile if it has to wait, and on asyncio else at each 33rd operation; elsewhere at
-    each. There is one reader and one writer at a time. Once taken away, operations answer by the profile of the handle, by
-    default with `RevokedError`; after the stream's own `aclose`, with ClosedResourceError.
+    Every operation is a checkpoint, whatever it ends in. A pending cancellation is delivered there, and consumes
+    nothing. Other tasks run if the operation has to wait. Otherwise they run at each 33rd operation in a row on
+    asyncio, and at each operation elsewhere. There is one reader and one writer at a time. Once the stream is revoked,
+    operations answer by the profile of the handle, by default with `RevokedError`. After the stream's own `aclose`,
+    they raise ClosedResourceError.
+
+    A subclass has `_receive`, `_send` and `_send_eof`, which do the work as operations of `handle`. It may have
+    `_receive_now`, for what need not wait. This class adds the checkpoints, the one reader and writer, and the
+    profile's answer.
     """
 
     def __init__(self, handle: Revokable, *, tty: bool = False) -> None:
@@ -56,8 +59,8 @@ class Face(Handled, anyio.abc.ByteStream):
         """Receive 1 to `max_bytes` bytes.
 
         :raises ~anyio.EndOfStream: at the end of data, or as the answer of a profile
-        :raises RevokedError: if it was or is taken away
-        :raises ~anyio.ClosedResourceError: if this stream was or is closed
+        :raises RevokedError: if it was revoked, before or meanwhile
+        :raises ~anyio.ClosedResourceError: if this stream was closed, before or meanwhile
         :raises ~anyio.BrokenResourceError: if the other side is broken
         :raises ~anyio.BusyResourceError: if another task is receiving
         :raises ValueError: if `max_bytes` is not positive
@@ -78,11 +81,11 @@ class Face(Handled, anyio.abc.ByteStream):
         return data
 
     async def receive_exactly(self, nbytes: int) -> bytes:
-        """Receive so many bytes. What came with them stays for the next, whichever way it receives.
+        """Receive exactly so many bytes. Bytes that came with them stay for the next receive of any kind.
 
-        :raises ~anyio.IncompleteRead: if the data ends before; what there is can still be received
+        :raises ~anyio.IncompleteRead: if the data ends before. You can still receive what has come
         :raises ValueError: if `nbytes` is negative
-        :raises: as `receive` else
+        :raises: otherwise as `receive`
         Cancellation: nothing was consumed.
         """
         if nbytes < 0:
@@ -100,10 +103,10 @@ class Face(Handled, anyio.abc.ByteStream):
         return self._ahead[at:end]
 
     async def receive_until(self, delimiter: bytes, max_bytes: int = 65536) -> bytes:
-        """Receive what comes before a delimiter, which is taken away too.
+        """Receive the bytes before a delimiter. The delimiter is consumed too, and not returned.
 
-        :param max_bytes: that may come before it
-        :raises ~anyio.DelimiterNotFound: if more do; all of them can still be received
+        :param max_bytes: the most bytes that may come before it
+        :raises ~anyio.DelimiterNotFound: if more come. You can still receive all of them
         :raises: as `receive_exactly`
         Cancellation: nothing was consumed.
         """
@@ -116,9 +119,10 @@ class Face(Handled, anyio.abc.ByteStream):
         return record[: -len(delimiter)]
 
     async def receive_record(self, end: Callable[[bytearray], int]) -> bytes:
-        """Receive a record of a kind of your own, such as one that begins with its length.
+        """Receive a record of your own kind, such as one that begins with its length.
 
-        :param end: is given what has come, and tells where the first record in it ends, or -1 if more has to come
+        :param end: a function of the bytes that have come. It returns where the first record in them ends, or -1 if
+            more has to come
         :raises: as `receive_exactly`, and what `end` raises
         Cancellation: nothing was consumed.
         """
@@ -130,9 +134,9 @@ class Face(Handled, anyio.abc.ByteStream):
             raise anyio.IncompleteRead from None
 
     async def receive_line(self, max_bytes: int = 65536) -> bytes:
-        r"""Receive a line with its ``b"\n"``; at the end of data, what is left.
+        r"""Receive a line with its ``b"\n"``. At the end of data, receive the bytes that are left.
 
-        :raises: as `receive_until`; ~anyio.EndOfStream where nothing is left
+        :raises: as `receive_until`; ~anyio.EndOfStream if nothing is left
         Cancellation: nothing was consumed.
         """
         try:
@@ -145,7 +149,9 @@ class Face(Handled, anyio.abc.ByteStream):
             return self._cut(len(self._ahead))
 
     async def lines(self, max_bytes: int = 65536) -> AsyncIterator[bytes]:
-        """``async for line in stream.lines()``: each as `receive_line` gives it, to the end of data."""
+        """Iterate over lines, to the end of data: ``async for line in stream.lines()``. Each is as `receive_line`
+        returns it.
+        """
         while True:
             try:
                 line = await self.receive_line(max_bytes)
@@ -156,8 +162,9 @@ class Face(Handled, anyio.abc.ByteStream):
     async def send(self, item: bytes) -> None:
         """Send all of `item`.
 
-        :raises RevokedError: if it was or is taken away; `sent` tells how many bytes were accepted, where that is known
-        :raises ~anyio.ClosedResourceError: if this stream was or is closed, or after `send_eof`
+        :raises RevokedError: if it was revoked, before or meanwhile. `sent` is the number of bytes accepted, where that
+            is known
+        :raises ~anyio.ClosedResourceError: if this stream was closed, before or meanwhile, or after `send_eof`
         :raises ~anyio.BrokenResourceError: if the other side is broken
         :raises ~anyio.BusyResourceError: if another task is sending
         Cancellation: any part of `item` may have been sent.
@@ -173,7 +180,7 @@ class Face(Handled, anyio.abc.ByteStream):
                 raise
 
     async def send_eof(self) -> None:
-        """Tell the other side that nothing more will be sent; it may go on sending. Twice does no harm.
+        """Tell the other side that nothing more will be sent. It may go on sending. Calling this again does no harm.
 
         :raises RevokedError, ~anyio.ClosedResourceError, ~anyio.BusyResourceError: as `send`
         """
@@ -190,11 +197,11 @@ class Face(Handled, anyio.abc.ByteStream):
                 raise
 
     def limit_idle(self, seconds: float) -> None:
-        """Have it revoked when somebody has waited for so many seconds to receive, and nothing came.
+        """Revoke the stream when somebody has waited so many seconds to receive, and nothing came.
 
-        :raises RevokedError, ~anyio.ClosedResourceError: if it was taken away or closed
+        :raises RevokedError, ~anyio.ClosedResourceError: if it was revoked or closed
         :raises ValueError: if `seconds` is not positive
-        :raises RuntimeError: without a running event loop; nothing has changed then
+        :raises RuntimeError: without a running event loop. Nothing has changed then
         """
         if not seconds > 0:
             raise ValueError(f"seconds is {seconds!r}: give a number more than 0")
@@ -214,17 +221,19 @@ class Face(Handled, anyio.abc.ByteStream):
     async def _send_eof(self) -> None: ...
 
     def _receive_now(self, max_bytes: int) -> bytes | None:  # noqa: ARG002  # for kinds that can tell
-        """Receive what is there, or None: it has to wait. Nothing suspends since the handle admitted it."""
+        """Receive what is there, or return None if it would have to wait. Nothing has suspended since the handle
+        admitted it.
+        """
         return None
 
     def _free(self) -> bool:
-        """Whether it may read without waiting for anything: nothing was taken away, nobody reads, no turn is due."""
+        """Whether it may read without waiting: it is not revoked, nobody reads, and no checkpoint is due."""
         handle = self.handle
         home = handle._home
         return not (handle._acts or self._reading.busy or home is None or home.due())
 
     async def _turn(self) -> None:
-        """Let others run, and go on if it may still read."""
+        """Let other tasks run, and return whether it may still read."""
         with self._reading:
             if due(self.handle):
                 await loop.checkpoint()
@@ -236,7 +245,7 @@ class Face(Handled, anyio.abc.ByteStream):
                 raise
 
     def _there(self, max_bytes: int) -> bytes | None:
-        """What is there, or None: it has to wait."""
+        """What is there, or None if it would have to wait."""
         if self._at < len(self._ahead):
             return self._cut(self._at + max_bytes)
         if self._behind is not None:
@@ -255,14 +264,14 @@ class Face(Handled, anyio.abc.ByteStream):
             self._ahead, self._at = data + self._ahead[self._at :], 0
 
     def _through(self, delimiter: bytes, max_bytes: int) -> bytes:
-        """What is ahead, with the delimiter that ends it, or nothing."""
+        """The bytes ahead up to and with the delimiter, or nothing."""
         if max_bytes < 1 or not delimiter:
             raise ValueError(f"delimiter is {delimiter!r} and max_bytes is {max_bytes}: give one byte or more")
         found = self._ahead.find(delimiter, self._at, self._at + max_bytes + len(delimiter))
         return b"" if found < 0 else self._cut(found + len(delimiter))
 
     async def _until(self, delimiter: bytes, max_bytes: int) -> bytes:
-        """Receive what comes, with the delimiter that ends it."""
+        """Receive the bytes up to and with the delimiter."""
         searched = 0
 
         def end(ahead: bytearray) -> int:
@@ -278,7 +287,7 @@ class Face(Handled, anyio.abc.ByteStream):
         return await self._cut_when(end)
 
     async def _cut_when(self, end: Callable[[bytearray], int]) -> bytes:
-        """Receive until `end` of all that is ahead is found, and not negative."""
+        """Receive until `end` of all bytes ahead is not negative."""
         with self._reading:
             ahead = bytearray(self._ahead[self._at :])
             self._ahead, self._at = b"", 0
@@ -310,7 +319,7 @@ def _enough(nbytes: int, ahead: bytearray) -> int:
 
 
 class _IdleLimit:
-    """Looks who waits to receive, and comes again when the longest wait would be over, until the stream is taken away."""
+    """Watches who waits to receive. It looks again when the longest wait would be over, until the stream is revoked."""
 
     def __init__(self, handle: Revokable, seconds: float) -> None:
         self._handle = handle
@@ -336,7 +345,9 @@ class _IdleLimit:
 
 
 class _Turn:
-    """One task at a time, in one direction. On what is dead each has a turn: those who are leaving are no reason to refuse."""
+    """One task at a time, in one direction. On a dead stream every task has a turn: tasks that are leaving refuse
+    nobody.
+    """
 
     __slots__ = ("_action", "_handle", "busy")
 
@@ -357,7 +368,8 @@ class _Turn:
 def answer(
     error: RevokedError, handle: Revokable, kind: Literal["read", "write", "ioctl"], *, tty: bool = False
 ) -> None:
-    """Make the error what the profile of `handle` answers, if it is about that and not about one further inside.
+    """Replace the error by the answer of the profile of `handle`, if the error is about that handle and not one further
+    inside.
 
     :param tty: whether `handle` is a terminal's
     :raises ~anyio.EndOfStream: if the answer is the end of data
@@ -386,9 +398,9 @@ def handle_of(
     *,
     kick: Kick = ...,
 ) -> Revokable:
-    """A handle of `owner`, or a root where there is none.
+    """Open a handle of `owner`, or make a root if there is no owner.
 
-    :param owner: a node, or a function that opens as one does, such as `Name.pin`
+    :param owner: a node, or a function that opens like one, such as `Name.pin`
     :param name, also, release, answers, kick: as for `Revokable.open`
     """
     also = tuple(also)

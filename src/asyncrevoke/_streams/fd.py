@@ -1,9 +1,9 @@
-"""A revocable stream over a descriptor whose waits we own: the same face, kicked by waiter.
+"""A revocable stream over a descriptor, with waits of our own: the same face, kicked by waiter.
 
-The system call comes first; only if it would block is a waiter linked to the handle, and the kick resolves it. On
-asyncio the readiness callback stays registered from one wait to the next, and is removed when it finds nobody waiting.
-The descriptor is closed by the release alone, when the last waiter has left, so its number cannot be another file's
-while anybody still waits on it.
+The system call comes first. Only if it would block is a waiter linked to the handle, and the kick resolves it. On
+asyncio the readiness callback stays registered from one wait to the next. It is removed when it finds nobody waiting.
+Only the release closes the descriptor, when the last waiter has left. So no other file can get the number while anybody
+still waits on it.
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ T = TypeVar("T")
 
 
 class FdStream(Face):
-    """A byte stream over a descriptor: a terminal, a pipe, a socket. Takes it over, and makes it non-blocking.
+    """A byte stream over a descriptor: a terminal, a pipe, a socket. The stream owns the descriptor, and makes it
+    non-blocking.
 
-    :param fd: belongs to the stream from now on; on an error it is still yours. Programs that share its open file, as a
-        shell shares standard input, find it non-blocking; if one undoes that, a read may block the loop. Then open one
-        of your own: ``os.open("/proc/self/fd/0", os.O_RDWR | os.O_NOCTTY)``
-    :param owner: what it is opened on; a handle of it is made. None: the stream is a root of its own
-    :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
-    :param also: further parents of the handle, such as a token; whichever goes first takes it
-    :param close: what closes the descriptor, as its release, which may be async
+    :param fd: the stream owns it from now on; on an error you still own it. Programs that share its open file, as a
+        shell shares standard input, find it non-blocking. If one of them undoes that, a read may block the loop. Then
+        open your own: ``os.open("/proc/self/fd/0", os.O_RDWR | os.O_NOCTTY)``
+    :param owner: what it is opened on; the stream opens a handle there. None: the stream is a root of its own
+    :param answers: a profile of `asyncrevoke.answers`. Default: as at the owner
+    :param also: further parents of the handle, such as a token. Whichever is revoked first takes the stream along
+    :param close: closes the descriptor, as its release. It may be async
     :raises OSError: if `fd` is not open, or was opened with O_PATH
     :raises ImportError: on Windows
     :raises RevokedError: if the owner was revoked
 
-    A `RevokedError` of `send` tells by `sent` how many bytes were accepted. If an outer cancel scope is cancelled in the
-    same step as the kick, the kick is reported and the cancellation comes at the next checkpoint.
+    If `send` raises `RevokedError`, its `sent` is the number of bytes that were accepted. If an outer cancel scope is
+    cancelled in the same step as the kick, the kick is reported, and the cancellation comes at the next checkpoint.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class FdStream(Face):
         return {**super().extra_attributes, FileStreamAttribute.fileno: self.fileno}
 
     async def send_some(self, item: bytes | memoryview) -> int:
-        """Send what is accepted at once, waiting until that is at least one byte. It returns how many.
+        """Send what is accepted at once, and return how many bytes. It waits until that is at least one.
 
         :raises: as `send`
         Cancellation: nothing was sent.
@@ -143,16 +144,18 @@ class FdStream(Face):
 
 
 class Fd:
-    """A descriptor that does not block, and the waits on it, unguarded: whoever waits is inside an operation, which ends
-    before this is closed. One task at a time reads, and one writes.
+    """A non-blocking descriptor and the waits on it, without a guard. Whoever waits is inside an operation, which ends
+    before this is closed.
 
-    :param fd: belongs to this from now on
-    :param node: whose it is, for errors; it is revoked if this is dropped without being closed
-    :param close: what closes the descriptor
+    One task at a time reads, and one writes.
+
+    :param fd: this object owns it from now on
+    :param node: its node, for errors. It is revoked if this is dropped without being closed
+    :param close: closes the descriptor
     :param end: the errno that means the end of data, besides reading nothing
-    :param shared: other programs use it, too: O_NONBLOCK is set again before each call, and an end of data that is typed
-        on a terminal means nothing
-    :raises OSError: EBADF, if `fd` is not open for reading or writing; it is still yours then
+    :param shared: other programs use it, too. O_NONBLOCK is set again before each call, and an end of data that is
+        typed on a terminal means nothing
+    :raises OSError: EBADF, if `fd` is not open for reading or writing. You still own it then
     """
 
     number = -1  # the descriptor's; so once it is closed, and where it never was ours
@@ -190,10 +193,10 @@ class Fd:
         return written
 
     def read_now(self, max_bytes: int) -> bytes | None:
-        """Read what is there, or None if nothing is.
+        """Read what is there, or return None if nothing is.
 
-        A terminal whose VMIN another program has set to 0 reads nothing where there is no data yet. One that is hung up has
-        no settings any more.
+        If another program has set a terminal's VMIN to 0, a read returns nothing where there is no data yet. A terminal
+        that is hung up has no settings any more.
         """
         try:
             if self._shared:
@@ -238,10 +241,11 @@ class Fd:
         idle: bool = False,
         late: Callable[[T | Exception], object] | None = None,
     ) -> T:
-        """Call it as often as the descriptor is ready, until it is not None. All of it is one operation on the handle.
+        """Make the call whenever the descriptor is ready, until it returns something other than None. All of it is one
+        operation on the handle.
 
-        :param late: lets the loop call it at once, and is given a result, or what was raised, whose task was cancelled in
-            that very moment
+        :param late: lets the loop make the call at once. It gets the result, or what was raised, if the task was
+            cancelled in that very moment
         """
         waiter = Waiter(handle, idle)
         home = waiter.enter()
@@ -265,7 +269,7 @@ class Fd:
             waiter.leave()
 
     def close(self) -> Any:
-        """Wait no more, and close it. As a release: what closes it may return an awaitable."""
+        """Stop waiting, and close it, as a release: what closes it may return an awaitable."""
         fd, self.number = self.number, -1
         self.readable.disarm()
         self.writable.disarm()
@@ -282,8 +286,8 @@ class Fd:
 
 
 class Waiter(Operation):
-    """An operation that waits for a future, which is given a result, or an exception as its result: nobody may be left
-    to take it.
+    """An operation that waits for a future. An exception is set as its result, because nobody may be left to take
+    it.
     """
 
     __slots__ = ("future",)
@@ -295,7 +299,7 @@ class Waiter(Operation):
         self.future: asyncio.Future[Any] | None = None
 
     def begin(self, reactor: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
-        """What is to be awaited next."""
+        """Return what is to be awaited next."""
         self.future = reactor.create_future()
         if self.act is not None:
             self.future.set_result(self.node._error(self.act))
@@ -312,7 +316,7 @@ class Waiter(Operation):
 
 
 async def found(future: asyncio.Future[Any], late: Callable[[Any], object] | None = None) -> Any:
-    """What it is given: returned, or raised."""
+    """Return the result of a waiter, or raise it."""
     try:
         result = await future
     except BaseException:
@@ -326,7 +330,7 @@ async def found(future: asyncio.Future[Any], late: Callable[[Any], object] | Non
 
 
 class Side:
-    """The waits for one direction of a descriptor; there is one at a time, and a callback beside it."""
+    """The waits for one direction of a descriptor. There is one at a time, and a callback beside it."""
 
     __slots__ = ("_call", "_errors", "_fd", "_idle", "_kind", "_loop", "told", "wait")
 
@@ -354,12 +358,12 @@ class Side:
                 self.told = None
 
     def arm(self, reactor: asyncio.AbstractEventLoop, told: Callable[[], bool]) -> None:
-        """Have the loop call `told` when the descriptor may be ready, until it reports that nobody waits."""
+        """Let the loop call `told` when the descriptor may be ready, until it reports that nobody waits."""
         self.told = told
         self._register(reactor)
 
     def call(self, reactor: asyncio.AbstractEventLoop, call: Callable[[], object] | None) -> None:
-        """Have the loop call this as often as the descriptor may be ready, until it is given None."""
+        """Let the loop make this call whenever the descriptor may be ready. None ends it."""
         self._call = call
         if call is not None:
             self._register(reactor)
@@ -392,7 +396,7 @@ class Side:
 
 
 def _tell(future: asyncio.Future[Any], call: Callable[[], object] | None) -> bool:
-    """Give it what is called, unless that is None, or else None. It reports whether somebody waits for it."""
+    """Give the waiter the result of the call, or None without a call. Return whether somebody waits for it."""
     if future.done():
         return False
     try:
@@ -406,7 +410,7 @@ def _tell(future: asyncio.Future[Any], call: Callable[[], object] | None) -> boo
 
 @contextlib.contextmanager
 def os_errors(what: str) -> Iterator[None]:
-    """Raise the error of a terminal's settings, which is none of these, as an OSError that names the terminal."""
+    """Raise the error of a terminal's settings as an OSError that names the terminal; it is not one itself."""
     try:
         yield
     except linux.termios.error as exc:
@@ -414,7 +418,7 @@ def os_errors(what: str) -> Iterator[None]:
 
 
 def _unasked(fd: int) -> select.poll:
-    """Tells, when it is polled, what poll(2) tells of that unasked: POLLERR and POLLHUP."""
+    """Reports, when it is polled, what poll(2) reports of it unasked: POLLERR and POLLHUP."""
     poller = select.poll()
     poller.register(fd, 0)
     return poller

@@ -1,4 +1,4 @@
-"""One line for several streams: what comes is given to each of them, or to whoever reads; what they send is not mixed."""
+"""One line for several streams. What comes goes to each of them, or to whoever reads. What they send is not mixed."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ _ATOMIC = 4096  # bytes that are not mixed with another writer's, as pipe(7) has
 
 
 class Shared:
-    """A line that any number of streams are open on. It is pulled: whoever waits for data reads, for all.
+    """A line that any number of streams are open on. It is pulled: a stream that waits for data reads for all.
 
-    With a backlog, a stream that is more than half of it behind holds the line up as long as it goes on receiving: the
-    fastest is no faster than the slowest. One that has received nothing for `patience` seconds holds up nobody.
+    With a backlog, a stream holds the line up if it is behind by more than half the backlog, as long as it goes on
+    receiving. So the fastest is no faster than the slowest. A stream that has received nothing for `patience` seconds
+    holds up nobody.
 
-    :param receive: receives 1 to so many bytes, or raises EndOfStream; cancelled, it has consumed nothing
-    :param send_some: sends at least one byte of what it is given, and returns how many
-    :param backlog: bytes that a stream may be behind before it is revoked as too slow. None: nobody gets a copy; who
-        reads gets what he reads
-    :param patience: seconds since it last received, or had nothing to receive, for which a stream holds the line up
-    :param exact: whether `send_some`, cancelled, has sent nothing
-    :param failed: makes the error of a read or write of that descriptor what is to be raised
-    :param history: bytes of what came last that are kept for streams opened with `replay`; with a backlog only
-    :ivar fd: the line's descriptor, if our own waits are on it: on asyncio its reads are made in the loop's callback then,
-        and what comes wakes all who wait at once
+    :param receive: receives 1 to so many bytes, or raises EndOfStream. Cancelled, it has consumed nothing
+    :param send_some: sends at least one byte of its argument, and returns how many
+    :param backlog: bytes that a stream may be behind before it is revoked as too slow. None: there are no copies, and
+        each byte goes to one reader
+    :param patience: a stream holds the line up for so many seconds since it last received, or had nothing to receive
+    :param exact: whether a cancelled `send_some` has sent nothing
+    :param failed: turns the error of a read or write of the descriptor into the error to raise
+    :param history: the number of latest bytes to keep for streams opened with `replay`. Only with a backlog
+    :ivar fd: the line's descriptor, if our own waits are on it. On asyncio the loop's callback then reads, and wakes
+        all who wait at once
     """
 
     fd: Fd | None = None
@@ -86,12 +87,14 @@ class Shared:
         return anyio.Lock()
 
     def keep(self, history: int) -> None:
-        """Keep so many bytes of what comes last from now on, where each stream gets a copy."""
+        """Keep so many of the latest bytes from now on, where each stream gets a copy."""
         self._kept = history
         del self.history[: max(0, len(self.history) - history)]
 
     def receive_now(self, reader: SharedStream, max_bytes: int) -> bytes | None:
-        """Receive what is there for `reader`, or None: await `receive`, as each does who gets a copy. Its handle has admitted it."""
+        """Receive what is there for `reader`, whose handle has admitted it. None: await `receive`, as every stream with
+        copies does.
+        """
         if self._left:
             data, self._left = self._left[:max_bytes], self._left[max_bytes:]
             return data
@@ -107,7 +110,7 @@ class Shared:
             raise _about(reader.handle, error) from error.__cause__
 
     async def receive(self, reader: SharedStream, max_bytes: int) -> bytes:
-        """Wait for what comes for `reader`, as an operation of its handle."""
+        """Wait for data for `reader`, as an operation of its handle."""
         handle = reader.handle
         fd = self.fd
         reactor = None if fd is None or handle._home is None else handle._home.reactor
@@ -135,7 +138,7 @@ class Shared:
     async def _copy(
         self, reader: SharedStream, max_bytes: int, fd: Fd | None, reactor: asyncio.AbstractEventLoop | None
     ) -> bytes:
-        """What has come for one reader, where each gets a copy."""
+        """The data that has come for one reader, where each gets a copy."""
         unread = reader.unread
         while not unread:
             if self._ended:
@@ -152,7 +155,7 @@ class Shared:
         return data
 
     async def _wait(self, reader: SharedStream, fd: Fd, reactor: asyncio.AbstractEventLoop) -> None:
-        """Wait until the loop has read, or has left it to those in turn."""
+        """Wait until the loop has read, or until it is this reader's turn."""
         waiter = Waiter(reader.handle, idle=True)
         waiter.enter()
         try:
@@ -171,11 +174,13 @@ class Shared:
             waiter.leave()
 
     def _half(self) -> int:
-        """What there is room for, where nobody is more than half of the backlog behind."""
+        """The room that is left, if nobody is more than half of the backlog behind."""
         return self._backlog - self._backlog // 2
 
     def _untaken(self) -> bool:
-        """Whether somebody has not taken what has come: he has a turn before more is read, or would never keep up."""
+        """Whether some stream has not taken what has come. It gets a turn before more is read, or it would never keep
+        up.
+        """
         return any(each.unread for each in self.streams)
 
     def _listen(self, fd: Fd, reactor: asyncio.AbstractEventLoop) -> None:
@@ -183,7 +188,7 @@ class Shared:
             fd.readable.arm(reactor, functools.partial(self._came, fd))
 
     def _came(self, fd: Fd) -> bool:
-        """The loop finds the line readable: it reads for all who wait. It reports whether somebody does."""
+        """The loop finds the line readable: read for all who wait. Return whether somebody does."""
         if not self._waiting:
             return False
         if self._in_turn or (self._behind and self._slow()):
@@ -200,7 +205,7 @@ class Shared:
             _resolve(future, why)
 
     def _read_for_all(self, fd: Fd) -> bool:
-        """Read what is there. It reports whether there was something, or the end of data."""
+        """Read what is there. Return whether there was data, or the end of data."""
         try:
             data = self._read_now(fd, self._half())
         except anyio.EndOfStream:
@@ -229,7 +234,9 @@ class Shared:
             self._in_turn -= 1
 
     def _slow(self) -> list[float]:
-        """Until when each of those holds up the line who go on receiving, and have no room for half of the backlog."""
+        """The times until which slow streams hold up the line: those that go on receiving, and have no room for half of
+        the backlog.
+        """
         until = [
             stream.received + self._patience
             for stream in self.streams
@@ -240,7 +247,7 @@ class Shared:
         return [each for each in until if each > now]
 
     async def _wait_for_slow(self) -> None:
-        """Wait until all who go on receiving have room for half of the backlog."""
+        """Wait until every stream that goes on receiving has room for half of the backlog."""
         while until := self._slow():
             self._taken = anyio.Event()
             with anyio.move_on_after(min(0.5, max(until) - time.monotonic())):  # which may have been revoked meanwhile
@@ -257,7 +264,7 @@ class Shared:
                 self._keep_for(stream, left)
 
     def _offer(self, stream: SharedStream, data: bytes) -> bytes:
-        """Have it taken, if somebody waits for it who can. It returns what is left."""
+        """Offer data to a stream that waits and can take it at once. Return what is left."""
         future = self._waiting.get(stream)
         if stream.take is None or future is None or future.done() or stream.handle._acts:
             return data
@@ -290,7 +297,7 @@ class Shared:
             self._taken.set()
 
     async def send(self, item: bytes, handle: Revokable) -> None:
-        """Send all of `item` as an operation of `handle`, in pieces that are not mixed with those of others."""
+        """Send all of `item` as an operation of `handle`, in pieces that are not mixed with others' data."""
         view = memoryview(item).cast("B")
         sent = 0
         locked = False
@@ -342,19 +349,19 @@ def _resolve(future: asyncio.Future[Any], result: Exception | None = None) -> No
 
 
 def _about(handle: Revokable, error: RevokedError) -> RevokedError:
-    """The error of what was taken away with the whole line, for who has used `handle`."""
+    """Turn the error of a revocation of the whole line into one of `handle`."""
     return error if error.node is handle or not handle._acts else RevokedError(handle, in_flight=True)
 
 
 class SharedOptions(TypedDict, total=False):
-    """What every way of opening a stream on a shared line takes.
+    """The options of every way of opening a stream on a shared line.
 
-    :ivar also: further parents, such as a token; whichever goes first takes the stream
-    :ivar answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
-    :ivar replay: it gets the history first: what somebody has read of what came last
-    :ivar take: where each gets a copy, the loop calls it with what comes while `receive` waits. It returns what it leaves
-        to `receive`; if that is nothing, no task runs. What it raises, `receive` raises. Where the loop does not read, as
-        on trio, or while the line is held up, it is not called: `receive` gives all
+    :ivar also: further parents, such as a token. Whichever is revoked first takes the stream along
+    :ivar answers: a profile of `asyncrevoke.answers`. Default: as at the owner
+    :ivar replay: the stream gets the history first: the latest data that any stream has read
+    :ivar take: with copies, the loop calls it with what comes while `receive` waits. It returns what it leaves to
+        `receive`; if that is nothing, no task runs. `receive` raises what it raises. It is not called where the loop
+        does not read, as on trio, or while the line is held up: then `receive` returns everything
     """
 
     also: Iterable[Revokable]
@@ -364,9 +371,9 @@ class SharedOptions(TypedDict, total=False):
 
 
 class SharedStream(Face):
-    """A stream of its own handle on a shared line.
+    """A stream on a shared line, with a handle of its own.
 
-    :ivar unread: what has come for it, and was not received
+    :ivar unread: bytes that have come for it, and were not received
     :ivar received: when it last received, or had nothing to receive
     :ivar left_at: where it has left the line, in bytes from the line's beginning
     """
@@ -387,7 +394,7 @@ class SharedStream(Face):
         shared.streams[self] = None
 
     def forget(self) -> None:
-        """Throw away what has come for it and was not received."""
+        """Throw away the bytes that have come for it and were not received."""
         self.unread.clear()
         self._ahead, self._at = b"", 0
 

@@ -16,13 +16,15 @@ from .face import Face, Owner, handle_of
 
 
 class RevokableStream(Face):
-    """Any AnyIO byte stream, made revocable: every await on it is an operation of `handle`, kicked by cancel scope.
+    """A revocable stream over any AnyIO byte stream. Every await on it is an operation of `handle`, kicked by cancel
+    scope.
 
-    :param inner: the stream; it belongs to this one from now on
-    :param owner: what it is opened on; a handle of it is made. None: the stream is a root of its own, and of this loop
-    :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
-    :param also: further parents of the handle, such as a token; whichever goes first takes it
-    :raises RevokedError: if the owner was revoked; `inner` is still yours then
+    :param inner: the stream; this one owns it from now on
+    :param owner: what it is opened on; the stream opens a handle there. None: the stream is a root of its own, in this
+        loop
+    :param answers: a profile of `asyncrevoke.answers`. Default: as at the owner
+    :param also: further parents of the handle, such as a token. Whichever is revoked first takes the stream along
+    :raises RevokedError: if the owner was revoked. You still own `inner` then
 
     A release does not wait for the other side: it aborts. `sent` is not known.
     """
@@ -49,7 +51,7 @@ class RevokableStream(Face):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """Those of the inner stream, and ours."""
+        """The typed attributes of the inner stream, and ours."""
         return {**self._inner.extra_attributes, **super().extra_attributes}
 
     async def _receive(self, max_bytes: int) -> bytes:
@@ -67,7 +69,8 @@ class RevokableStream(Face):
             await self._inner.send_eof()
 
     async def aclose(self) -> None:
-        """Close the stream: others are refused and kicked, then the inner stream is closed, which may wait for its peer.
+        """Close the stream. Other operations are refused and kicked. Then the inner stream is closed, which may wait
+        for its peer.
 
         Cancellation, or a revocation: end that waiting and abort the inner stream.
         """
