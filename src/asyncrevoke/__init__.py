@@ -74,7 +74,7 @@ else:
     __all__ = sorted({*_HOMES, "answers"})  # noqa: PLE0605  # what is not there yet, too
 
     def __getattr__(name: str) -> Any:
-        """Import what is used, when it is first used. It is found at once from then on."""
+        """Import a name when it is first used. From then on it is a plain attribute."""
         if name == "answers":
             return importlib.import_module(".answers", __name__)
         if name not in _HOMES:

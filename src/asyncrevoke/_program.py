@@ -1,6 +1,6 @@
-"""Where we are the program, ctrl-C ends it without a traceback while the rest is imported. So this is imported first.
+"""Ends the program on ctrl-C without a traceback, while the rest is imported. So this is imported first.
 
-When all is there, `main` of the command line takes it over.
+It does so only if asyncrevoke is the program. Later `main` of the command line handles ctrl-C.
 """
 
 import itertools

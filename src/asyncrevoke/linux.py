@@ -1,6 +1,6 @@
-"""What Linux has and other systems lack. It is imported from here, so that the error names who needs what.
+"""Functions and names that only Linux has. Import them from here, so that the error says which module needs which name.
 
-The names of a poll(2) mask are here for everyone: Windows lacks them, and the answers of dead files are made of them.
+The names of a poll(2) mask are available everywhere. Windows lacks them, and the answers of dead files need them.
 """
 
 import importlib
@@ -29,9 +29,9 @@ else:
     }
 
     def __getattr__(name: str) -> Any:
-        """Import what is used, when it is first used.
+        """Import a name when it is first used.
 
-        :raises ImportError: if it is not there
+        :raises ImportError: if this system does not have it
         """
         if name not in _MODULES | _HOMES.keys():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""What adapters are made of, ours and yours: nodes and streams, and below them what users of a thing never need.
+"""The parts that adapters are made of, ours and yours: nodes and streams, and lower parts that users of a thing never
+need.
 
-Adapters import this, and not the package's face, which hands adapters on.
+Adapters import this module. They do not import the package itself, which exports the adapters.
 """
 
 from ._core.errors import RevokeDeadlock as RevokeDeadlock, RevokedError as RevokedError, printable as printable

@@ -1,4 +1,4 @@
-"""Metrics of what is open and what is taken away, for OpenTelemetry. Needs ``asyncrevoke[otel]``."""
+"""Metrics for OpenTelemetry: open files and revocations. Needs ``asyncrevoke[otel]``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 class OpenTelemetry:
     """An observer that measures: ``tasks.start_soon(observe, registry.root, OpenTelemetry())``
 
-    - ``asyncrevoke.events``: how often each thing happened, by ``event``
+    - ``asyncrevoke.events``: how often each event happened, by ``event``
     - ``asyncrevoke.open``: the number of open files
     - ``asyncrevoke.revocation.duration``: seconds from `revoke` or `close` to the last release
 
-    No attribute tells a path, or a user: of those there may be any number.
+    No attribute holds a path or a user: there may be any number of those.
 
-    :param meter: where to; left out: that of the global provider
+    :param meter: receives the metrics. Default: the global provider's meter
     """
 
     def __init__(self, meter: Meter | None = None) -> None:
@@ -45,15 +45,16 @@ class OpenTelemetry:
 
 
 def observe_cluster(cluster: Cluster, meter: Meter | None = None) -> None:
-    """Measure a member, from now on: ``observe_cluster(cluster)``, once, before it runs.
+    """Measure a member of a cluster from now on: ``observe_cluster(cluster)``, once, before it runs.
 
-    - ``asyncrevoke.cluster.events``: how often each thing happened, by ``event``: "taken", "cut off", "lost", "caught up"
-    - ``asyncrevoke.cluster.admits``: 1 if it admits sessions, else 0. Raise the alarm by this
-    - ``asyncrevoke.cluster.lease.left``: seconds for which it may vouch for its sessions. 0 if it may not
-    - ``asyncrevoke.cluster.denied``: paths that are refused. Memory grows with it: see that entries expire
-    - ``asyncrevoke.cluster.keys``: keys that sessions are open on, with those above them
+    - ``asyncrevoke.cluster.events``: how often each event happened, by ``event``: "taken", "cut off", "lost", "caught
+      up"
+    - ``asyncrevoke.cluster.admits``: 1 if the member admits sessions, otherwise 0. Alert on this
+    - ``asyncrevoke.cluster.lease.left``: seconds for which the member may vouch for its sessions. 0 if it may not
+    - ``asyncrevoke.cluster.denied``: paths that are refused. Memory grows with it: make sure that entries expire
+    - ``asyncrevoke.cluster.keys``: keys with open sessions, and the keys above them
 
-    :param meter: where to. Default: that of the global provider
+    :param meter: receives the metrics. Default: the global provider's meter
     """
     meter = meter or get_meter("asyncrevoke")
     events = meter.create_counter("asyncrevoke.cluster.events", "{event}", "What happened to the member")

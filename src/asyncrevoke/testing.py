@@ -1,4 +1,4 @@
-"""The contract of whatever can be taken away, to be run on anybody's resource: `check_revokable`."""
+"""The contract of everything revocable, as a check to run on your own resource: `check_revokable`."""
 
 import asyncio
 import contextlib
@@ -23,17 +23,18 @@ Operation = Callable[[], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is checked, as the maker yields it: a fresh resource, and how to use it.
+    """The subject of a check, as the maker yields it: a fresh resource, and how to use it.
 
-    :ivar handle: what is revoked; all operations given here are on it, not on what is open below it
-    :ivar wait: an operation that waits until something happens, as a read does where there is no data
+    :ivar handle: the node that is revoked. All operations given here are on it, not on what is open below it
+    :ivar wait: an operation that waits until something happens, as a read does when there is no data
     :ivar quick: an operation that finishes by itself, as a write that fits
-    :ivar feed: makes a pending `wait` finish with a result; may return an awaitable
-    :ivar close: the owner's own `aclose`. Left out: the handle's
-    :ivar gone: whether the thing is really let go of, 0 or False until then; a count shows a double release, too
-    :ivar owner: the parent of `handle`; one clause revokes it, so nothing else may be open on it
+    :ivar feed: makes a pending `wait` finish with a result. It may return an awaitable
+    :ivar close: the owner's own `aclose`. Default: the handle's
+    :ivar gone: whether the thing is really released: 0 or False until then. A count shows a double release, too
+    :ivar owner: the parent of `handle`. One clause revokes it, so nothing else may be open on it
     :ivar beside: further operations that wait, and may do so while `wait` does
-    :ivar idle: whether `wait` waits for others to begin something, ``using(idle=True)``: kicked without a grace
+    :ivar idle: whether `wait` waits for others to begin something, ``using(idle=True)``. Then it is kicked without a
+        grace
     """
 
     handle: Revokable
@@ -59,12 +60,12 @@ async def check_revokable(maker: Callable[[], AbstractAsyncContextManager[Subjec
 
         await check_revokable(maker)
 
-    The more a `Subject` tells, the more is checked. Operations must answer by `RevokedError`, or by the end of data where
-    `handle.answers` says so. What is opened with ``kick=None`` has no kick to check: open it with one.
+    The more fields you give to `Subject`, the more is checked. Operations must answer by `RevokedError`, or by the end
+    of data where `handle.answers` says so. A resource opened with ``kick=None`` has no kick to check: open it with one.
 
-    :param maker: makes an async context manager that yields a fresh `Subject`. On exit, let go of the other side: that
-        ends what ignores even a cancellation, for which the check must wait
-    :param patience: seconds until it is given up on what must happen; in a sound resource nothing takes long
+    :param maker: makes an async context manager that yields a fresh `Subject`. On exit, release the other side: this
+        ends operations that ignore even a cancellation, which the check must wait for
+    :param patience: seconds to wait for what must happen. In a sound resource nothing takes long
     :raises AssertionError: names the clause and its invariant, what happened, and what to do in an adapter
     """
     for name, clause in vars(_Contract).items():
@@ -101,7 +102,7 @@ def _expect(true: object, happened: object, hint: str, cause: BaseException | No
 
 
 class _Call:
-    """One operation, in a task of its own: how it ended, if it did."""
+    """One operation, in a task of its own, and how it ended."""
 
     def __init__(self, operation: Operation) -> None:
         self.operation = operation
@@ -131,7 +132,7 @@ class _Call:
             self.ended.set()
 
     def cancel(self, how: str) -> None:
-        """By scope, or as asyncio's own `Task.cancel` does, once."""
+        """Cancel it once, by scope or by asyncio's own `Task.cancel`."""
         if how == "native" and self.task is not None:
             self.task.cancel()
         else:
@@ -147,7 +148,7 @@ class _Call:
 
 
 class _Check:
-    """The tools of a clause, which is at work on one subject."""
+    """The tools of a clause, at work on one subject."""
 
     def __init__(self, subject: Subject, tasks: anyio.abc.TaskGroup, patience: float) -> None:
         self.subject = subject
@@ -186,14 +187,14 @@ class _Check:
         _expect(call.error is None, call, hint, call.error)
 
     async def completes(self, act: Revocation, *calls: _Call) -> None:
-        """The kick ends the calls with the answer; then the revocation completes."""
+        """Check that the kick ends the calls with the answer, and that the revocation then completes."""
         for call in calls:
             await self.ended(call, "await inside `with handle.using()`; what no cancel reaches: use.on_kick(wake)", act)
             self.answered(call, in_flight=True)
         await self.succeeds(self.start(act.finish), "a release waits for no peer and raises nothing", act)
 
     async def refused(self, *, closed: bool = False) -> list[_Call]:
-        """Each operation, started now, ends with the answer."""
+        """Check that each operation, started now, ends with the answer."""
         calls = []
         for operation in self.operations:
             calls.append(self.start(operation))

@@ -1,3 +1,4 @@
-"""Stand-ins for other libraries: code that uses them gains revocation by one changed import. Each is a module of its own,
-because they contradict each other.
+"""Stand-ins for other libraries: you change one import, and your code gains revocation.
+
+Each is a module of its own, because they contradict each other.
 """

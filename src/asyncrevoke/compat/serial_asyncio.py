@@ -1,7 +1,8 @@
-"""Stands in for pyserial-asyncio 0.6: ``from asyncrevoke.compat import serial_asyncio``.
+"""A stand-in for pyserial-asyncio 0.6: ``from asyncrevoke.compat import serial_asyncio``.
 
-What differs: it opens and closes in a thread, `connection_made` is called before `create_serial_connection` returns, and
-reads and writes end with a `serial.SerialException` when the port is taken away or unplugged.
+There are three differences. It opens and closes in a thread. `connection_made` is called before
+`create_serial_connection` returns. Reads and writes raise `serial.SerialException` when the port is revoked or
+unplugged.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ async def create_serial_connection(
 async def connection_for_serial(
     loop: asyncio.AbstractEventLoop, protocol_factory: Callable[[], P], serial_instance: Any
 ) -> tuple[SerialTransport, P]:
-    """Take over a port that is open as pyserial's `Serial`. It is closed, and opened anew: use `transport.serial` from then on.
+    """Use a port that is open as pyserial's `Serial`. It is closed and opened anew: use `transport.serial` from then
+    on.
 
     :raises: as `create_serial_connection`
     Cancellation: the port is closed.
@@ -64,7 +66,7 @@ async def connection_for_serial(
 async def open_serial_connection(
     *, loop: asyncio.AbstractEventLoop | None = None, limit: int | None = None, **kwargs: Any
 ) -> tuple[SerialReader, SerialWriter]:
-    """Open a serial port as a pair of reader and writer, as `create_serial_connection`.
+    """Open a serial port as a pair of reader and writer, like `create_serial_connection`.
 
     :param limit: of the reader's buffer, in bytes
     """

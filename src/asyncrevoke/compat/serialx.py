@@ -1,4 +1,6 @@
-"""Stands in for serialx 1.15: ``from asyncrevoke.compat import serialx``. Its asyncio part is ours, the rest is serialx's."""
+"""A stand-in for serialx 1.15: ``from asyncrevoke.compat import serialx``. Its asyncio part is ours, the rest is
+serialx's.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,12 @@ _CLOSE_TIMEOUT = 30.0  # seconds, as serialx's
 
 
 def __getattr__(name: str) -> Any:
-    """What is not ours is serialx's."""
+    """Return serialx's own attribute for every name that is not ours."""
     return getattr(_serialx, name)
 
 
 class SerialTransport(_SerialTransport):
-    """The transport of a serial port, which is opened by `connect`. Closed before that, it stays closed."""
+    """The transport of a serial port, which `connect` opens. If it is closed before that, it stays closed."""
 
     transport_name = "serial"
     max_size = 65536  # bytes that are read at a time
@@ -59,10 +61,11 @@ class SerialTransport(_SerialTransport):
     ) -> None:
         """Open the port, and tell the protocol.
 
-        :param close_timeout: seconds for which `close` goes on sending; then it aborts. None: for ever
+        :param close_timeout: seconds for which `close` goes on sending; then it aborts. None: no limit
         :param options: as for serialx, and for `open_serial`
-        :raises OSError: if it cannot be opened: FileNotFoundError, PermissionError, or with EBUSY if another has it open
-        :raises: else as `open_serial` and its opening
+        :raises OSError: if it cannot be opened: FileNotFoundError, PermissionError, or with EBUSY if another has it
+            open
+        :raises: otherwise as `open_serial` and its opening
         Cancellation: nothing was opened, and it is closed.
         """
         if path is None:
@@ -122,25 +125,25 @@ class SerialTransport(_SerialTransport):
             await super().wait_closed()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, at once what the port takes.
+        """Send the data. The port gets at once what it accepts.
 
-        :raises SerialRevokedError: if it was taken away or unplugged
+        :raises SerialRevokedError: if the port was revoked or unplugged
         """
         if self.handle.revoked and not self.handle.closed:
             raise SerialRevokedError(self.handle)
         super().write(data)
 
     async def flush(self) -> None:
-        """Wait until all that was written is sent, by the driver, too.
+        """Wait until everything written is sent, by the driver, too.
 
-        :raises SerialRevokedError: if the port was or is taken away or unplugged
-        :raises ~anyio.ClosedResourceError: if it was or is closed
-        Cancellation: ends the waiting; all of it is sent.
+        :raises SerialRevokedError: if the port was revoked or unplugged, before or meanwhile
+        :raises ~anyio.ClosedResourceError: if it was closed, before or meanwhile
+        Cancellation: ends the waiting. Everything is still sent.
         """
         await super().flush()
 
     async def get_modem_pins(self) -> ModemPins:
-        """Read the lines. Where there are none, they are undefined."""
+        """Read the modem lines. If there are none, they are undefined."""
         try:
             lines = await self.driver.modem_lines()
         except OSError as exc:
@@ -151,7 +154,7 @@ class SerialTransport(_SerialTransport):
         return ModemPins(**pins, car=PinState.convert(lines.cd), rng=PinState.convert(lines.ri))
 
     async def set_modem_pins(self, modem_pins: ModemPins | None = None, **pins: PinState | bool | None) -> None:
-        """Set DTR and RTS. The other lines are the far end's. Where there are none, nothing is done."""
+        """Set DTR and RTS. The far end sets the other lines. If the port has no lines, this does nothing."""
         wishes = modem_pins or ModemPins(**{name: PinState.convert(state) for name, state in pins.items()})
         try:
             await self.driver.set_modem_lines(dtr=wishes.dtr.to_bool(), rts=wishes.rts.to_bool())
@@ -172,8 +175,8 @@ class SerialTransport(_SerialTransport):
     ) -> None:
         """Change the line settings that are given.
 
-        :raises SerialRevokedError: if the port was or is taken away or unplugged
-        :raises ~anyio.ClosedResourceError: if it was or is closed
+        :raises SerialRevokedError: if the port was revoked or unplugged, before or meanwhile
+        :raises ~anyio.ClosedResourceError: if it was closed, before or meanwhile
         """
         given = {
             "baudrate": baudrate,
@@ -226,7 +229,9 @@ BaseSerialTransport = SerialTransport
 
 
 class SerialStreamReader(SerialReader):
-    """A reader of a serial port. What a far end sent before it closed a connection is read first, then the end of data."""
+    """A reader of a serial port. If the far end closes a connection, you first read what it sent before, then the end
+    of data.
+    """
 
     async def goes_on(self) -> bool:
         return await super().goes_on() or self._finished()
@@ -317,12 +322,12 @@ async def open_serial_connection(*args: Any, **kwargs: Any) -> tuple[SerialReade
 def async_serial_for_url(
     url: str | None, *, transport_cls: type[SerialTransport] | None = None, **kwargs: Any
 ) -> AsyncSerial:
-    """A port that is opened by ``async with``, or by its `open`."""
+    """Return a port that ``async with``, or its `open`, opens."""
     return AsyncSerial(url, transport_cls=transport_cls, **kwargs)  # type: ignore[arg-type]
 
 
 def get_serial_classes(url: str) -> tuple[type[_serialx.BaseSerial], type[SerialTransport]]:
-    """The class for blocking use, which is serialx's, and the class of transports, which is ours."""
+    """Return two classes: serialx's, for blocking use, and our class of transports."""
     return get_uri_handler(url).sync_cls, SerialTransport
 
 
@@ -336,6 +341,6 @@ async def _opened(path: str, baudrate: int, options: dict[str, Any]) -> SerialDe
 
 
 def _url(path: str) -> str:
-    """A path or url, without the scheme of a handler that serialx's users choose."""
+    """Return a path or url without the scheme of a handler that serialx's users choose."""
     handler = get_uri_handler(path)
     return path.removeprefix(handler.scheme).removeprefix(handler.unique_scheme) if handler.strip_uri_scheme else path
