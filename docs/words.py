@@ -19,6 +19,8 @@ ITEM = re.compile(r"^\s*(?:[-*+]|\d+\.)\s+")
 FIELD = re.compile(r"^\s*:\w+(?: [^:]*)?:\s*|^\s*(?:Cancellation|Deadlock|Note):\s*")
 """A field of a docstring, which counts as the beginning of a sentence: `:raises OSError: when it is gone`."""
 END = re.compile(r"(?<=[.!?])[)\"'*_]*\s+(?=[^a-z])")
+BORDER = re.compile(r"=+( +=+)+$")
+"""The first line of a table in reStructuredText, which goes on until a line is empty."""
 SHORT = re.compile(r"\b(e\.g|i\.e|etc|vs|cf|Dr|No)\.")
 
 
@@ -38,7 +40,7 @@ class Sentence:
 
 def paragraphs(text: str, first: int = 1) -> Iterator[tuple[int, str]]:
     """Yield what is prose in Markdown or in a docstring: (line, paragraph)."""
-    fenced = False
+    fenced = table = False
     margin = 0
     begun, words = first, list[str]()
     for line, written in enumerate([*text.splitlines(), ""], first):
@@ -46,7 +48,14 @@ def paragraphs(text: str, first: int = 1) -> Iterator[tuple[int, str]]:
         indent = len(written) - len(written.lstrip())
         if FENCE.match(written):
             fenced = not fenced
-        prose = not fenced and bare and not FENCE.match(written) and not re.match(r"[|#<>]|[-=~^]{3,}$|:::|\.\. ", bare)
+        table = bool(bare and (table or BORDER.match(bare)))
+        prose = (
+            not fenced
+            and not table
+            and bare
+            and not FENCE.match(written)
+            and not re.match(r"[|#<>]|[-=~^]{3,}$|:::|\.\. ", bare)
+        )
         code = prose and not words and indent >= margin + 4 and not ITEM.match(written)
         begins = prose and (ITEM.match(written) or FIELD.match(written))
         if words and (not prose or begins):
