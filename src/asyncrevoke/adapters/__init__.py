@@ -1,1 +1,1 @@
-"""What can be taken away: one kind of thing in each file or folder, built on `asyncrevoke.lowlevel` alone."""
+"""Things that can be revoked: one kind in each file or folder, built on `asyncrevoke.lowlevel` alone."""

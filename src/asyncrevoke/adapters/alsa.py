@@ -1,6 +1,6 @@
-"""A sound card's life: card > device > substream, taken away as ALSA does it.
+"""A sound card's life: card > device > substream, revoked as ALSA does it.
 
-`snd_card_disconnect` (sound/core/init.c) in its steps, and where each is done here:
+These are the steps of `snd_card_disconnect` (sound/core/init.c), and what does each of them here:
 
 = =================================================== ================================================================
 1 set `shutdown`, under the lock of the file list     the card's node refuses: one step that nothing interrupts
@@ -13,10 +13,10 @@
 8 wake the power sleepers, wait for control calls     operations on the card's node: kicked, and waited for
 = =================================================== ================================================================
 
-How long to wait is another matter, and there are the kernel's four answers: `disconnect` for nobody, `disconnect_sync`
-until every owner has closed his file, `free_when_closed` for nobody and `free` for the last close; the latter two let go
-of the card itself then. Each is the revocation of one of three nodes, which stand one below the other: the card's memory,
-its list of files, of which every open file is a user until its owner closes it, and the card proper.
+You choose how long to wait, by the kernel's four functions. `disconnect` waits for nobody, and `disconnect_sync` until
+every owner has closed its file. `free_when_closed` waits for nobody, and `free` for the last close; both then free the
+card itself. Each revokes one of three nodes, one below the other: the card's memory, its list of files, and the card
+proper. Every open file is a user of the list until its owner closes it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Release = Callable[[], Awaitable[object] | object]
 class Cards:
     """The numbers of the cards (`snd_cards[]`): ``cards = Cards(); card = cards.add("USB audio")``; then ``cards[0]``.
 
-    :param limit: how many there may be
+    :param limit: the largest number of cards
     """
 
     def __init__(self, limit: int = 32) -> None:
@@ -64,10 +64,9 @@ class Cards:
     ) -> Card:
         """Register a card, with the lowest number that is free.
 
-        :param owner: what it is plugged into
-        :param on_disconnect: is called with the card when it is disconnected, before its devices are
-        :param private_free: lets go of the card's own resources, once, when it is freed: after the last close. A release,
-            as any node's
+        :param owner: the node that it is plugged into
+        :param on_disconnect: called with the card when it is disconnected, before its devices are
+        :param private_free: frees the card's own resources, once, after the last close. A release, as any node's
         :raises OSError: ENODEV, if all numbers are taken
         :raises RevokedError: if the owner was revoked
         """
@@ -94,12 +93,12 @@ class Cards:
 
 
 class Card(Resource):
-    """A card, as `Cards.add` gives it. Closing it is `free`.
+    """A card, as `Cards.add` returns it. Closing it is `free`.
 
-    It is not disconnected because something that was opened on it has come to its end: whoever learns of that does so.
+    The end of something that was opened on it does not disconnect the card: whoever learns of that end does.
 
     :ivar number: its own until it is disconnected; then another card may have it
-    :ivar node: what is taken away
+    :ivar node: the node that is revoked
     """
 
     def __init__(
@@ -125,41 +124,41 @@ class Card(Resource):
     ) -> Device:
         """Register a device of the card (`snd_device_new`).
 
-        :param control: it is no PCM: what is waiting on it answers ENODEV
-        :param disconnect: is called with its node, and with that of each open substream, when the card is disconnected
+        :param control: it is not a PCM: a waiting read answers ENODEV
+        :param disconnect: called with its node, and with that of each open substream, when the card is disconnected
         :raises RevokedError: with ENODEV, if the card was disconnected
         """
         with _no_device(self.node):
             return Device(self, name, CONTROL if control else ALSA, disconnect)
 
     def disconnect(self, reason: str = "disconnected") -> Revocation:
-        """Take the card away from all who use it. When this returns, nothing new starts and its number is free.
+        """Revoke the card for everybody. When this returns, nothing new starts and its number is free.
 
-        Waits for nobody; what it returns may be awaited. Models snd_card_disconnect.
+        This waits for nobody; you may await the result. Models snd_card_disconnect.
         """
         return self.node.revoke(reason)
 
     async def disconnect_sync(self, reason: str = "disconnected") -> Report:
-        """Take the card away, and wait until every owner has closed what he had open. snd_card_disconnect_sync.
+        """Revoke the card, and wait until every owner has closed its files. Models snd_card_disconnect_sync.
 
-        Deadlock: raises RevokeDeadlock from inside an operation on the card's.
-        Cancellation: ends the waiting; the card is disconnected all the same.
+        Deadlock: raises RevokeDeadlock from inside an operation on the card's nodes.
+        Cancellation: ends the waiting. The card is disconnected all the same.
         """
         return await _closed(self._files.revoke(reason))
 
     def free_when_closed(self, reason: str = "freed") -> Revocation:
-        """Take the card away; the last close lets go of it. snd_card_free_when_closed.
+        """Revoke the card; the last close frees it. Models snd_card_free_when_closed.
 
-        Waits for nobody; what it returns is complete when the card is freed.
+        This waits for nobody. The result is complete when the card is freed.
         """
         return self._memory.revoke(reason)
 
     async def free(self, reason: str = "freed") -> Report:
-        """Take the card away, wait for the last close, and let go of it. snd_card_free.
+        """Revoke the card, wait for the last close, and free it. Models snd_card_free.
 
         :raises BaseExceptionGroup: what hooks and `private_free` raised
-        Deadlock: raises RevokeDeadlock from inside an operation on the card's, where the kernel hangs for good.
-        Cancellation: ends the waiting; the last close lets go of it.
+        Deadlock: raises RevokeDeadlock from inside an operation on the card's nodes, where the kernel hangs for good.
+        Cancellation: ends the waiting. The last close frees the card.
         """
         return await _closed(self.free_when_closed(reason))
 
@@ -170,13 +169,15 @@ class Card(Resource):
         return f"<Card {self.number} of {self.node!r}>"
 
     def open_file(self, device: Revokable, name: str, **options: Any) -> Revokable:
-        """Open a file of the card's on one of its devices. snd_card_file_add; its owner's close is snd_card_file_remove."""
+        """Open a file of the card on one of its devices: snd_card_file_add. Its owner's close is
+        snd_card_file_remove.
+        """
         node = device.open(name, at_close=self._files.stop_using, **options)
         self._files.start_using()
         return node
 
     def _disconnected(self, node: Revokable) -> None:
-        """The kick of the card, and of what has no kick of its own."""
+        """The kick of the card, and of nodes that have no kick of their own."""
         if node is self.node:
             self._cards.remove(self)  # whichever way it is taken, by its owner's end, too
             if self._on_disconnect is not None:
@@ -184,11 +185,11 @@ class Card(Resource):
 
 
 class Device:
-    """A device of a card, as `Card.device` gives it.
+    """A device of a card, as `Card.device` returns it.
 
-    :ivar node: what substreams are opened on. Whatever else takes an owner may be opened on it, such as a serial port by
-        ``open_serial(path, owner=device.node)``: that answers as the card does, and is closed by the disconnect itself; only
-        what `open` has opened is waited for until its owner closes it
+    :ivar node: substreams are opened on it. You may open on it anything that takes an owner, such as a serial port by
+        ``open_serial(path, owner=device.node)``. That answers as the card does, and the disconnect itself closes it.
+        Only what `open` has opened is waited for until its owner closes it
     """
 
     def __init__(
@@ -199,13 +200,13 @@ class Device:
         self.node = card.node.open(name, kick=self._disconnected, answers=profile)
 
     async def open(self, source: Source, name: str = "", *, also: Iterable[Revokable] = ()) -> Face:
-        """Open a substream, which its owner has to close: until then the card is not freed.
+        """Open a substream. Its owner has to close it: until then the card is not freed.
 
-        :param source: where the data goes: a descriptor, or any AnyIO byte stream, which then belong to the substream; or
-            a function that opens one, and may be async. That is an operation on the device
-        :param also: further parents, such as a token; whichever goes first takes the substream
-        :raises RevokedError: with ENODEV, if the card is or was disconnected, also meanwhile; what `source` opened as a
-            function is closed, anything else is still yours
+        :param source: the data's other end: a descriptor or any AnyIO byte stream, which the substream then owns. Or a
+            function that opens one, and may be async; the call is an operation on the device
+        :param also: further parents, such as a token. Whichever is revoked first takes the substream along
+        :raises RevokedError: with ENODEV, if the card was disconnected, before or meanwhile. What a function opened is
+            closed; anything else you still own
         """
         with _no_device(self.node):
             with self.node.using():
@@ -223,7 +224,7 @@ class Device:
                 raise
 
     def _disconnected(self, node: Revokable) -> None:
-        """The kick of the device and its substreams. A substream that is closed by itself is no matter of the device's."""
+        """The kick of the device and its substreams. If a substream is closed alone, the device is not disconnected."""
         if self._disconnect is not None and self.node.revoked:
             self._disconnect(node)
 
@@ -233,7 +234,7 @@ class Device:
 
 @contextlib.contextmanager
 def _no_device(node: Revokable) -> Iterator[None]:
-    """Where something is opened on what was disconnected."""
+    """Answer ENODEV to an open on what was disconnected."""
     try:
         yield
     except RevokedError as error:
@@ -243,7 +244,9 @@ def _no_device(node: Revokable) -> Iterator[None]:
 
 
 async def _closed(act: Revocation) -> Report:
-    """Wait for the owners of all files, those that others have opened on a device's node with an `at_close`, too."""
+    """Wait for the owners of all files, including those that others have opened on a device's node with an
+    `at_close`.
+    """
     await act.wait_closed()
     return await act
 

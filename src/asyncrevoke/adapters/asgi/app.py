@@ -19,47 +19,51 @@ _ROOM = 1024  # for nodes of keys, before those are forgotten that nobody uses
 
 
 class RevokableApp:
-    """An ASGI application whose requests and websockets can be taken away: ``app = RevokableApp(app, live, key)``
+    """An ASGI application whose requests and websockets can be revoked: ``app = RevokableApp(app, live, key)``
 
-    Each is a `Session`, which the endpoint finds as ``scope["asyncrevoke"]``. A revocation of its key cancels the endpoint,
-    as ``Task.cancel`` does, whatever it awaits: its clean-up runs, and may await. It can neither send nor receive any more.
-    Meanwhile the client is told:
+    Each is a `Session`, which the endpoint finds as ``scope["asyncrevoke"]``. A revocation of its key cancels the
+    endpoint, as ``Task.cancel`` does, whatever it awaits. Its clean-up runs, and may await, but it can neither send nor
+    receive any more. Meanwhile the client is told:
 
     - an open websocket is closed, with `close_code` and the reason; in its handshake it is refused, with status 403
     - an event stream gets a last event ``revoked``, whose data is ``{"reason": "..."}``, and ends
     - a request that was not answered yet gets status 401 and the reason
-    - any other response is cut off, so that the client does not take it for whole
+    - any other response is cut off, so that the client does not take it for complete
 
-    Then its connection is closed. If that takes longer than `limit`, it is aborted, whether the endpoint has ended or not.
-    One that has not ended is cancelled again after each `limit`; `Revocation.stragglers` names it. The revocation is complete
-    when both are gone. With ``revoke(..., grace=30)`` what runs may finish.
+    Then its connection is closed. If that takes longer than `limit`, it is aborted, whether the endpoint has ended or
+    not. An endpoint that has not ended is cancelled again after each `limit`, and `Revocation.stragglers` names it. The
+    revocation is complete when endpoint and connection are gone. With ``revoke(..., grace=30)`` running requests may
+    finish.
 
-    An endpoint that its framework runs in a thread ends when its function returns, and is a straggler until then. With Django
-    and Channels, use `ended_by_disconnect`.
+    An endpoint that its framework runs in a thread ends when its function returns, and is a straggler until then. With
+    Django and Channels, use `ended_by_disconnect`.
 
-    A route that revokes its own key, as a logout does, would be ended by that itself: let `key` return None for it.
+    A route that revokes its own key, as a logout does, would be ended by its own revocation: let `key` return None for
+    it.
 
     A request whose key is being revoked, is not valid, or has expired is refused in the same way. After `live.root` was
-    revoked, as at a shutdown, clients get close code 1012 and status 503: their tokens are good. While a member of a cluster
-    cannot vouch for them, they get 1013, which is "try again later", and 503.
+    revoked, as at a shutdown, clients get close code 1012 and status 503, because their tokens are good. While a member
+    of a cluster cannot vouch for them, they get 1013, which is "try again later", and 503.
 
-    Make it the outermost middleware: it finds the connection below the `send` of uvicorn and hypercorn, which run in asyncio.
-    Under other servers, and over HTTP/2, where others use the connection, it aborts nothing, and leaves it to the server to
-    close and cut off.
+    Make it the outermost middleware. It finds the connection below the `send` of uvicorn and hypercorn, which run in
+    asyncio. Under other servers it aborts nothing, and over HTTP/2 neither, because others use the connection. There it
+    leaves it to the server to close and cut off.
 
-    :param live: the registry with the keys; or a `Cluster`, in which they are revoked on every host
-    :param key: called with the scope, tells whose request it is: ``("alice", "token7")``, or that and the unix time at which
-        it expires, ``(("alice", "token7"), 1767225600)``, or in a cluster also the position at which it was issued,
-        ``(("alice", "token7"), None, position)``. None: nobody's, unless `Session.belongs_to` tells later. May be async. If it
-        raises, the server answers 500, and logs which function it was
-    :param valid: called with the parts of the key, once the session is registered, tells whether the token is still good. To
-        look only before that would miss a revocation in between. May be async, and raise, as `key`
-    :param close_code: of websockets. By default 4401, which clients of GraphQL and others know as "unauthorized"
+    :param live: the registry with the keys, or a `Cluster`, in which they are revoked on every host
+    :param key: called with the scope. It returns whose request it is: ``("alice", "token7")``. To add the unix time at
+        which that expires: ``(("alice", "token7"), 1767225600)``. In a cluster, to add the position at which it was
+        issued: ``(("alice", "token7"), None, position)``. None: nobody's, unless `Session.belongs_to` is called later.
+        It may be async. If it raises, the server answers 500, and logs which function failed
+    :param valid: called with the parts of the key, once the session is registered. It returns whether the token is
+        still good. A look only before that would miss a revocation in between. It may be async, and raise, as `key`
+    :param close_code: of websockets. Default: 4401, which clients of GraphQL and others know as "unauthorized"
     :param limit: seconds for telling the client and closing the connection
-    :param refusal: called with the reason, makes the ASGI application that answers in place of the 401, such as a response of
-        Starlette: ``lambda reason: JSONResponse({"error": reason}, 401)``. Where the token is good it is not asked
-    :param shutdown: what clients are told on SIGTERM and SIGINT: see `revoke_at_shutdown`. None: leave signals alone
-    :raises ValueError: if `limit` is negative or no number
+    :param refusal: called with the reason. It returns the ASGI application that answers in place of the 401, such as a
+        response of Starlette: ``lambda reason: JSONResponse({"error": reason}, 401)``. It is not called if the token is
+        good
+    :param shutdown: the reason that clients get on SIGTERM and SIGINT: see `revoke_at_shutdown`. None: leave signals
+        alone
+    :raises ValueError: if `limit` is negative or not a number
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class RevokableApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application for one connection, as the server does.
 
-        :raises RevokedError: if a response was taken away that only the server can cut off
+        :raises RevokedError: if a response was revoked that only the server can cut off
         """
         if scope["type"] not in ("http", "websocket"):
             await (self._lifespan if scope["type"] == "lifespan" else self._app)(scope, receive, send)
@@ -118,7 +122,9 @@ class RevokableApp:
             session.raise_rest()
 
     def _enter(self, key: tuple[str, ...], issued: Any, end: Callable[[Exception], object]) -> Wait:
-        """Enter the node of a key: the same as long as anybody is there, so that one that is being revoked takes in nobody."""
+        """Enter the node of a key. It is the same node as long as it has a user, so a node that is being revoked admits
+        nobody.
+        """
         if self._member is not None:
             self._member.check(*key, issued=issued)  # nothing comes between this and to enter
         operation = Wait(self._nodes.get(key) or self._node(key), end)
@@ -132,7 +138,7 @@ class RevokableApp:
         return operation
 
     def _node(self, key: tuple[str, ...]) -> Revokable:
-        """A new node of a key, kept as long as there is room, or somebody uses it."""
+        """Make a node of a key. It is kept as long as there is room, or somebody uses it."""
         if len(self._nodes) >= self._room:
             self._nodes = {known: each for known, each in self._nodes.items() if each.in_use}
             self._room = max(_ROOM, 2 * len(self._nodes))
@@ -140,7 +146,9 @@ class RevokableApp:
         return node
 
     def _code(self, reason: str) -> int:
-        """With which websockets are closed now, for that reason. A member may have caught up since it gave one of its own."""
+        """The code that closes websockets now, for that reason. A member may have caught up since it gave a reason of
+        its own.
+        """
         if self._live.root.revoked:
             return GOES
         member = self._member
@@ -160,7 +168,7 @@ class RevokableApp:
         await self._app(scope, receive, ends)
 
     async def _admits(self, session: Session, function: Callable[..., Any]) -> bool:
-        """Ask the key function, register it, and only then look whether the token is good."""
+        """Ask the key function, register the session, and only then check whether the token is good."""
         asked = "the key function"
         try:
             found = function(session.scope)
@@ -181,14 +189,14 @@ class RevokableApp:
         return not session.taken_away
 
     def sessions(self) -> list[dict[str, Any]]:
-        """Who is connected, for an admin's page, as JSON has it: the keys, what is open and of which type, the client's
-        address, and since when. Show it only to those who may know.
+        """List the connected sessions as JSON, for an admin's page: their keys, what is open and of which type, the
+        client's address, and since when. Show it only to users who may know this.
         """
         return [session.facts for session in self._sessions]
 
 
 def _is_of_that(exc: BaseException) -> bool:
-    """Whether it says nothing but that the session was taken away."""
+    """Whether the error says only that the session was revoked."""
     if isinstance(exc, BaseExceptionGroup):
         return all(map(_is_of_that, exc.exceptions))
     # Litestar, for one, wraps what `send` has raised; Starlette takes that for the client's, as it is an OSError.
@@ -197,7 +205,7 @@ def _is_of_that(exc: BaseException) -> bool:
 
 
 def _parsed(found: object) -> tuple[tuple[str, ...], float | None, Any]:
-    """The key, when it expires, and where it was issued."""
+    """Return the key, when it expires, and where it was issued."""
     if isinstance(found, tuple) and found and isinstance(found[0], str):  # most are
         return found, None, None
     match found:

@@ -9,10 +9,10 @@ import anyio
 
 
 class Connection:
-    """What can be closed though the other end does not read.
+    """A connection that can be closed even if the other end does not read.
 
     :ivar transport: asyncio's
-    :ivar lost: whether it is gone. Only its protocol is told, and so tells us, too
+    :ivar lost: whether it is gone. Asyncio tells only its protocol, which then tells us
     """
 
     def __init__(self, transport: Any) -> None:
@@ -31,7 +31,7 @@ class Connection:
         protocol.connection_lost = connection_lost
 
     async def abort(self) -> None:
-        """Close it now, if it is not gone. What was not read yet is thrown away, also by the kernel."""
+        """Close it now, if it is not gone. Data that was not read yet is thrown away, also by the kernel."""
         if not self.lost.is_set():
             with contextlib.suppress(OSError):
                 no_lingering = struct.pack("ii", 1, 0)
@@ -41,10 +41,10 @@ class Connection:
 
 
 def below(send: Any) -> Connection | None:
-    """What a server's `send` sends over, or None if that cannot be found.
+    """Return the connection that a server's `send` uses, or None if it cannot be found.
 
-    Uvicorn's is a method of an object that has the transport. Hypercorn's is a method of a stream, whose `send` is one of a
-    protocol, whose `send` is one of an object with a writer.
+    Uvicorn's `send` is a method of an object that has the transport. Hypercorn's is a method of a stream; the stream's
+    `send` belongs to a protocol, whose `send` belongs to an object with a writer.
     """
     for _ in range(4):
         owner = getattr(send, "__self__", None)

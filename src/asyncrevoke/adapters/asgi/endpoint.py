@@ -1,4 +1,4 @@
-"""How an endpoint is ended: it is cancelled, or hears that its client has gone."""
+"""Two ways to end an endpoint: cancel it, or let it hear that its client has gone."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ _IN_A_THREAD = {
 def cancel(task: "asyncio.Task[Any]") -> bool:
     """Cancel it, unless it awaits a function in a worker thread, which would run on with nobody to wait for it.
 
-    It reports whether it was cancelled.
+    Return whether it was cancelled.
     """
     frame: FrameType | None = None
     waiting: Any = task.get_coro()
@@ -40,11 +40,12 @@ def cancel(task: "asyncio.Task[Any]") -> bool:
 
 
 def ended_by_disconnect(app: App) -> App:
-    """An application that ends as if its client had gone, when it is cancelled: ``RevokableApp(ended_by_disconnect(app), live)``
+    """Make an application that ends as if its client had gone, when it is cancelled:
+    ``RevokableApp(ended_by_disconnect(app), live)``
 
-    Use it for Django and Channels. Cancelled, Django 5 leaves its view running, and Channels calls no consumer's `disconnect`.
-    When a client goes, both do what they should. So they hear of a disconnection, with code 1006, and what they send is
-    dropped. What has not ended after a further `limit` is cancelled.
+    Use it for Django and Channels. Cancelled, Django 5 leaves its view running, and Channels calls no consumer's
+    `disconnect`. When a client goes, both end as they should. So they hear of a disconnection, with code 1006, and what
+    they send is dropped. If they have not ended after a further `limit`, they are cancelled.
     """
 
     async def ended(scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +69,7 @@ def ended_by_disconnect(app: App) -> App:
 
 
 class _Client:
-    """What an endpoint receives from and sends to, and how that goes."""
+    """The `receive` and `send` of an endpoint, and what has become of them."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.gone = False

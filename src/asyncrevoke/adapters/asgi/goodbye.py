@@ -1,4 +1,4 @@
-"""How a client learns that its session was taken away."""
+"""How a client learns that its session was revoked."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ _LAST = {
 
 
 class Member(Protocol):
-    """What is used of a `Cluster`."""
+    """The parts of a `Cluster` that are used here."""
 
     live: Registry
 
@@ -40,19 +40,20 @@ class Member(Protocol):
         """Whether it can tell who was revoked."""
 
     def is_own(self, reason: str) -> bool:
-        """Whether it has taken a session away for itself, so that the token may be good."""
+        """Whether it has revoked a session by itself, so that the token may be good."""
 
     def check(self, *path: str, issued: Any) -> None:
-        """Raise a `RevokedError` for a session that was revoked, or if that cannot be told."""
+        """Raise a `RevokedError` for a session that was revoked, or if that cannot be known."""
 
 
 class Terms(NamedTuple):
-    """What is the same for all sessions of an application.
+    """The settings that all sessions of an application share.
 
-    :ivar enter: begins an operation on a key that was issued at a position, and is given what ends it
-    :ivar code: tells with which code a websocket is closed for a reason
+    :ivar enter: begins an operation on a key that was issued at a position. It gets the function that ends the
+        operation
+    :ivar code: returns the code that closes a websocket for a reason
     :ivar limit: seconds for telling a client
-    :ivar refusal: makes of a reason what answers a request in place of its endpoint
+    :ivar refusal: turns a reason into the application that answers a request in place of its endpoint
     """
 
     enter: Callable[[tuple[str, ...], Any, Callable[[Exception], object]], Wait]
@@ -62,10 +63,10 @@ class Terms(NamedTuple):
 
 
 class Goodbye:
-    """How a client learns that its session was taken away, and how its connection ends.
+    """How a client learns that its session was revoked, and how its connection ends.
 
-    :param first: of the messages that were sent, the one that has begun the answer
-    :param last: of them
+    :param first: the message, of those that were sent, that has begun the answer
+    :param last: the last message that was sent
     :param sent: whether that has arrived at the server
     :ivar unended: whether it was in the midst of a response, which only the server can cut off
     """
@@ -93,7 +94,9 @@ class Goodbye:
         self._complete = sent and kind in _LAST and not (last.get(_LAST[kind], False) or trailers)
 
     async def say(self, reason: str) -> None:
-        """Tell the client, as well as that can still be done, and close the connection, or abort it when the limit is over."""
+        """Tell the client, as far as that is still possible. Then close the connection, or abort it when the limit is
+        over.
+        """
         if self._complete:
             return  # the connection may be in the midst of the next request
         connection = None if self._shared else below(self._send)
@@ -130,12 +133,12 @@ class Goodbye:
         return self._first is not None and self._first["type"] == "websocket.accept"
 
     def _closes(self, code: int) -> bool:
-        """Whether a websocket is closed. In its handshake that is status 403, as for a token that is not good."""
+        """Whether a websocket is closed. In its handshake this is status 403, as for a token that is not good."""
         can_answer = "websocket.http.response" in (self._scope.get("extensions") or ())
         return self._is_websocket and not (self._first is None and code in _LATER and can_answer)
 
     async def _end_websocket(self, reason: str, code: int) -> bool:
-        """Close or refuse it. It reports whether the client was told."""
+        """Close or refuse it. Return whether the client was told."""
         if self._first is not None and not self._accepted:  # in the midst of a refusal
             return False
         async with anyio.create_task_group() as tasks:
@@ -147,12 +150,12 @@ class Goodbye:
         return True
 
     async def _throw_away(self) -> None:
-        """Take what the client still sends, up to its answer, which comes behind that."""
+        """Throw away what the client still sends, up to its answer."""
         while (await self._receive())["type"] != "websocket.disconnect":
             pass
 
     async def _end_http(self, reason: str, code: int) -> bool:
-        """Answer a request, or a handshake, or end a stream of events. It reports whether that could be done."""
+        """Answer a request, or a handshake, or end a stream of events. Return whether that could be done."""
         if self._first is None:
             own = None if code in _LATER else self._terms.refusal
             refusal = _plain(reason, code) if own is None else own(reason)
@@ -174,7 +177,7 @@ class Goodbye:
 
 
 def _plain(reason: str, code: int) -> App:
-    """The refusal of an application that has no words of its own."""
+    """The refusal of an application that has none of its own."""
 
     async def refusal(_scope: Scope, _receive: Receive, send: Send) -> None:
         body = f"{reason or 'it was revoked'}\n".encode(errors="replace")
@@ -187,6 +190,6 @@ def _plain(reason: str, code: int) -> App:
 
 
 def _is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether an event can be added: not to a stream that was compressed further in."""
+    """Whether an event can be added. It cannot be added to a stream that was compressed further in."""
     known = {bytes(name).lower(): bytes(value) for name, value in headers}
     return known.get(b"content-type", b"").lower().startswith(b"text/event-stream") and b"content-encoding" not in known

@@ -1,4 +1,4 @@
-"""What ASGI calls things."""
+"""The types of ASGI."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""One request or websocket, and whose it is."""
+"""One request or websocket, and the keys it belongs to."""
 
 import asyncio
 import contextlib
@@ -28,9 +28,9 @@ _BEGIN = {"http.response.start", "websocket.accept", "websocket.close", "websock
 class Session:
     """A request or websocket: ``session = scope["asyncrevoke"]``
 
-    :ivar scope: that of the server
-    :ivar keys: those it belongs to
-    :ivar taken_away: whether it was taken away, by a revocation of one of them or alone
+    :ivar scope: the server's scope
+    :ivar keys: the keys it belongs to
+    :ivar taken_away: whether it was revoked, alone or with one of its keys
     :ivar since: the unix time at which it began
     """
 
@@ -81,12 +81,13 @@ class Session:
 
     @property
     def name(self) -> str:
-        """What it is, as in "GET /files"."""
+        """Its method and path, as in "GET /files"."""
         return f"{self.scope.get('method', 'websocket')} {self.scope['path']}"
 
     @property
     def handle(self) -> Revokable:
-        """What to open things on that shall go with the session: ``owner=session.handle``, ``also=[session.handle]``
+        """The node to open things on that must end with the session: ``owner=session.handle``,
+        ``also=[session.handle]``
 
         All that is open on it is closed when the endpoint has ended.
 
@@ -101,23 +102,25 @@ class Session:
         return self._handle
 
     def belongs_to(self, *key: str, expires: float | None = None, issued: Any = None) -> None:
-        """Be part of a key from now on: ``session.belongs_to("alice", "token7")``. May be called for further keys.
+        """Be part of a key from now on: ``session.belongs_to("alice", "token7")``. You may call it for further keys.
 
-        Look whether the token is good after this, not only before: it may be revoked in between.
+        Check after this whether the token is good, not only before: it may be revoked in between.
 
-        :param expires: the unix time at which it is taken away by itself. Of several, the earliest counts
+        :param expires: the unix time at which the session is revoked by itself. Of several, the earliest counts
         :param issued: in a cluster, the position that was stored with the token: ``str(cluster.position)``
-        :raises RevokedError: if this key is just being revoked, or was in a cluster. The session is taken away, too: let the
-            error pass
-        :raises TypeError: if a part of the key is no string, or there is none
-        :raises ValueError: if `expires` is before 2001: a number of seconds, perhaps
-        :raises RuntimeError: if the endpoint has ended, or in another thread, as of a dependency of FastAPI that is not async
+        :raises RevokedError: if this key is being revoked, or was revoked in a cluster. The session is revoked, too: do
+            not catch the error
+        :raises TypeError: if a part of the key is not a string, or there is none
+        :raises ValueError: if `expires` is before 2001: it may have been meant as seconds from now
+        :raises RuntimeError: if the endpoint has ended, or in another thread, as in a dependency of FastAPI that is not
+            async
         """
         self._refuse_unless_live()
         self.enter(key, expires, issued)
 
     def revoke(self, reason: str = "") -> None:
-        """Take this one away, and no other of its keys: cancel the endpoint, and tell the client. Twice does no harm.
+        """Revoke this session alone, and none of its keys: cancel the endpoint, and tell the client. Calling it again
+        does no harm.
 
         :raises RuntimeError: in another thread
         """
@@ -142,7 +145,7 @@ class Session:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What there is to tell about it, as JSON has it."""
+        """Its facts, as JSON has them."""
         client = self.scope.get("client")
         return {
             "keys": self.keys,
@@ -157,7 +160,9 @@ class Session:
         return f"{self.name} of {whose} at {(self.scope.get('client') or '?')[0]}"
 
     def _cancel(self) -> None:
-        """Once is enough for most. What swallows it, a library perhaps, is cancelled again when its clean-up had time."""
+        """Cancel the endpoint. Once is enough for most. If it swallows that, it is cancelled again when its clean-up
+        had time.
+        """
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._terms.limit, self._cancel)
@@ -183,7 +188,7 @@ class Session:
         self.revoke(getattr(error, "reason", ""))
 
     def _look_at_clock(self) -> None:
-        """Take it away when its time is over."""
+        """Revoke the session when its time is over."""
         if self._timer is not None:
             self._timer.cancel()
         left = self._expires - time.time()
@@ -195,11 +200,13 @@ class Session:
     # -- for the application around the endpoint --
 
     def receive(self) -> Awaitable[Message]:
-        """What the endpoint calls. It hands on what the server's returns, as a coroutine of its own would cost more."""
+        """The endpoint's `receive`. It returns what the server's returns, because a coroutine of its own would cost
+        more.
+        """
         return self._receive()
 
     def send(self, message: Message) -> Awaitable[None]:
-        """As `receive`. It remembers what the goodbye depends on."""
+        """The endpoint's `send`. It remembers what the goodbye depends on."""
         sending = self._sending = self._send(message)
         self._last = message
         if self._first is None and message["type"] in _BEGIN:
@@ -207,7 +214,7 @@ class Session:
         return sending
 
     def enter(self, key: tuple[str, ...], expires: float | None, issued: Any) -> None:
-        """`belongs_to`, when it is known that it may."""
+        """Do the work of `belongs_to`, after the checks."""
         if expires is not None and not expires >= _EARLIEST:
             raise ValueError(f"expires is {expires!r}: give a unix time, such as time.time() + 3600")
         if key not in self.keys:
@@ -226,7 +233,7 @@ class Session:
             self._look_at_clock()
 
     def ended(self) -> bool:
-        """The endpoint has ended. It reports whether that is all, or there is something to wait for, by `rest`."""
+        """Note that the endpoint has ended. Return whether that is all, or whether to wait by `rest`."""
         self._over = True
         if self._timer is not None:
             self._timer.cancel()
@@ -236,7 +243,7 @@ class Session:
         return True
 
     async def rest(self) -> None:
-        """Wait until what it has opened is released, and the client was told."""
+        """Wait until everything it has opened is released, and the client was told."""
         try:
             while self._saying is not None:
                 # It is cancelled by us only now, perhaps, or by the server, which learns later that it was heard.
@@ -251,12 +258,12 @@ class Session:
                 self._task.uncancel()
 
     def _leave(self) -> None:
-        """Let those go on who revoke its keys."""
+        """Leave the keys, so that their revocations can go on."""
         while self._operations:
             self._operations.pop().leave()
 
     def raise_rest(self) -> None:
-        """Raise what the server has to know when the session was taken away.
+        """Raise what the server has to know when the session was revoked.
 
         :raises CancelledError: if somebody else has cancelled the endpoint, too
         :raises RevokedError: if only the server can cut off the response

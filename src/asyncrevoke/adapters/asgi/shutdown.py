@@ -1,4 +1,4 @@
-"""The reason comes before the end: all is revoked when the server is told to end, while it still serves."""
+"""A shutdown with a reason: everything is revoked when the server is told to end, while it still serves."""
 
 import asyncio
 import signal
@@ -15,17 +15,17 @@ from asyncrevoke.lowlevel import Registry
 def revoke_at_shutdown(
     live: Registry, reason: str = "the server shuts down", *, limit: float = 3.0
 ) -> Callable[[], None]:
-    """On SIGTERM and SIGINT, revoke all of `live` first, and then have the server's own handler called.
+    """On SIGTERM and SIGINT, revoke all of `live` first, and then call the server's own handler.
 
-    For servers that close connections before they end the lifespan, as uvicorn does. `RevokableApp` calls it when the
-    lifespan begins, and looks after hypercorn, whose workers get no signal. A server that begins no lifespan, or is stopped
-    in another way, needs ``await live.root.revoke(reason)`` before it is told to stop.
+    Use it for servers that close connections before they end the lifespan, as uvicorn does. `RevokableApp` calls it
+    when the lifespan begins. It also takes care of hypercorn, whose workers get no signal. If a server begins no
+    lifespan, or is stopped in another way, call ``await live.root.revoke(reason)`` before you tell it to stop.
 
-    Call it in the running loop, after the server has set its handlers. In other threads than the main one it does nothing,
-    as those get no signals. A second signal goes to the server at once.
+    Call it in the running loop, after the server has set its handlers. In other threads than the main one it does
+    nothing, because those get no signals. A second signal goes to the server at once.
 
-    :param limit: seconds after which the server's turn comes in any case
-    :returns: what puts the server's handlers back
+    :param limit: seconds after which the server's handler is called in any case
+    :returns: a function that puts the server's handlers back
     :raises RuntimeError: without a running asyncio loop
     """
     is_main = threading.current_thread() is threading.main_thread()
@@ -39,7 +39,7 @@ def revoke_at_shutdown(
 
 
 class _Handler:
-    """Stands in for the server's own handler of a signal."""
+    """Replaces the server's own handler of a signal."""
 
     def __init__(self, number: signal.Signals, live: Registry, reason: str, limit: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -80,9 +80,9 @@ class _Handler:
 
 
 def revoke_when_terminated(live: Registry, reason: str, send: Any) -> asyncio.Task[None] | None:
-    """Revoke all of `live` when hypercorn tells a worker to end. Its connections know, for which it waits some seconds.
+    """Revoke all of `live` when hypercorn tells a worker to end. It waits some seconds for its connections, which know.
 
-    :param send: that of one of its connections; for that of another server there is nothing to wait for
+    :param send: that of one of its connections. With that of another server this does nothing
     """
     terminated = getattr(getattr(getattr(send, "__self__", None), "context", None), "terminated", None)
     if terminated is None:

@@ -1,7 +1,7 @@
-"""The faces of asyncio: existing code gains revocation by one changed import.
+"""The interfaces of asyncio: you change one import, and your code gains revocation.
 
-`create_serial_connection` and `open_serial_connection` stand in for those of pyserial-asyncio and serialx, of which
-`asyncrevoke.compat` has the whole surface; `wrap_streams` is for any pair of reader and writer that there is already.
+`create_serial_connection` and `open_serial_connection` replace those of pyserial-asyncio and serialx.
+`asyncrevoke.compat` has the whole of these libraries. `wrap_streams` is for any existing pair of reader and writer.
 """
 
 from .connection import (

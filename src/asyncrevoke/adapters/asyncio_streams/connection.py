@@ -27,10 +27,11 @@ async def create_serial_connection(
 ) -> tuple[SerialTransport, P]:
     """Open a serial port for a protocol, as pyserial-asyncio's function of this name and serialx's do.
 
-    `connection_made` is called before this returns. `connection_lost` is called exactly once, last, and when the port is
-    closed (a loop that ends does not wait for that): with a `RevokedError` if it was revoked or unplugged, with None if it
-    was closed here; whichever came first. What `connection_made` raises comes out of this call, and the port is closed,
-    without another word to the protocol; what the other callbacks raise is reported to the loop, and loses nothing.
+    `connection_made` is called before this returns. `connection_lost` is called exactly once, last, and when the port
+    is closed; a loop that ends does not wait for that. It gets a `RevokedError` if the port was revoked or unplugged,
+    None if it was closed here, whichever came first. If `connection_made` raises, this call raises the same. The port
+    is then closed, and the protocol is told nothing more. What the other callbacks raise is reported to the loop, and
+    loses nothing.
 
     :param loop: the running one
     :param options: as for `open_serial`, or those of pyserial and serialx
@@ -49,9 +50,9 @@ async def open_serial_connection(
 ) -> tuple[SerialReader, SerialWriter]:
     """Open a serial port as a pair of reader and writer, as pyserial-asyncio's function of this name and serialx's do.
 
-    They are revocable, as those of `wrap_streams`; their errors are `serial.SerialException` too. As with other writers, a
-    `close` sends all that was written before, on a stalled line for ever; `writer.transport.abort()` and a revocation of
-    `writer.handle` end that.
+    They are revocable, like those of `wrap_streams`. Their errors are `serial.SerialException` too. As with other
+    writers, a `close` sends everything written before; on a stalled line this never ends. `writer.transport.abort()`
+    and a revocation of `writer.handle` end that.
 
     :param limit: of the reader's buffer, in bytes
     :param loop, options: as for `create_serial_connection`
@@ -67,7 +68,8 @@ async def open_serial_connection(
 
 
 async def opened(url: str, baudrate: int, options: dict[str, Any]) -> SerialDevice:
-    """Open a port by options of pyserial's and serialx's, `translated`. As with serialx, low latency is a wish.
+    """Open a port by options of pyserial's and serialx's, `translated`. As with serialx, low latency is tried, and not
+    required.
 
     :raises: as `open_serial` and its opening
     """
@@ -81,12 +83,13 @@ async def opened(url: str, baudrate: int, options: dict[str, Any]) -> SerialDevi
 
 
 def translated(url: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of pyserial's and serialx's, as `open_serial` has them.
+    """Translate options of pyserial's and serialx's into those of `open_serial`.
 
-    The timeouts of reads and writes are taken, and mean nothing here. A line is `dtr_on_open` or `rts_on_open`, or both are
-    `rtsdtr_on_open`: low, or as the driver makes it, which is high. When it closes both are lowered, or neither.
+    The timeouts of reads and writes are accepted, and mean nothing here. A line is set by `dtr_on_open` or
+    `rts_on_open`, or both by `rtsdtr_on_open`: low, or as the driver makes it, which is high. On close both are
+    lowered, or neither.
 
-    :raises ValueError: for lines that no driver can leave so
+    :raises ValueError: for a state of the lines that no driver can leave
     """
     options = {option: value for option, value in options.items() if option not in _VOID}
     if "byte_size" in options:
@@ -111,13 +114,13 @@ def translated(url: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _state(pin: Any) -> bool | None:
-    """A line that is high, low, or left alone: of ours, or a PinState of serialx's."""
+    """Whether a line is high, low, or left alone, by our word or a PinState of serialx's."""
     value = getattr(pin, "value", pin)
     return None if value is None else bool(value)
 
 
 async def connected(device: SerialDevice, make: Callable[[], T]) -> T:
-    """Make a transport of an open device, tell its protocol, and begin; or close the device again."""
+    """Make a transport of an open device, tell its protocol, and begin. If that fails, close the device."""
     try:
         transport = make()
         try:
@@ -139,7 +142,7 @@ async def opened_pair(
     reader: SerialReader,
     writer: type[W],
 ) -> tuple[SerialReader, W]:
-    """Have a transport opened for a protocol, and make the pair of reader and writer of it."""
+    """Open a transport for a protocol, and make a pair of reader and writer of it."""
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     transport, _ = await create(lambda: protocol)
     return reader, writer(transport, protocol, reader, loop)

@@ -1,4 +1,6 @@
-"""The reader and the writer of a serial transport of ours. Whatever they wait for, the transport ends it: there is no scope."""
+"""The reader and the writer of our serial transport. The transport ends whatever they wait for: there is no cancel
+scope.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,15 @@ from .wrapped import ConnectionClosedError, revoked
 
 
 class SerialReader(asyncio.StreamReader):
-    """A reader of a serial port, which its `SerialWriter` makes complete.
+    """A reader of a serial port. Its `SerialWriter` completes it.
 
-    A read whose data is there does not suspend. The loop alone brings data, so a task that reads on lets others run. Once
-    the port is taken away, each read raises a fresh `SerialRevokedError`, or gives the end of data if the profile says so,
-    and is a checkpoint. After a close it is `anyio.ClosedResourceError`, which is a
-    ConnectionResetError here, as all errors of readers and writers that were closed.
+    A read whose data is there does not suspend. Only the loop brings data, so a task that reads on lets others run.
+    Once the port is revoked, each read is a checkpoint. It raises a fresh `SerialRevokedError`, or returns the end of
+    data if the profile says so. After a close it raises `anyio.ClosedResourceError`. Here that is a
+    ConnectionResetError too, as for all readers and writers that were closed.
 
     :ivar handle: the node of the port
-    :ivar uses: the node below it that reads and drains are operations of; the writer's `close` closes it
+    :ivar uses: the node below it for the operations of reads and drains. The writer's `close` closes it
     """
 
     handle: Revokable
@@ -39,7 +41,7 @@ class SerialReader(asyncio.StreamReader):
     _waiter: asyncio.Future[None] | None
 
     def open(self, handle: Revokable, uses: Revokable) -> None:
-        """Be the reader of what is open as `handle`."""
+        """Be the reader of the port that is open as `handle`."""
         self.handle = handle
         self.uses = uses
         self._wait = Wait(uses, self._kicked, idle=True)
@@ -74,7 +76,7 @@ class SerialReader(asyncio.StreamReader):
         return super().at_eof()
 
     def _take(self, n: int) -> bytes:
-        """As asyncio's own reads do, without a coroutine more."""
+        """Like asyncio's own reads, without a further coroutine."""
         data = bytes(self._buffer[:n])
         del self._buffer[:n]
         if self._paused:
@@ -82,7 +84,7 @@ class SerialReader(asyncio.StreamReader):
         return data
 
     async def goes_on(self) -> bool:
-        """Whether reads go on when the port is gone, to the end of what came before. It is a checkpoint."""
+        """Whether reads go on after the port is gone, to the end of the data that came before. It is a checkpoint."""
         await checkpoint()
         return False
 
@@ -93,7 +95,7 @@ class SerialReader(asyncio.StreamReader):
             return b""
 
     async def _wait_for_data(self, func_name: str) -> None:
-        """In place of asyncio's own, where all reads wait: an operation."""
+        """Wait as an operation. It replaces asyncio's own method, in which all reads wait."""
         if self._waiter is not None:
             await super()._wait_for_data(func_name)  # type: ignore[misc]  # which refuses a second reader
         wait = self._wait
@@ -115,7 +117,7 @@ class SerialReader(asyncio.StreamReader):
             self.end()
 
     def end(self) -> None:
-        """End the read that waits."""
+        """End the waiting read."""
         try:
             raise _gone(self.handle, "read", in_flight=True)
         except anyio.EndOfStream:
@@ -166,11 +168,11 @@ class SerialWriter(asyncio.StreamWriter):
         super().write_eof()
 
     async def drain(self) -> None:
-        """Wait until what was written is below the low limit, if it was above the high one.
+        """If the buffer was above the high limit, wait until it is below the low one.
 
-        :raises SerialRevokedError: if the port was or is taken away or unplugged
-        :raises ~anyio.ClosedResourceError: if it was or is closed
-        Cancellation: ends the waiting; all of it is sent.
+        :raises SerialRevokedError: if the port was revoked or unplugged, before or meanwhile
+        :raises ~anyio.ClosedResourceError: if it was closed, before or meanwhile
+        Cancellation: ends the waiting. Everything is still sent.
         """
         if due(self.uses):
             await checkpoint()
@@ -195,7 +197,7 @@ class SerialWriter(asyncio.StreamWriter):
             super().close()
 
     async def wait_closed(self) -> None:
-        """Wait until the port is closed, by whomever. It raises nothing, and may be cancelled."""
+        """Wait until the port is closed, by anybody. It raises nothing, and you may cancel it."""
         await self._transport.wait_closed()
 
     def _refusal(self) -> Exception:
@@ -203,9 +205,9 @@ class SerialWriter(asyncio.StreamWriter):
 
 
 def _gone(handle: Revokable, kind: Literal["read", "write"], *, in_flight: bool) -> Exception:
-    """The error of an operation on a port that was taken away, or that its owner, or its writer, has closed.
+    """The error of an operation on a port that was revoked, or that its owner, or its writer, has closed.
 
-    :raises ~anyio.EndOfStream: where the profile has reads end so
+    :raises ~anyio.EndOfStream: if that is the profile's answer to reads
     """
     if handle.closed or not handle.revoked:
         return ConnectionClosedError(f"{handle.path!r} was closed by its owner")

@@ -21,14 +21,14 @@ _MOST = 65536  # bytes that are read at a time
 class SerialTransport(asyncio.Transport):
     """The transport of a serial port, which is closed with it.
 
-    The loop's callbacks read and write; the one task only waits for the end. What is written when it is closing is ignored,
-    as by other transports; `connection_lost` tells. For requests to the driver, such as `set_modem_lines`, open a stream of
-    your own: ``transport.device.open()``; but leave reading and sending to this.
+    The loop's callbacks read and write. The one task only waits for the end. What you write to a closing transport is
+    ignored, as by other transports, and `connection_lost` tells. For requests to the driver, such as `set_modem_lines`,
+    open your own stream: ``transport.device.open()``. Do not read or send on it: this transport does.
 
     :ivar device: the port
-    :ivar handle: its node: awaiting its revocation is awaiting that the port is closed
-    :ivar full: the protocol is to write no more for now: `pause_writing` was the last that it was told
-    :ivar closing: it was closed, or its port taken away: what is written is ignored
+    :ivar handle: its node. Await its revocation to wait until the port is closed
+    :ivar full: the protocol should stop writing for now: `pause_writing` was the last call to it
+    :ivar closing: it was closed, or its port revoked: what you write is ignored
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.BaseProtocol, device: SerialDevice) -> None:
@@ -76,7 +76,7 @@ class SerialTransport(asyncio.Transport):
                 self._tell("connection_lost", self._why)
 
     def _left(self) -> Revocation:
-        """Leave the port, which is closed then. It returns what awaits that, each time the same."""
+        """Leave the port, which is closed then. Return the awaitable of that, each time the same."""
         if self._act is None:  # others' grace is not cut short
             self._act = self.handle.revoke(grace=math.inf) if self.handle.revoked else self.handle.close()
             self._stop_reading()
@@ -127,7 +127,7 @@ class SerialTransport(asyncio.Transport):
             self._take_unsent()
 
     def _take_unsent(self) -> bytearray:
-        """Take it all back: nothing is to be sent any more."""
+        """Take all unsent data back: nothing is to be sent any more."""
         unsent, self._unsent = self._unsent, bytearray()
         self._fd.writable.call(self.loop, None)
         self._sent.set()
@@ -154,7 +154,7 @@ class SerialTransport(asyncio.Transport):
         return self.device.open("transport")
 
     def room(self) -> asyncio.Future[Any]:
-        """A future that is done when this is `full` no more. The caller, too, may set its result."""
+        """A future that is done when this is not `full` any more. The caller, too, may set its result."""
         future = self.loop.create_future()
         self._room[future] = None
         future.add_done_callback(self._room.pop)
@@ -180,7 +180,9 @@ class SerialTransport(asyncio.Transport):
             self._failed(callback, exc)
 
     def _failed(self, callback: str, exc: BaseException) -> None:
-        """What the protocol raises is reported, a CancelledError of a future it asks, too. It is no reason to lose anything."""
+        """Report what the protocol raises, even the CancelledError of a future it asks. Nothing is lost because of
+        it.
+        """
         if isinstance(exc, SystemExit | KeyboardInterrupt):
             raise exc
         self._report(f"protocol.{callback}() failed", exc)
@@ -202,7 +204,7 @@ class SerialTransport(asyncio.Transport):
             self._send_later(memoryview(data)[written:])
 
     def close(self) -> None:
-        """Send what was written, then close the port. Nothing is received any more."""
+        """Send everything written, then close the port. Nothing is received any more."""
         if not self.is_closing():
             if self._unsent:
                 self._stop_reading()
@@ -210,13 +212,13 @@ class SerialTransport(asyncio.Transport):
                 self._left()
 
     def abort(self) -> None:
-        """Close the port now, and throw away what was written."""
+        """Close the port now, and throw away data that is not sent."""
         if not self.handle.revoked:  # whichever was first is told
             self.handle.close()
         self._take_unsent()
 
     async def wait_closed(self) -> None:
-        """Wait until the port is closed, by whomever, and `connection_lost` was called. It may be cancelled."""
+        """Wait until the port is closed, by anybody, and `connection_lost` was called. You may cancel it."""
         await asyncio.wait((self._running,))
 
     def is_closing(self) -> bool:
@@ -229,14 +231,15 @@ class SerialTransport(asyncio.Transport):
         raise NotImplementedError(f"{self.handle.path!r} is a serial port: it has no end of data but close()")
 
     def flush(self) -> Awaitable[None]:
-        """Throw away what was written and not sent, as pyserial-asyncio's does. But awaited, as serialx's is: send all of it.
+        """Throw away data that is not sent, as pyserial-asyncio's does. If you await it, as serialx's is awaited, it
+        sends all data.
 
-        ``await transport.flush()`` throws nothing away. It waits until the driver, too, has sent what it was given. Await it
-        yourself: a task for it that is cancelled before it begins has thrown all away.
+        ``await transport.flush()`` throws nothing away. It waits until the driver, too, has sent what it was given.
+        Await it directly. If you make a task for it that is cancelled before it begins, all data is thrown away.
 
-        :raises SerialRevokedError: if awaited, and the port was or is taken away or unplugged
-        :raises ~anyio.ClosedResourceError: if awaited, and it was or is closed
-        Cancellation: ends the waiting; all of it is sent.
+        :raises SerialRevokedError: if awaited, and the port was revoked or unplugged, before or meanwhile
+        :raises ~anyio.ClosedResourceError: if awaited, and it was closed, before or meanwhile
+        Cancellation: ends the waiting. Everything is still sent.
         """
         taken = bytearray() if self.is_closing() else self._take_unsent()  # a close sends all
         if taken:
@@ -296,7 +299,7 @@ class SerialTransport(asyncio.Transport):
 
     @property
     def serial(self) -> Any:
-        """The object of pyserial. What is done with it is not guarded, and may block."""
+        """The object of pyserial. What you do with it is not guarded, and may block."""
         return self.device.serial
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -307,7 +310,7 @@ class SerialTransport(asyncio.Transport):
 
 
 class _Buffered:
-    """Tells a BufferedProtocol what is told to others."""
+    """Passes data to a BufferedProtocol, as others get it."""
 
     def __init__(self, protocol: asyncio.BufferedProtocol) -> None:
         self._protocol = protocol
@@ -326,7 +329,7 @@ class _Buffered:
 
 
 class _Flush(Awaitable[None]):
-    """What was taken out to be thrown away; and is put back, if this is awaited."""
+    """Data that was taken out to be thrown away. It is put back if this is awaited."""
 
     def __init__(self, transport: SerialTransport, taken: bytearray) -> None:
         self._transport = transport

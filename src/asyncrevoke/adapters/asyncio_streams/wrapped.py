@@ -1,4 +1,4 @@
-"""Any pair of asyncio's reader and writer that there is already, made revocable in place."""
+"""An existing pair of asyncio's reader and writer, made revocable in place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ _PATIENCE = 5.0  # seconds; an abort takes one turn of the loop
 
 
 class ConnectionClosedError(anyio.ClosedResourceError, ConnectionResetError):
-    """It was closed here. Asyncio's own `drain` raises a ConnectionResetError then, for which its users have handlers."""
+    """It was closed here. Asyncio's own `drain` then raises a ConnectionResetError, for which its users have
+    handlers.
+    """
 
 
 def wrap_streams(
@@ -41,18 +43,18 @@ def wrap_streams(
 ) -> tuple[R, W]:
     """Make a connection of asyncio's revocable, as a handle of `owner`: its reader and writer, in place.
 
-    From now on they answer as our streams do: what they await is kicked, and what comes later is refused, with a fresh
-    `RevokedError` each time; every operation is a checkpoint, at the end of data, too. `writer.handle` is the node, and
-    `reader.handle` the same one. A revocation of it aborts the transport, so the peer cannot be told why. A child's stdout
-    and stdin, or a pty as two pipes, have a transport each: both are closed when the revocation is complete, and by
-    `writer.close()`. To end only what you send, call `writer.write_eof()`.
+    From now on they answer as our streams do. Operations that wait are kicked, and later ones are refused, with a fresh
+    `RevokedError` each time. Every operation is a checkpoint, even at the end of data. `writer.handle` is the node, and
+    `reader.handle` is the same one. A revocation of it aborts the transport, so the peer cannot be told why. A child's
+    stdout and stdin, or a pty as two pipes, have a transport each. Both are closed when the revocation is complete, and
+    by `writer.close()`. To end only what you send, call `writer.write_eof()`.
 
-    :param reader, writer: the two of one connection. None: there is no such half, and None is returned for it. A reader
-        alone is closed by ``await reader.handle.aclose()``
+    :param reader, writer: the two of one connection. None: there is no such half, and None is returned for it. Close a
+        reader alone by ``await reader.handle.aclose()``
     :param owner: what it is opened on. None: it is a root of its own
-    :param answers: a profile of `asyncrevoke.answers`: where it says end of data, `read` gives ``b""``
-    :param also: further parents; whichever goes first takes it
-    :raises RevokedError: if the owner was revoked; the connection is still yours then
+    :param answers: a profile of `asyncrevoke.answers`. If it says end of data, `read` returns ``b""``
+    :param also: further parents. Whichever is revoked first takes the connection along
+    :raises RevokedError: if the owner was revoked. You still own the connection then
     :raises TypeError: if they are not asyncio's, or are revocable already, or both are None
     """
     given: list[Any] = [each for each in (writer, reader) if each is not None]
@@ -92,7 +94,7 @@ def revocable(reader: R, writer: W, handle: Revokable, convert: Convert) -> tupl
 
 
 def _lost(stream: Any) -> asyncio.Future[None]:
-    """Told when the transport of a reader or a writer is closed, of which asyncio tells nobody but the protocol."""
+    """Told when the transport of a reader or a writer is closed. Asyncio tells only the protocol of that."""
     lost: asyncio.Future[None] = stream._loop.create_future()
     protocol: Any = None
     if stream._transport is not None:
@@ -134,9 +136,9 @@ def _abort(transport: Any) -> None:
 
 
 def _answered(face: _Reader | _Writer, kind: Literal["read", "write"], error: Exception) -> Exception:
-    """What an operation that was kicked or refused raises.
+    """Return the error of an operation that was kicked or refused.
 
-    :raises ~anyio.EndOfStream: where the profile says so
+    :raises ~anyio.EndOfStream: if the profile says so
     """
     if not isinstance(error, RevokedError):
         return ConnectionClosedError(*error.args)
@@ -145,9 +147,9 @@ def _answered(face: _Reader | _Writer, kind: Literal["read", "write"], error: Ex
 
 
 class _Reader(asyncio.StreamReader):
-    """What a reader does otherwise when it is revocable. It may be of any subclass.
+    """The methods that a revocable reader replaces. The reader may be of any subclass.
 
-    A read whose data is there already is no operation, as it ends at once. `readline` is made of `readuntil`.
+    A read whose data is there already is no operation, because it ends at once. `readline` is made of `readuntil`.
     """
 
     handle: Revokable
@@ -211,7 +213,7 @@ class _Reader(asyncio.StreamReader):
                 raise _answered(self, "read", error) from error.__cause__
 
     async def _wait_for_data(self, func_name: str) -> None:
-        """In place of asyncio's own, by which all reads wait."""
+        """Wait as an operation. It replaces asyncio's own method, in which all reads wait."""
         try:
             with self.handle.using(idle=True), self.uses.using(idle=True):
                 await super()._wait_for_data(func_name)  # type: ignore[misc]  # typeshed does not know it
@@ -222,7 +224,7 @@ class _Reader(asyncio.StreamReader):
 
 
 class _Writer(asyncio.StreamWriter):
-    """What a writer does otherwise when it is revocable. It may be of any subclass."""
+    """The methods that a revocable writer replaces. The writer may be of any subclass."""
 
     handle: Revokable
     uses: Revokable  # closed by a close that goes on sending: what its operations are on, too
@@ -265,7 +267,7 @@ class _Writer(asyncio.StreamWriter):
             self._closing = self._loop.create_task(self._close(), name=f"close of {self.handle.path!r}")
 
     async def wait_closed(self) -> None:
-        """Wait until the connection is closed, by whomever. It raises nothing, and may be cancelled."""
+        """Wait until the connection is closed, by anybody. It raises nothing, and you may cancel it."""
         await asyncio.wait((self._closing or self.lost,))
 
     async def _guarded(self, operation: Callable[[], Awaitable[None]]) -> None:

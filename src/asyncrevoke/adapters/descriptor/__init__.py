@@ -1,3 +1,3 @@
-"""A descriptor number that is taken away from code that knows nothing of it."""
+"""A descriptor number, revoked from code that does not know of it."""
 
 from .descriptor import Descriptor as Descriptor

@@ -1,11 +1,11 @@
-"""A descriptor number that is taken away from code that knows nothing of it: a C library, a thread in read(2).
+"""A descriptor number, revoked from code that does not know of it: a C library, a thread in read(2).
 
-Where revoke(2) of the BSDs puts a dead file behind the number (sys/kern/vfs_subr.c, deadfs), dup2(2) puts a tombstone there:
-the number stays taken until its holder closes it, so nobody else's file can come under it, and all that is done with it
-answers as a terminal that was hung up, or a socket whose peer is gone.
+revoke(2) of the BSDs puts a dead file behind the number (sys/kern/vfs_subr.c, deadfs). Here dup2(2) puts a tombstone
+there. The number stays taken until its holder closes it, so nobody else's file can get it. Every operation on it
+answers like a terminal that was hung up, or a socket whose peer is gone.
 
-dup2 alone wakes nobody: a call that sleeps holds on to the file that it began with (fs/file.c, fdget). Such threads are
-found and interrupted; sets of epoll, which hold the file and not the number (fs/eventpoll.c), get the tombstone in its place.
+dup2 alone wakes nobody: a call that sleeps holds the file that it began with (fs/file.c, fdget). Such threads are found
+and interrupted. Sets of epoll hold the file and not the number (fs/eventpoll.c). They get the tombstone in its place.
 """
 
 import asyncio
@@ -55,46 +55,49 @@ _STUBBORN = 0.064  # seconds between two looks at threads that seem to block sig
 
 
 class Descriptor(Handled):
-    """A descriptor that others use by its number: ``Descriptor(fd).revoke("unplugged")``
+    """A descriptor that other code uses by its number: ``Descriptor(fd).revoke("unplugged")``
 
-    When the revocation is complete, those that slept on the file in read, write, poll, select, epoll and so on have met the
-    tombstone. What has it otherwise keeps it: by another number (dup, fork), mmap, io_uring or io_submit; so hang up or shut
-    down the device, too. Where sleepers cannot be looked for, as no descriptor is free, that is raised, and the number dead;
-    where the limit of descriptors was lowered below the number, that is raised, and its holder keeps it.
+    When the revocation is complete, threads that slept on the file in read, write, poll, select, epoll and so on have
+    met the tombstone. Code that has the file in another way keeps it: by another number (dup, fork), mmap, io_uring or
+    io_submit. So hang up or shut down the device, too. If no descriptor is free, sleepers cannot be looked for: that is
+    raised, and the number is dead. If the limit of descriptors was lowered below the number, that is raised, and the
+    number's holder keeps it.
 
-    The number is its holder's to close, before or after. This keeps the file open until it is revoked or closed itself, to
-    know it again: a number that by then means another file is left alone, and so is who sleeps on the file by a number that
-    was closed. So close this, too, when the holder is done: until then the other side sees no end, and sets of epoll go on
-    telling of the file. It takes three descriptors, and a pty if the file is no socket. When they are closed, the process
-    loses its locks of fcntl(2) on the file, as with any descriptor of it.
+    The holder must still close the number, before or after. This object keeps the file open until it is revoked or
+    closed itself, to recognise the file. If the number means another file by then, it is left alone. So are threads
+    that sleep on the file by a number that was closed. So close this object, too, when the holder is done. Until then
+    the other side sees no end, and sets of epoll still report the file. It takes three descriptors, and a pty if the
+    file is not a socket. When they are closed, the process loses its locks of fcntl(2) on the file, as with any
+    descriptor of it.
 
     Its limits:
 
-    - Who closes the number in the very moment in which it is replaced may lose what comes under it; who changes what a
-      set of epoll is to tell of it may be told that it is not there.
-    - A thread that blocks SIGURG can only be seen to sleep on the file, and not in a poll that SIGSTOP has interrupted. It
-      is waited for, until the number is closed; to end it a connection is shut down, or a terminal hung up, for all who
-      have it. If it was just about to sleep, it may still do so when the revocation is complete.
-    - What the tombstone has no answer to sleeps on, at the tombstone: select for exceptional conditions alone, splice
-      from or to a pipe that is not ready.
-    - Of two for one number, the second does not wait for those whom the first wakes.
-    - A forked child shares the sets of epoll that it has inherited: one that it makes of an inherited number changes its
-      parent's, and one that its parent has made changes no set in the child.
-    - The loop stands still for some 10 microseconds for each descriptor that the process has open; for a regular file it
-      does not, whose number is replaced a little later.
+    - If the holder closes the number in the very moment in which it is replaced, whatever gets the number next may be
+      lost. A thread that just changes an epoll registration of the number may get an error that it is not there.
+    - If a thread blocks SIGURG, you can only see that it sleeps on the file, and not in a poll that SIGSTOP has
+      interrupted. It is waited for, until the number is closed. To end it, a connection is shut down, or a terminal
+      hung up, for all who have it. If it was just about to sleep, it may still do so when the revocation is complete.
+    - Calls to which the tombstone has no answer sleep on, at the tombstone: select for exceptional conditions alone,
+      and splice from or to a pipe that is not ready.
+    - If two objects have one number, the second does not wait for threads that the first wakes.
+    - A forked child shares the sets of epoll that it has inherited. If the child makes a `Descriptor` of an inherited
+      number, that changes its parent's set. A `Descriptor` that its parent has made changes no set in the child.
+    - The loop stands still for some 10 microseconds for each descriptor that the process has open. For a regular file
+      it does not: its number is replaced a little later.
 
-    A thread that was not begun by `lend` is no user of the handle: it is neither counted nor named, and has no grace. The
-    tombstone of a socket is one of AF_UNIX: to write there is EPIPE, and SIGPIPE to a program that does not ignore it, as
-    Python does; a connect that was under way may report success.
+    Only threads begun by `lend` are users of the handle. Other threads are neither counted nor named, and have no
+    grace. The tombstone of a socket is a socket of AF_UNIX. A write there is EPIPE, and SIGPIPE to a program that does
+    not ignore it, as Python does. A connect that was under way may report success.
 
-    :param fd: a descriptor, or what has one
+    :param fd: a descriptor, or an object with one
     :param owner, name, also, answers: as for `RevokableStream`
-    :raises OSError: EBADF if it is not open; without a pty or a descriptor left; without /proc, or where the process may not
-        look into its own threads, as after setuid(2): prctl(PR_SET_DUMPABLE, 1) allows it again
-    :raises NotImplementedError: on other machines than x86_64 and aarch64; where one open file cannot be told from another,
-        for want of Linux 6.10 and of kcmp(2), which containers tend to forbid without CAP_SYS_PTRACE
-    :raises ValueError: if it is a set of epoll, as the event loop has one, or wakes asyncio's own (what the loop only watches
-        may be taken: its reader meets the end of data), or was opened with O_PATH, which nobody can read
+    :raises OSError: EBADF if it is not open; without a pty or a descriptor left; without /proc; or if the process may
+        not look into its own threads, as after setuid(2): prctl(PR_SET_DUMPABLE, 1) allows it again
+    :raises NotImplementedError: on other machines than x86_64 and aarch64; or if open files cannot be told apart. That
+        needs Linux 6.10, or kcmp(2), which containers tend to forbid without CAP_SYS_PTRACE
+    :raises ValueError: if it is a set of epoll, as the event loop has one; if it wakes asyncio's own loop; or if it was
+        opened with O_PATH, which nobody can read. A descriptor that the loop only watches is allowed: its reader meets
+        the end of data
     :raises RevokedError: if the owner was revoked
     """
 
@@ -142,14 +145,16 @@ class Descriptor(Handled):
         self._woken: OffLoop[None] | None = None
 
     async def lend(self, function: Callable[[int], T]) -> T:
-        """Have a thread of its own call the function with the number, and await the result.
+        """Call the function with the number, in a thread of its own, and await the result.
 
-        It is an operation until the function returns, not an idle one, and an unnamed straggler where it does not.
+        The call is an operation until the function returns, and not an idle one. Until it returns, it is a straggler
+        without a name.
 
-        :raises RevokedError, ~anyio.ClosedResourceError: if it was or is taken away, or closed
+        :raises RevokedError, ~anyio.ClosedResourceError: if it was revoked or closed, before or meanwhile
         :raises OSError: ENOMEM, if no thread can be started
         :raises: what `function` raises
-        Cancellation: ends the waiting. The thread goes on, as a user of this, until the function returns; its result is lost.
+        Cancellation: ends the waiting. The thread goes on, as a user of this, until the function returns. Its result is
+            lost.
         """
         await anyio.lowlevel.checkpoint()
         with self.handle.using():
@@ -172,7 +177,7 @@ class Descriptor(Handled):
         return f"<Descriptor {self.fd}, {self.handle!r}>"
 
     def _bury(self, node: Revokable) -> None:
-        """Put the tombstone in its place, and begin to wake those who are in a call on the file."""
+        """Put the tombstone in its place, and begin to wake threads that are in a call on the file."""
         if node is not self.handle or not _same(self._file, self.fd):
             return  # something else is taken away; or its holder has closed it
         self._spare.close()  # /proc is not to be read without a free descriptor
@@ -201,16 +206,16 @@ class Descriptor(Handled):
         self._register(moved)
 
     def _registered(self) -> Iterator[tuple[int, bytes]]:
-        """Its registrations in sets of epoll: but those that a child has from its parent are its parent's."""
+        """Its registrations in sets of epoll, without those that a child has from its parent: they are its parent's."""
         return _registrations(self.fd, self._file) if self._process == os.getpid() else iter(())
 
     def _register(self, registered: Iterable[tuple[int, bytes]]) -> None:
-        """Have the tombstone in the sets of epoll."""
+        """Put the tombstone into the sets of epoll."""
         for epoll, event in registered:
             _epoll_ctl(_ADD, self.fd, epoll, event)  # which refuses what is there already
 
     def _wake(self) -> None:
-        """See that all leave the call that they are in. It may outlast the loop: so this, and nobody else, closes the file."""
+        """Make all threads leave the call that they are in. This may outlast the loop, so only this closes the file."""
         with self._ours:
             if self._is_regular:
                 self._replace()  # which may last: it flushes the file, as each close does, to a server that may be slow
@@ -226,11 +231,13 @@ class Descriptor(Handled):
                 self._register(each for each in self._registered() if each not in self._others)
 
     def _buried(self) -> bool:
-        """Whether the number means the tombstone, and not what came under it when its holder had closed it."""
+        """Whether the number means the tombstone, and not a file that got it after its holder had closed it."""
         return _same(self._tombstone, self.fd)
 
     def _end_the_device(self) -> None:
-        """For those whom no signal wakes: end the connection, for all who have it, or hang up the terminal, if we may."""
+        """End the connection, for all who have it, or hang up the terminal, if we may. It is for threads that no signal
+        wakes.
+        """
         _libc.shutdown(self._file, socket.SHUT_RDWR)
         with suppress(OSError):
             fcntl.ioctl(self._file, TIOCVHANGUP)
@@ -249,7 +256,9 @@ class Descriptor(Handled):
 
 
 def _tombstone(*, is_socket: bool) -> int:
-    """What never waits. Each number has its own, which leaves the sets of epoll when the number is closed."""
+    """Make a file that never blocks. Each number has its own, which leaves the sets of epoll when the number is
+    closed.
+    """
     if is_socket:
         near, far = socket.socketpair()
         far.close()
@@ -275,7 +284,7 @@ def _same(known: int, fd: int) -> bool:
 
 
 def _of_the_loop() -> set[int]:
-    """By what asyncio's own loop is woken; those of other loops are not to be found."""
+    """Whether it wakes asyncio's own loop. The descriptors of other loops cannot be found."""
     try:
         owned = vars(asyncio.get_running_loop()).values()
     except (RuntimeError, TypeError):
@@ -291,7 +300,7 @@ def _is_epoll(fd: int) -> bool:
 
 
 def _registrations(fd: int, file: int) -> Iterator[tuple[int, bytes]]:
-    """The sets of epoll that have the file by this number, and what they are to tell, as struct epoll_event."""
+    """The sets of epoll that have the file by this number, and the registrations, as struct epoll_event."""
     inode = os.fstat(file).st_ino
     for epoll in (int(each.name) for each in pathlib.Path("/proc/self/fd").iterdir()):
         if _is_epoll(epoll):
@@ -305,6 +314,6 @@ def _registrations(fd: int, file: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _epoll_ctl(change: int, fd: int, epoll: int, event: bytes) -> bool:
-    """Change the set. It reports whether that was so: the number in it may be of a file that is gone."""
+    """Change the set. Return whether that succeeded: the number in it may be of a file that is gone."""
     failed: int = _libc.epoll_ctl(epoll, change, fd, event)
     return not failed

@@ -1,8 +1,8 @@
 """Threads of this process that sleep in a system call on a descriptor: found in /proc, and woken by a signal.
 
-The signal is SIGURG, which means nothing to whoever has not asked for it, with a handler that does nothing. The kernel begins
-the interrupted call again, with the same number, which may mean another file by then; poll, select and what has a
-timeout end with EINTR instead, which every caller must expect, and Python hides.
+The signal is SIGURG, which means nothing to code that has not asked for it, with a handler that does nothing. The
+kernel begins the interrupted call again, with the same number, which may mean another file by then. poll, select and
+calls with a timeout end with EINTR instead. Every caller must expect that, and Python hides it.
 """
 
 import ctypes
@@ -46,10 +46,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check() -> None:
-    """See whether sleepers can be found here.
+    """Check whether sleepers can be found here.
 
     :raises NotImplementedError: on other machines than x86_64 and aarch64
-    :raises OSError: without /proc, or with another pid namespace's; EACCES where it is not the process's own, as after setuid(2)
+    :raises OSError: without /proc, or with another pid namespace's; EACCES if it is not the process's own, as after
+        setuid(2)
     """
     if not _NAMES:
         raise NotImplementedError(f"the numbers of the system calls of {platform.machine()} are not known")
@@ -59,22 +60,22 @@ def check() -> None:
 
 
 def on(fd: int) -> list[int]:
-    """The threads that sleep on `fd`, by their numbers.
+    """Return the threads that sleep on `fd`, by their numbers.
 
-    Not those in epoll_wait, where it depends on what is in the set, nor those that wait by io_uring.
+    Threads in epoll_wait are left out, because that depends on what is in the set. So are those that wait by io_uring.
     """
     return [thread for thread, call in _calls() if call and _names(call, fd)]
 
 
 def perhaps_on(fd: int) -> list[int]:
-    """Those, and all who may be about to: they run, or go on with a call that SIGSTOP has interrupted."""
+    """Return those, and all that may be about to sleep: they run, or go on with a call that SIGSTOP has interrupted."""
     return [
         thread for thread, call in _calls() if not call or _NAMES.get(call[0]) == "restart_syscall" or _names(call, fd)
     ]
 
 
 def wake(threads: list[int]) -> None:
-    """Interrupt what they are in. Those that block SIGURG sleep on."""
+    """Interrupt the calls of these threads. Threads that block SIGURG sleep on."""
     told = False
     while not told:
         if _is_ignored():
@@ -91,9 +92,10 @@ def _is_ignored() -> bool:
 
 
 def unheard(threads: list[int], asleep: list[int]) -> list[int]:
-    """Those of the threads that may still be in the call that they were in when they were to be woken.
+    """Return the threads that may still be in the call that they were in when they were to be woken.
 
-    Whoever has had the signal has left it. Of those that are deaf to it only that is known: whether they sleep.
+    A thread that has had the signal has left the call. Of a thread that is deaf to it you can only know whether it
+    sleeps.
     """
     return [each for each in threads if (each in asleep if is_deaf(each) else _is(each, "SigPnd"))]
 
@@ -113,7 +115,9 @@ def _is(thread: int, which: str) -> bool:
 
 
 def _calls() -> Iterator[tuple[int, list[int]]]:
-    """Each other thread of this process, and what it sleeps in: the system call and its arguments; nothing if it runs."""
+    """Yield each other thread of this process with the call it sleeps in: the system call and its arguments, or nothing
+    if it runs.
+    """
     for thread in _threads() - {threading.get_native_id()}:
         try:
             call = pathlib.Path(f"/proc/self/task/{thread}/syscall").read_text().split()
@@ -127,9 +131,11 @@ def _calls() -> Iterator[tuple[int, list[int]]]:
 
 
 def _threads() -> set[int]:
-    """All of them. A listing breaks off where a thread dies meanwhile (fs/proc/base.c, next_tid): so they are counted, too.
+    """Return all threads. A listing breaks off where a thread dies meanwhile (fs/proc/base.c, next_tid), so they are
+    counted, too.
 
-    Those that were listed were alive when they were counted, if all are listed again: so as many of them are all.
+    Threads that were listed were alive when they were counted, if all are listed again. So as many listed threads are
+    all.
     """
     tasks, status = pathlib.Path("/proc/self/task"), pathlib.Path("/proc/self/status")
     while True:
@@ -158,7 +164,7 @@ def _names(call: list[int], fd: int) -> bool:
 
 
 def _memory(address: int, length: int) -> bytes:
-    """What is there; nothing, if whoever had it there has gone."""
+    """Return what is at that address, or nothing if the process that had it there has gone."""
     try:
         with pathlib.Path("/proc/self/mem").open("rb", buffering=0) as memory:
             memory.seek(address)
