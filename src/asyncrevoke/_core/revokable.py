@@ -145,7 +145,7 @@ class Revokable:
         self._bare = 0  # operations of start_using, which are only counted
         self._children: dict[Revokable, None] | None = None  # open, in order of opening
         self._owed: object = None if at_close is None else object()  # stands for it, until it has run
-        self._unclosed: set[object] = set() if at_close is None else {self._owed}  # the `at_close` that have not run, here and below
+        self._unclosed: set[object] = set() if at_close is None else {self._owed}  # those not run, here and below
         self._home: loop.Home | None = None
         self._observers: tuple[Told, ...] = ()  # who observe this node, or a node above it
 

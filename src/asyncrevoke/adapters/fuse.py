@@ -1,6 +1,6 @@
-"""A tree of entries, mounted: files of other programs, which removal takes away as from anybody else.
+"""A tree of entries, mounted: other programs open its files, and a removal revokes them as it does anybody's.
 
-Needs ``asyncrevoke[fuse]``: pyfuse3, and so Debian's libfuse3-dev and fuse3. One tree can be mounted in a process at a time.
+Needs ``asyncrevoke[fuse]``: pyfuse3, and so Debian's libfuse3-dev and fuse3. A process can mount one tree at a time.
 """
 
 from __future__ import annotations
@@ -46,23 +46,26 @@ async def mount(
     allow_other: bool = False,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Mount a tree until cancelled: ``await tasks.start(mount, tree, "/run/status")``. It returns if `directory` is removed,
-    or the tree unmounted by hand. By force (``umount -f``) that fails whoever waits; after ``umount -l`` programs keep the
-    files that they have open, and it returns when the last is closed.
+    """Mount a tree until cancelled: ``await tasks.start(mount, tree, "/run/status")``.
 
-    Of what is removed, blocked reads fail with its profile's answer, and those who poll are woken with the profile's mask: that
-    of procfs is IN and OUT, and who asks for others alone sleeps on, as in /proc. A handler's OSError is the
-    program's, with its number; what else it raises is EIO, and in the log. O_NONBLOCK counts as it was when a file was opened.
+    It returns if `directory` is removed, or the tree is unmounted by hand. Unmounting by force (``umount -f``) fails
+    every operation that waits. After ``umount -l`` programs keep the files that they have open, and this returns when
+    the last is closed.
 
-    What runs in the loop's own thread must not use the files: it would wait for itself. To start a program with its
-    working directory in there, as `anyio.run_process` and `subprocess` do, is such a use.
+    When a file is removed, blocked reads fail with its profile's answer, and polls wake with the profile's mask. That
+    of procfs is IN and OUT: a poll for other events alone sleeps on, as in /proc. If a handler raises OSError, the
+    program gets its number. Other exceptions are EIO to the program, and logged. O_NONBLOCK counts as it was when a
+    file was opened.
 
-    :param path: an empty directory. A tree that a dead server has left there is unmounted first
-    :param allow_other: other users may use it as the modes say: what has handlers to read is readable for all, and to write
-        for the owner. Needs root, or user_allow_other in fuse.conf
+    Code in the loop's own thread must not use the files: it would wait for itself. Starting a program with its working
+    directory in the tree, by `anyio.run_process` or `subprocess`, is such a use.
+
+    :param path: an empty directory. If a dead server has left a tree there, it is unmounted first
+    :param allow_other: other users may use it as the modes say: entries with handlers to read are readable for all, and
+        those with handlers to write are writable for the owner. Needs root, or user_allow_other in fuse.conf
     :raises OSError: if it cannot be mounted there, or this process has mounted a tree already
     :raises RevokedError: if `directory` was removed before
-    Cancellation: takes all open files away, and unmounts it. Handlers that run are waited for as the profile says.
+    Cancellation: revokes all open files, and unmounts the tree. Handlers that run are waited for as the profile says.
     """
     path = os.path.abspath(path)  # noqa: PTH100, ASYNC240  # looks at nothing
     over = anyio.Event()
@@ -107,7 +110,9 @@ async def _serve(
 
 
 def _trio(over: anyio.Event) -> SimpleNamespace:
-    """What pyfuse3 asks of trio. Its own stand-in for asyncio fails on uvloop, where a reader may be called once more."""
+    """The part of trio that pyfuse3 uses. Its own stand-in for asyncio fails on uvloop, where a reader may be called
+    once more.
+    """
 
     async def wait_readable(fd: int) -> None:
         await anyio.wait_readable(fd)
@@ -148,7 +153,7 @@ async def _session(files: _Files, over: anyio.Event, path: str, *, allow_other: 
 
 
 async def _make_way(path: str) -> None:
-    """See that there is an empty directory.
+    """Make sure that there is an empty directory.
 
     :raises OSError: if there is not
     """
@@ -161,7 +166,7 @@ async def _make_way(path: str) -> None:
 
 
 async def _clear(path: str) -> None:
-    """Unmount what has no server any more.
+    """Unmount a tree that has no server any more.
 
     :raises OSError: if there is no such path
     """
@@ -175,7 +180,7 @@ async def _clear(path: str) -> None:
 
 
 class _Call:
-    """A request, done in a task of its own: who has asked may be answered while a handler hangs."""
+    """A request, done in a task of its own: its program may get an answer while a handler hangs."""
 
     def __init__(self, work: Callable[[], Awaitable[Any]]) -> None:
         self._work = work
@@ -196,7 +201,7 @@ class _Call:
 
 
 def _answered(method: Method[P, T]) -> Method[P, T]:
-    """Answer a request, whatever it raises: anything else than a number would end the mount."""
+    """Answer a request, whatever it raises. An answer other than a number would end the mount."""
 
     @functools.wraps(method)
     async def answer(files: _Files, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -220,9 +225,9 @@ async def _refused(*_: object) -> Any:
 
 
 class _Files(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # which may not be installed
-    """The tree as the kernel asks for it. Nothing is cached: what is removed is gone at once.
+    """The tree as the kernel asks for it. Nothing is cached: a removed file is gone at once.
 
-    :ivar tasks: where requests are done
+    :ivar tasks: the task group of the requests
     """
 
     tasks: anyio.abc.TaskGroup
@@ -243,7 +248,7 @@ class _Files(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # which m
         self._lookups: Counter[int] = Counter()
 
     def end(self) -> None:
-        """Take all files away; who still waits for a handler waits no longer."""
+        """Revoke all files. Nobody waits for a handler any longer."""
         self._open.revoke("unmounted")
         for call in self._calls:
             call.done.set()
@@ -400,7 +405,7 @@ class _Files(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # which m
         return ready
 
     async def _watch(self, fh: int, file: OpenFile, seen: int) -> None:
-        """Have the kernel ask again, when there is news, or the file has gone."""
+        """Make the kernel ask again when there is news, or the file has gone."""
         with contextlib.suppress(RevokedError, anyio.ClosedResourceError):
             await file.news(seen)
         poll_handle = self._polls.pop(fh, None)

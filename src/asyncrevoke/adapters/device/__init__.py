@@ -1,4 +1,4 @@
-"""Devices that several may use, and that are taken away from all of them when they are unplugged."""
+"""Devices that several may use. An unplug revokes the device for all of them."""
 
 from .character import CharacterDevice as CharacterDevice, open_device as open_device
 from .device import Device as Device

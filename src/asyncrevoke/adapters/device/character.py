@@ -1,4 +1,4 @@
-"""Any character device: its bytes, or its messages, where its driver has bounds between them."""
+"""Any character device: its bytes, or its messages, if its driver keeps them apart."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ _EVIOCGRAB = 0x40044590  # include/uapi/linux/input.h
 
 @runtime_checkable
 class Opened(Protocol):
-    """What another library has opened, such as an `InputDevice` of python-evdev's. That one is a path, too."""
+    """An object with a descriptor that another library has opened, such as an `InputDevice` of python-evdev's. That one
+    is a path, too.
+    """
 
     def fileno(self) -> int: ...
 
@@ -40,19 +42,20 @@ class Opened(Protocol):
 
 
 class DeviceOptions(TypedDict, total=False):
-    """What `open_device` takes, besides the device.
+    """The options of `open_device`, besides the device.
 
-    :ivar mode: what for, as some may only be read
-    :ivar grab: have the events of an input device for itself: no other program and no console gets them (EVIOCGRAB)
-    :ivar subsystem: of the kernel, to find it in by who it is. Left out: that of the kind, or hidraw, input, usbmisc, tty
-    :ivar fan_out: each stream gets each message, or all bytes. Else one task may receive at a time
-    :ivar backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow; a report takes 4 more
-        than it has. What the driver has no room for is lost to all
+    :ivar mode: for reading or writing or both; some devices can only be read
+    :ivar grab: get the events of an input device alone: no other program and no console gets them (EVIOCGRAB)
+    :ivar subsystem: the kernel's subsystem in which an identity is looked for. Default: that of the kind, or hidraw,
+        input, usbmisc, tty
+    :ivar fan_out: each stream gets each message, or all bytes. Default: one task may receive at a time
+    :ivar backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow. A report takes 4
+        bytes more than it has. Data that the driver has no room for is lost to all
     :ivar close_timeout: seconds to wait for the kernel to close it
-    :ivar idle_limit: seconds after which it is taken away if nothing has come, whether anybody reads or not. None: never
+    :ivar idle_limit: seconds without data after which it is revoked, whether anybody reads or not. None: no limit
     :ivar owner: what it is opened on; a `Name` gives it a generation
-    :ivar name: for errors and reports; left out: what it was asked for by
-    :ivar answers: a profile of `asyncrevoke.answers` for its streams. Left out: as the owner's
+    :ivar name: for errors and reports. Default: the device as you gave it
+    :ivar answers: a profile of `asyncrevoke.answers` for its streams. Default: as at the owner
     """
 
     mode: Mode
@@ -80,32 +83,33 @@ def open_device(
 ) -> CharacterDevice[Any]:
     """Open a character device: ``async with open_device("/dev/hidraw0") as device: stream = device.open()``
 
-    It is opened by ``async with`` or by ``await``, in a thread. For a serial port take `open_serial`, which makes its line
-    settings. It ends only when its driver says so: by ENODEV, ENXIO or ESHUTDOWN in any operation, by EIO or the end of data
-    in a read or write, or by a hang-up or an error of poll(2) while nobody uses it.
+    ``async with`` or ``await`` opens it, in a thread. For a serial port use `open_serial`, which makes its line
+    settings. The device ends only when its driver says so: by ENODEV, ENXIO or ESHUTDOWN in any operation, or by EIO or
+    the end of data in a read or write. While nobody uses it, a hang-up or an error of poll(2) ends it.
 
-    Where a driver's read waits, whatever O_NONBLOCK says, have a thread read: ``stream.request(lambda fd: os.read(fd, n))``.
+    Some drivers' reads block despite O_NONBLOCK. Then read in a thread: ``stream.request(lambda fd: os.read(fd, n))``.
 
-    :param device: its path, which begins with / or a dot; or who it is, in the words of udev's names in /dev/input/by-id and the like, or of its USB
-        serial number, its `uniq` or `phys` in sysfs, or its place on the bus, such as "1-2:1.0"; or what another library
-        has opened, which belongs to this from the opening on
-    :param kind: what its streams are. Left out: `EventStream` for evdev, `ReportStream` for hidraw, `InstrumentStream` for
-        usbtmc, else `DeviceStream`
-    :param options: as `DeviceOptions` says
-    :raises ValueError: if an option makes no sense
-    Opening raises, too:
-    :raises OSError: with errno, the device and what to do: missing, forbidden, grabbed, no character device, nothing to wait
-        for; ENOTUNIQ, with both names, if two devices share the identity; or no thread, descriptor or memory is left
-    :raises RevokedError: if the owner was revoked, also meanwhile; the device is closed then
-    Cancellation: waits half a second at most until what was opened is closed again; a thread closes what comes later.
+    :param device: its path, which begins with / or a dot. Or its identity: its name in udev's /dev/input/by-id and the
+        like, its USB serial number, its `uniq` or `phys` in sysfs, or its place on the bus, such as "1-2:1.0". Or an
+        object that another library has opened; the device owns it from the opening on
+    :param kind: the class of its streams. Default: `EventStream` for evdev, `ReportStream` for hidraw,
+        `InstrumentStream` for usbtmc, otherwise `DeviceStream`
+    :param options: see `DeviceOptions`
+    :raises ValueError: if an option makes no sense Opening raises, too:
+    :raises OSError: with errno, the device and what to do: missing, forbidden, grabbed, no character device, nothing to
+        wait for. ENOTUNIQ, with both names, if two devices share the identity. Or no thread, descriptor or memory is
+        left
+    :raises RevokedError: if the owner was revoked, before or meanwhile. The device is closed then
+    Cancellation: waits half a second at most until what was opened is closed again. If it is opened later, a thread
+        closes it.
     """
     return CharacterDevice(device, kind, **options)
 
 
 class CharacterDevice(Device[FdLine], Generic[S]):
-    """An open character device, as `open_device` gives it.
+    """An open character device, as `open_device` returns it.
 
-    :ivar path: what was opened: the node, even where it was found by who it is
+    :ivar path: the path of the opened node, even if you gave an identity
     """
 
     def __init__(
@@ -155,8 +159,8 @@ class CharacterDevice(Device[FdLine], Generic[S]):
     def open(self, name: str = "", *, also: Iterable[Revokable] = (), answers: Answers | EllipsisType = ...) -> S:
         """Open a stream on the device.
 
-        :param also: further parents, such as a token; whichever goes first takes the stream
-        :param answers: a profile of `asyncrevoke.answers`. Left out: as the owner's
+        :param also: further parents, such as a token. Whichever is revoked first takes the stream along
+        :param answers: a profile of `asyncrevoke.answers`. Default: as at the owner
         :raises RevokedError, ~anyio.ClosedResourceError: if the device is gone
         """
         node = self.node
@@ -164,7 +168,7 @@ class CharacterDevice(Device[FdLine], Generic[S]):
         return self._kind(self, name, also=also, answers=answers)
 
     def find(self) -> None:
-        """Find its node, if it was asked for by who it is; else the opening does so. It reads files: call it in a thread.
+        """Find its node, if you gave an identity. Otherwise the opening does so. It reads files: call it in a thread.
 
         :raises OSError: as `open_device`
         """

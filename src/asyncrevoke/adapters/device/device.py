@@ -1,8 +1,8 @@
-"""What all devices have in common, whichever kind: several may use one, and it is taken away from all when it is unplugged.
+"""The common part of all devices: several may use one, and an unplug revokes it for all.
 
-The device is a node; its streams are children of it. What tells that it is gone, whoever comes upon it, is one revocation
-of the node: the end of data or an error in any operation, or a hang-up while nobody uses it. Whether the path is still
-there tells nothing: after an unplug it often is.
+The device is a node, and its streams are its children. The first sign that it is gone revokes the node once. A sign is
+the end of data or an error in any operation, or a hang-up while nobody uses it. The path is no sign: after an unplug it
+is often still there.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ T = TypeVar("T")
 
 
 class Line(Protocol):
-    """What a device is used through while it is open. One task reads at a time, and one writes.
+    """The line through which a device is used while it is open. One task reads at a time, and one writes.
 
-    :ivar fd: the descriptor with our own waits on it, or None where a library waits
-    :ivar deadline: put off by whatever takes from the descriptor what has come: the watch may find nothing there then
+    :ivar fd: the descriptor with our own waits on it, or None if a library waits
+    :ivar deadline: put off by code that takes data from the descriptor, because the watch may then find nothing there
     """
 
     fd: Fd | None
     deadline: Deadline | None
 
     def fileno(self) -> int:
-        """The descriptor, for requests to the driver. It stays the line's until `close`."""
+        """The descriptor, for requests to the driver. The line owns it until `close`."""
 
     async def receive(self, max_bytes: int, /) -> bytes:
         """Receive some bytes. The end of data, or an error, may mean that the device is gone."""
 
     async def send_some(self, item: memoryview, /) -> int:
-        """Send at least one byte, and return how many were taken."""
+        """Send at least one byte, and return how many were accepted."""
 
     def why_over(self) -> object:
-        """Why it is over, or None: it is not, or what has come is not received yet."""
+        """Why the line is over. None if it is not, or if data that has come is not received yet."""
 
     def close(self) -> OffLoop[object] | None:
-        """Begin to close it, when nobody is inside any more. Awaiting what it returns is awaiting that it is closed."""
+        """Begin to close it, when nobody is inside any more. Await the result to wait until it is closed."""
 
 
 class FdLine:
-    """A line whose waits are our own."""
+    """A line with our own waits."""
 
     fd: Fd | None
     deadline: Deadline | None = None
@@ -96,7 +96,7 @@ class FdLine:
 
 
 def why_hung_up(fd: int) -> str | None:
-    """Why it is over, if its driver says so."""
+    """Why the line is over, if its driver says so."""
     poll = select.poll()
     poll.register(fd, 0)  # which tells of hang-ups and errors unasked
     return "the kernel has hung it up" if poll.poll(0) else None
@@ -106,10 +106,12 @@ L = TypeVar("L", bound=Line)
 
 
 class Device(Resource, Generic[L]):
-    """An open device. Closing it closes what it was opened as, and waits for that. A thread closes it; where none can be
-    started, the loop's own does. A kind of device is made by `_connect`, and by what it says of errors.
+    """An open device. Closing it closes what was opened, and waits for that. A thread closes it; if none can be
+    started, the loop's own thread does.
 
-    :ivar path: what was opened
+    A subclass has `_connect`, and methods that explain errors.
+
+    :ivar path: the path that was opened
     :ivar name: for errors and reports
     :ivar shared: the line, for its streams
     """
@@ -146,21 +148,21 @@ class Device(Resource, Generic[L]):
 
     @abstractmethod
     async def _connect(self, node: Revokable) -> L:
-        """Open it, and have the node release it as soon as there is something to release."""
+        """Open it, and give the node a release as soon as there is something to release."""
 
     @abstractmethod
     def _explaining(self) -> AbstractContextManager[object]:
-        """Say of an open that failed what is wrong, with the name of the device and what to do."""
+        """Explain the error of a failed open, with the name of the device and what to do."""
 
     @abstractmethod
     def _explained(self, exc: OSError) -> OSError:
-        """The same of an operation."""
+        """Explain the error of an operation in the same way."""
 
     @abstractmethod
     def _is_end(self, exc: OSError, *, of_data: bool) -> bool:
-        """Whether the error says that it is gone, and not that its driver refuses something.
+        """Whether the error says that the device is gone, and not that its driver refuses something.
 
-        :param of_data: it is that of a read or a write
+        :param of_data: it is the error of a read or a write
         """
 
     def revoked_error(self, error: RevokedError) -> RevokedError:
@@ -205,14 +207,14 @@ class Device(Resource, Generic[L]):
 
     @property
     def node(self) -> Revokable:  # type: ignore[override]  # it has none before
-        """The node that is taken away, once it is open."""
+        """The node that is revoked, once the device is open."""
         if self._node is None:
             raise self._not_open()
         return self._node
 
     def failed(self, exc: Exception) -> Exception:
-        """What is to be raised for an operation on its descriptor that has failed or ended so. If that says that the device
-        is gone, it is taken from all, and this is a `RevokedError`.
+        """Return the error to raise for an operation on its descriptor that has failed or ended in this way. If it says
+        that the device is gone, the device is revoked, and the error is a `RevokedError`.
         """
         of_data = isinstance(exc, anyio.EndOfStream | anyio.BrokenResourceError)
         why = exc.__cause__ if of_data else exc
@@ -230,7 +232,7 @@ class Device(Resource, Generic[L]):
 
     @property
     def line(self) -> L:
-        """What it is used through, as soon as there is something to use."""
+        """The line through which it is used, as soon as there is one."""
         if self._line is None:
             raise self._not_open()
         return self._line
@@ -260,7 +262,7 @@ class Device(Resource, Generic[L]):
         return await self.attempt(lambda: self.line.send_some(item))
 
     async def attempt(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Await what goes to the device, inside an operation of a stream's. If it is gone, it is taken from all.
+        """Await something sent to the device, inside an operation of a stream. If the device is gone, it is revoked.
 
         :raises OSError: if the driver refuses it
         """
@@ -276,7 +278,7 @@ class Device(Resource, Generic[L]):
         raise error
 
     async def request(self, call: Callable[[int], T]) -> T:
-        """Have a thread make a request to the driver, as `attempt`. It is short, and waited for in any case."""
+        """Make a request to the driver in a thread, as `attempt`. It is short, and waited for in any case."""
 
         def request() -> T:
             with os_errors(self.name):

@@ -19,7 +19,7 @@ HINTS: Mapping[int, str] = {
 def explained(
     device: str, exc: BaseException, hints: Mapping[int, str] = HINTS, kind: type[OSError] = OSError
 ) -> OSError:
-    """The error of what failed."""
+    """Return the error of a failed call, with the device and what to do."""
     number, words = next(filter(None, map(_told, _causes(exc))), (errno.EIO, f"it failed: {exc}"))
     return kind(number, hints.get(number, words), device)
 
@@ -31,7 +31,7 @@ def _causes(exc: BaseException | None) -> Iterator[BaseException]:
 
 
 def _told(exc: BaseException) -> tuple[int, str] | None:
-    """The number and the words of the kernel's, if the error has them."""
+    """Return the kernel's number and words, if the error has them."""
     match exc.args if isinstance(exc, (OSError, termios.error)) else ():
         case int() as number, str() as words:
             return number, words

@@ -1,4 +1,4 @@
-"""Who a device is, under whatever node: the names that udev gives it, and what it tells in sysfs."""
+"""The identity of a device, under whatever node: the names that udev gives it, and its properties in sysfs."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ SYS = pathlib.Path("/sys")
 
 
 def find(identity: str, subsystems: Iterable[str]) -> str:
-    """The node of the one device of these subsystems that has the identity.
+    """Return the node of the one device of these subsystems that has the identity.
 
     :raises OSError: ENOENT, if there is none; ENOTUNIQ, with the names of two, if several share it
     """
@@ -24,7 +24,7 @@ def find(identity: str, subsystems: Iterable[str]) -> str:
 
 
 def only(identity: str, nodes: Iterable[str]) -> str:
-    """The one of them that there is to be.
+    """Return the only one of these devices.
 
     :raises OSError: ENOTUNIQ, with the names of two, if several share the identity
     """
@@ -36,7 +36,7 @@ def only(identity: str, nodes: Iterable[str]) -> str:
 
 
 def driver_of(fd: int) -> str:
-    """What a device that is open is to its users: "evdev" or "usbtmc", or the subsystem that it is of; "" if sysfs does not
+    """Return what an open device is to its users: "evdev", "usbtmc", or the name of its subsystem. "" if sysfs does not
     know it.
     """
     number = os.fstat(fd).st_rdev
@@ -52,7 +52,7 @@ def _is_evdev(place: pathlib.Path, subsystem: str) -> bool:
 
 
 def _named(identity: str) -> Iterator[str]:
-    """Links of udev's, such as in /dev/input/by-id; those in /dev/disk lead to no character device."""
+    """Yield udev's links, such as in /dev/input/by-id. Links in /dev/disk lead to no character device."""
     for kind in "by-id", "by-path":
         for link in DEV.glob(f"*/{kind}"):
             node = link / identity
@@ -78,7 +78,7 @@ def _telling(identity: str, subsystems: Iterable[str]) -> Iterator[str]:
 
 
 def _told(place: pathlib.Path) -> Iterator[bytes]:
-    """What a device in sysfs is known by: its place on its bus, its serial number, and its physical path."""
+    """Yield what identifies a device in sysfs: its place on its bus, its serial number, and its physical path."""
     yield os.fsencode(place.name)
     for attribute in "serial", "uniq", "phys":
         with contextlib.suppress(OSError):  # it has none
@@ -90,7 +90,7 @@ def _told(place: pathlib.Path) -> Iterator[bytes]:
 
 
 def _properties(place: pathlib.Path) -> dict[bytes, bytes]:
-    """What the kernel tells of it, as in its events."""
+    """Return the kernel's properties of it, as in its events."""
     with contextlib.suppress(OSError):
         lines = (place / "uevent").read_bytes().splitlines()
         return dict(line.split(b"=", 1) for line in lines if b"=" in line)

@@ -1,7 +1,8 @@
-"""Messages of instruments on USB (USB-TMC), each of them whole.
+"""Whole messages of instruments on USB (USB-TMC).
 
-Their driver's read(2) waits for an answer inside the kernel, whatever O_NONBLOCK says, and poll(2) waits for that to end.
-So the transfers are made here, by its other way, where the kernel goes on meanwhile (drivers/usb/class/usbtmc.c).
+Their driver's read(2) waits for an answer inside the kernel, whatever O_NONBLOCK says, and poll(2) waits for that to
+end. So the transfers are made here, by the driver's other interface, where the kernel goes on meanwhile
+(drivers/usb/class/usbtmc.c).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _LOST = (errno.ENOENT, errno.ECONNRESET, errno.EPROTO, errno.EILSEQ, errno.ETIME
 
 
 def _transfer(fd: int, request: int, data: array[int]) -> tuple[int, int]:
-    """Begin, or go on, to read or write this. It returns whether a transfer is over, and the bytes.
+    """Begin or continue to read or write this. Return whether a transfer is over, and the bytes.
 
     :raises BlockingIOError: if nothing has come, or there is no room
     """
@@ -54,7 +55,7 @@ def _ioctl(fd: int, request: int, argument: bytearray) -> int:
 
 
 class _Transfers(Fd):
-    """Each read is one message, and has its length before it. It is asked for first, and comes in one transfer or more.
+    """Each read is one message, after its length. The message is asked for first, and comes in one transfer or more.
 
     The end of a read ends all transfers of its open file, so what is sent has a file of its own.
     """
@@ -131,8 +132,8 @@ class _Transfers(Fd):
 class InstrumentStream(ReportStream):
     """A stream of an instrument's messages, such as commands and answers of SCPI, as its driver usbtmc has them.
 
-    To receive is to ask for an answer, and to wait for it as long as that takes. One that was cancelled is still asked
-    for, and the next to receive gets it. As it is his who asks, there is no `fan_out`.
+    Receiving asks for an answer, and waits for it as long as that takes. If you cancel it, the answer is still asked
+    for, and the next receive gets it. An answer belongs to whoever asks, so there is no `fan_out`.
     """
 
     fd = _Transfers

@@ -1,4 +1,4 @@
-"""Messages that go to a device and come from it, each of them whole."""
+"""Whole messages to and from a device."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _MOST = 65536  # bytes of a report; the kernel's longest have a quarter of that 
 class MessageStream(Handled, anyio.abc.ObjectStream[M]):
     """One stream of whole messages on a `Device`.
 
-    Each operation is a checkpoint, as every stream's of ours. There is one receiver at a time.
+    Each operation is a checkpoint, as on all our streams. There is one receiver at a time.
 
-    :ivar handle: what is taken away
+    :ivar handle: the node that is revoked
     :ivar fd: how the descriptor is read
-    :ivar subsystems: of the kernel, where such devices are
+    :ivar subsystems: the kernel's subsystems that have such devices
     """
 
     fd: ClassVar[type[Fd]] = Fd
@@ -53,24 +53,24 @@ class MessageStream(Handled, anyio.abc.ObjectStream[M]):
     async def receive(self) -> M:
         """Receive the next message.
 
-        :raises RevokedError: if the device was or is taken away or unplugged
+        :raises RevokedError: if the device was revoked or unplugged, before or meanwhile
         :raises ~anyio.EndOfStream: as the answer of a profile
-        :raises ~anyio.ClosedResourceError: if this stream was or is closed
+        :raises ~anyio.ClosedResourceError: if this stream was closed, before or meanwhile
         :raises ~anyio.BusyResourceError: if another task is receiving
-        :raises OSError: if the driver refuses it; EMSGSIZE, if the message is longer than any that can be taken whole
+        :raises OSError: if the driver refuses it; EMSGSIZE, if the message is too long to be received whole
         Cancellation: nothing was consumed.
         """
 
     @abstractmethod
     def packed(self, item: M) -> bytes:
-        """What is written for a message."""
+        """The bytes to write for a message."""
 
     async def send(self, item: M) -> None:
-        """Have the driver take a message, in one write, which a thread makes, as drivers may wait for the device.
+        """Give the driver a message, in one write. A thread writes it, because drivers may wait for the device.
 
         :raises RevokedError, ~anyio.ClosedResourceError: as `receive`
         :raises OSError: if the driver refuses it; EMSGSIZE, if it has taken a part
-        Cancellation: waits until the driver has answered; the message may have been sent.
+        Cancellation: waits until the driver has answered. The message may have been sent.
         """
         data = self.packed(item)
         device = self.bytes.device
@@ -91,7 +91,7 @@ class MessageStream(Handled, anyio.abc.ObjectStream[M]):
         await self.bytes.guarded(send, "write")
 
     async def send_eof(self) -> None:
-        """There is no end of messages but `aclose`.
+        """Refuse: messages have no end but `aclose`.
 
         :raises NotImplementedError: always
         """
@@ -111,7 +111,7 @@ class MessageStream(Handled, anyio.abc.ObjectStream[M]):
 
 
 class _Reports(Fd):
-    """Each read is one report, and has its length before it."""
+    """Each read is one report, after its length."""
 
     def read_now(self, max_bytes: int) -> bytes | None:  # noqa: ARG002  # a report is not cut
         data = super().read_now(_MOST)
@@ -131,8 +131,8 @@ def _end_of_report(ahead: bytearray) -> int:
 class ReportStream(MessageStream[bytes]):
     """A stream of reports, as hidraw has them: each read of the descriptor gives one, and each write takes one.
 
-    A report begins with its number, if the device numbers them. One that is sent begins with its number in any case, or 0
-    (Documentation/hid/hidraw.rst).
+    A received report begins with its number, if the device numbers its reports. A report to send always begins with its
+    number, or 0 (Documentation/hid/hidraw.rst).
     """
 
     fd: ClassVar[type[Fd]] = _Reports
@@ -149,7 +149,7 @@ class ReportStream(MessageStream[bytes]):
 
 
 class InputEvent(NamedTuple):
-    """An event of an input device: `struct input_event` of the kernel's (include/uapi/linux/input.h)."""
+    """An event of an input device: the kernel's `struct input_event` (include/uapi/linux/input.h)."""
 
     sec: int
     usec: int
@@ -162,8 +162,8 @@ _EVENT = struct.Struct("@LLHHi")
 
 
 class EventStream(MessageStream[InputEvent]):
-    """A stream of input events, as evdev has them. Events of type EV_SYN and code SYN_DROPPED tell that the kernel has
-    thrown some away: then ask for the state (Documentation/input/event-codes.rst).
+    """A stream of input events, as evdev has them. An event of type EV_SYN and code SYN_DROPPED says that the kernel
+    has thrown some away. Then ask for the state (Documentation/input/event-codes.rst).
     """
 
     subsystems = ("input",)

@@ -1,4 +1,4 @@
-"""Bytes that go to a device and come from it."""
+"""Bytes to and from a device."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ T = TypeVar("T")
 class DeviceStream(SharedStream):
     """One stream on a `Device`.
 
-    Besides those of every stream, its operations are requests to the driver, which answer by the profile's `ioctl`. They
-    are made in threads: cancelled or kicked, they end when the driver has answered.
+    Besides those of every stream, its operations are requests to the driver, which answer by the profile's `ioctl`.
+    Threads make them: cancelled or kicked, they end when the driver has answered.
 
     :ivar fd: how the descriptor is read
-    :ivar subsystems: of the kernel, where such devices are
+    :ivar subsystems: the kernel's subsystems that have such devices
 
-    :raises RevokedError: from each, if the device was or is taken away or unplugged
-    :raises ~anyio.ClosedResourceError: from each, if this stream was or is closed
+    :raises RevokedError: from each, if the device was revoked or unplugged, before or meanwhile
+    :raises ~anyio.ClosedResourceError: from each, if this stream was closed, before or meanwhile
     :raises OSError: from each, if the driver refuses it, or no thread can be started
     """
 
@@ -43,16 +43,16 @@ class DeviceStream(SharedStream):
         return {**super().extra_attributes, FileStreamAttribute.fileno: self.device.fileno}
 
     async def request(self, call: Callable[[int], T]) -> T:
-        """Have a thread ask the driver: ``await stream.request(lambda fd: fcntl.ioctl(fd, HIDIOCGRDESCSIZE, bytes(4)))``
+        """Ask the driver, in a thread: ``await stream.request(lambda fd: fcntl.ioctl(fd, HIDIOCGRDESCSIZE, bytes(4)))``
 
-        :param call: is given the descriptor, which stays open until it returns
+        :param call: called with the descriptor, which stays open until it returns
         """
         return await self.guarded(lambda: self.device.request(call))
 
     async def guarded(self, operation: Callable[[], Awaitable[T]], kind: Literal["write", "ioctl"] = "ioctl") -> T:
         """Await it as an operation of this stream.
 
-        :param kind: how it answers, once it is taken away
+        :param kind: the kind of answer once the stream is revoked
         """
         await anyio.lowlevel.checkpoint()
         try:

@@ -1,8 +1,8 @@
-"""A tree of named entries with handlers, as in procfs, debugfs and sysfs: live values, that can be taken away at any time.
+"""A tree of named entries with handlers, as in procfs, debugfs and sysfs: live values that can be revoked at any time.
 
-An entry is a child of its directory, an open file a child of its entry, and each call of a handler is an operation on that
-file: to remove an entry, or a subtree, is to revoke one node. The steps of `kernfs_remove` (fs/kernfs/dir.c), and where
-each is done here:
+An entry is a child of its directory, an open file is a child of its entry, and each call of a handler is an operation
+on that file. So removing an entry, or a subtree, revokes one node. These are the steps of `kernfs_remove`
+(fs/kernfs/dir.c), and what does each of them here:
 
 = ================================================== ================================================================
 1 deactivate all that is below: nothing new begins   refusing is one step that nothing interrupts
@@ -13,8 +13,8 @@ each is done here:
 6 kernfs_remove_self: one winner, others wait        `Operation.remove_self`
 = ================================================== ================================================================
 
-What is dead answers by the tree's profile: `answers.PROCFS`, `answers.DEBUGFS`, `answers.SYSFS`, or another. Where that
-says that what is in flight finishes, handlers are waited for; else they are cancelled.
+Dead files answer by the tree's profile: `answers.PROCFS`, `answers.DEBUGFS`, `answers.SYSFS`, or another. If the
+profile says that operations in flight finish, handlers are waited for. Otherwise they are cancelled.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ N = TypeVar("N", "Entry", "Directory")
 
 
 class _Named:
-    """What has a name in a directory, for as long as it is not removed.
+    """Something with a name in a directory, as long as it is not removed.
 
-    :ivar parent: the directory it is in; None of a root
-    :ivar node: what is taken away
+    :ivar parent: the directory it is in; None for a root
+    :ivar node: the node that is revoked
     :ivar permanent: whether it cannot be removed
     """
 
@@ -51,11 +51,11 @@ class _Named:
         self.node = make(name, release=self._forget, **options)
 
     def remove(self, reason: str = "removed") -> Revocation:
-        """Take it away, with all that is below. When this returns nothing new begins there, and the name is free.
+        """Remove it, with all that is below. When this returns nothing new begins there, and the name is free.
 
         Awaiting the result waits for the handlers that run. Models remove_proc_subtree, debugfs_remove, kernfs_remove.
 
-        :raises OSError: EPERM, if it is permanent, or something in it is; then nothing was removed
+        :raises OSError: EPERM, if it is permanent, or something in it is. Nothing was removed then
         """
         if self.permanent:
             raise OSError(errno.EPERM, "it is permanent, or something in it is", self.node.path)
@@ -71,11 +71,11 @@ class _Named:
 
 
 class Directory(_Named):
-    """A directory of entries: ``tree = Directory("status", answers=answers.SYSFS)`` is a root, all else is made in it.
+    """A directory of entries: ``tree = Directory("status", answers=answers.SYSFS)`` is a root. Make all else in it.
 
     :param owner: what the tree belongs to. None: it is a root of its own
-    :param answers: what is dead answers by that; and in the kernel's profiles handlers finish. Left out: as the owner's;
-        at a root: always `RevokedError`, and handlers are cancelled
+    :param answers: the profile that dead files answer by. In the kernel's profiles handlers finish. Default: as at the
+        owner; at a root, `RevokedError`, and handlers are cancelled
     :raises RevokedError: if the owner was revoked
     """
 
@@ -89,8 +89,9 @@ class Directory(_Named):
     def mkdir(self, name: str) -> Directory:
         """Make a directory in this one.
 
-        :raises ValueError: if that is no name: empty, dots, longer than 255 bytes, or with a slash or NUL in it
-        :raises FileExistsError: if it is taken
+        :raises ValueError: if the name is not allowed: empty, only dots, longer than 255 bytes, or with a slash or NUL
+            in it
+        :raises FileExistsError: if the name is taken
         :raises RevokedError: if this directory was removed
         """
         self._check(name)
@@ -99,8 +100,9 @@ class Directory(_Named):
     def create(self, name: str, *, permanent: bool = False, **handlers: Unpack[Handlers]) -> Entry:
         """Make an entry in this directory.
 
-        :param permanent: neither it nor what it is in can be removed, and its operations cost nothing but their handlers:
-            nobody waits for them, but who waits for news is ended with the file (PROC_ENTRY_PERMANENT)
+        :param permanent: neither it nor its directories can be removed, and its operations cost no more than their
+            handlers. Nobody waits for them; only an operation that waits for news ends with the file
+            (PROC_ENTRY_PERMANENT)
         :raises: as `mkdir`
         :raises TypeError: if there is no such handler, or two for one purpose
         """
@@ -112,7 +114,8 @@ class Directory(_Named):
         return entry
 
     def find(self, path: str) -> Entry | Directory:
-        """What is at a path below this directory. What was removed is there until it is drained, or its name taken again.
+        """Find the entry or directory at a path below this directory. A removed one is found until it is drained, or
+        its name is taken again.
 
         :raises FileNotFoundError, NotADirectoryError: if there is no such thing
         """
@@ -138,7 +141,7 @@ class Directory(_Named):
         return await found.open(name, also=also)
 
     def __iter__(self) -> Iterator[Entry | Directory]:
-        """What is in this directory, in order of creation."""
+        """Iterate over this directory, in order of creation."""
         return iter([each for each in self._names.values() if not each.node.revoked])
 
     def _check(self, name: str) -> None:
@@ -158,7 +161,7 @@ class Directory(_Named):
 class Entry(_Named):
     """An entry, as `Directory.create` makes it.
 
-    :ivar handlers: what it does
+    :ivar handlers: its handlers
     :ivar running: the operations on its files
     """
 
@@ -175,13 +178,13 @@ class Entry(_Named):
         self.running = Running()
 
     def notify(self) -> None:
-        """There is news: who polls looks again, and a `read` that had nothing is called again. Models kernfs_notify."""
+        """Announce news. Pollers look again, and a `read` that had nothing is called again. Models kernfs_notify."""
         self.running.notify()
 
     async def size(self) -> int:
-        """How long it says to be; 0 where it has no handler for that, as in procfs.
+        """Its length, as it reports it. 0 if it has no handler for that, as in procfs.
 
-        :raises RevokedError: if it was or is removed
+        :raises RevokedError: if it was removed, before or meanwhile
         """
         if "size" not in self.handlers:
             return 0
@@ -194,8 +197,8 @@ class Entry(_Named):
     async def open(self, name: str = "", *, also: Iterable[Revokable] = ()) -> OpenFile:
         """Open it: ``async with await entry.open() as file: await file.read()``
 
-        :param also: further parents, such as a token; whichever goes first takes the file
-        :raises RevokedError: if it was or is removed; its `errno` is the profile's
+        :param also: further parents, such as a token. Whichever is revoked first takes the file along
+        :raises RevokedError: if it was removed, before or meanwhile; its `errno` is the profile's
         :raises: what the handler `open` raises
         Cancellation: nothing was opened.
         """

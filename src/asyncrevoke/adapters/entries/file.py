@@ -1,4 +1,4 @@
-"""An open file of an entry, and the operations on it: each is a call of a handler, or waits for news."""
+"""An open file of an entry, and the operations on it: each calls a handler, or waits for news."""
 
 from __future__ import annotations
 
@@ -29,22 +29,25 @@ _UNASKED = POLLERR | POLLHUP | POLLNVAL  # told whether asked for or not, as by 
 
 
 class Handlers(TypedDict, total=False):
-    """What an entry does. Each is a plain function or an async one; what it raises goes to whoever called.
+    """The handlers of an entry. Each is a plain function or an async one. What it raises goes to the caller of the
+    operation.
 
-    :ivar show: gives all of the text, as of an attribute in sysfs: when a file is read from its beginning; what is read
-        after that is the rest of the same
-    :ivar store: takes what is written; returns how many bytes it took, or None for all
-    :ivar read: instead of `show`: is given the operation, a size and an offset; returns up to so many bytes, b"" at the
-        end, or None if there are none yet. Then it is called again when there is news (`Entry.notify`): `cat` never ends,
-        and `tail -f`, which needs `size` for it, follows at once. With b"" `cat` ends, and `tail -f` looks every second
-    :ivar write: instead of `store`: is given the operation, the bytes and the offset
-    :ivar poll: is given the operation; returns which of `select.POLLIN` and so on are ready. Left out: IN and OUT, and PRI and
-        ERR if there was news since the file was read; no IN where `read` had nothing since. Who polls before he has read that
-        far is told IN, and then waits in `read`: for programs that poll before each read, give this one
-    :ivar control: is given the operation, a request and its argument, as an ioctl; returns the answer
-    :ivar size: how long it is, for programs that go by that, as `tail -f` does; left out: 0
-    :ivar open: is given the file that is being opened; what it leaves in `file.private` is the handlers' own
-    :ivar release: is given the file, once, when it has been closed or taken away
+    :ivar show: returns all of the text, as of an attribute in sysfs, when a file is read from its beginning. Later
+        reads return the rest of the same text
+    :ivar store: gets what is written. It returns how many bytes it took, or None for all
+    :ivar read: instead of `show`: gets the operation, a size and an offset. It returns up to so many bytes, b"" at the
+        end, or None if there are none yet. After None it is called again when there is news (`Entry.notify`). Then
+        `cat` never ends, and `tail -f`, which needs `size` for it, follows at once. With b"" `cat` ends, and `tail -f`
+        looks every second
+    :ivar write: instead of `store`: gets the operation, the bytes and the offset
+    :ivar poll: gets the operation. It returns which of `select.POLLIN` and so on are ready. Default: IN and OUT; PRI
+        and ERR too, if there was news since the file was read; no IN after a `read` that had nothing. A program that
+        polls before it has read that far gets IN, and then waits in `read`. For programs that poll before each read,
+        give this handler
+    :ivar control: gets the operation, a request and its argument, like an ioctl. It returns the answer
+    :ivar size: returns the length, for programs that need it, as `tail -f` does. Default: 0
+    :ivar open: gets the file that is being opened. Handlers may keep their own data in `file.private`
+    :ivar release: gets the file, once, when it has been closed or revoked
     """
 
     show: Callable[[], Maybe[str | bytes]]
@@ -59,17 +62,17 @@ class Handlers(TypedDict, total=False):
 
 
 class OpenFile(Handled):
-    """An open file, as `Entry.open` gives it. Iterating over it reads on until the end.
+    """An open file, as `Entry.open` returns it. Iterate over it to read on until the end.
 
-    Each operation is a checkpoint. When the entry is removed, or the file taken away, those who wait for news are ended, and
-    handlers as the profile says; later operations fail.
+    Each operation is a checkpoint. When the entry is removed, or the file revoked, waits for news end, and handlers end
+    as the profile says. Later operations fail.
 
-    :ivar handle: what is taken away
-    :ivar offset: where the next `read` or `write` begins; one of these at a time moves it
-    :ivar private: the handlers' own
-    :ivar blocking: whether reading waits for news where there is nothing yet; set it to False as O_NONBLOCK
-    :raises RevokedError: from each operation, if it was or is taken away; its `errno` is the profile's
-    :raises ~anyio.ClosedResourceError: from each operation, if it was or is closed
+    :ivar handle: the node that is revoked
+    :ivar offset: where the next `read` or `write` begins. One of these at a time moves it
+    :ivar private: the handlers' own data
+    :ivar blocking: whether a read waits for news if there are no bytes yet. False works like O_NONBLOCK
+    :raises RevokedError: from each operation, if it was revoked, before or meanwhile; its `errno` is the profile's
+    :raises ~anyio.ClosedResourceError: from each operation, if it was closed, before or meanwhile
     :raises OSError: from each operation, if the entry has no handler for it
     :raises: from each operation, what the handler raises
     Cancellation: of each operation cancels the handler.
@@ -88,9 +91,9 @@ class OpenFile(Handled):
         self._had_nothing = False  # when it was seen
 
     async def read(self, size: int = 65536) -> bytes:
-        """Read up to so many bytes, none at the end. It waits for news where there are none yet.
+        """Read up to so many bytes, and b"" at the end. If there are none yet, it waits for news.
 
-        :raises BlockingIOError: instead, if it is not `blocking`
+        :raises BlockingIOError: instead of waiting, if it is not `blocking`
         :raises ~anyio.BusyResourceError: if another task is reading, writing or seeking
         """
 
@@ -103,11 +106,11 @@ class OpenFile(Handled):
         return await self._get(read)
 
     async def pread(self, size: int, offset: int) -> bytes:
-        """Read as `read` does, at an offset, which moves nothing."""
+        """Read as `read` does, at an offset. The file's own offset does not move."""
         return await self._get(lambda operation: self._read(operation, size, offset))
 
     async def write(self, data: bytes) -> int:
-        """Write, and report how many bytes were taken.
+        """Write, and return how many bytes were taken.
 
         :raises ~anyio.BusyResourceError: if another task is reading, writing or seeking
         """
@@ -121,13 +124,13 @@ class OpenFile(Handled):
         return await self._operate("write", write)
 
     async def pwrite(self, data: bytes, offset: int) -> int:
-        """Write as `write` does, at an offset, which moves nothing."""
+        """Write as `write` does, at an offset. The file's own offset does not move."""
         return await self._operate("write", lambda operation: self._write(operation, data, offset))
 
     async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to an offset, from the beginning or from where it is; there is no end to seek from (seq_lseek).
+        """Move to an offset, from the beginning or from the present one. There is no end to seek from (seq_lseek).
 
-        :raises OSError: EINVAL, if that is nowhere
+        :raises OSError: EINVAL, if there is no such offset
         :raises ~anyio.BusyResourceError: if another task is reading, writing or seeking
         """
 
@@ -142,11 +145,11 @@ class OpenFile(Handled):
         return await self._operate("read", seek)
 
     async def poll(self, events: int = _READY, *, wait: bool = True) -> int:
-        """Wait until one of the events is ready, and return all of them that are, asked for or not.
+        """Wait until one of the events is ready, and return all that are ready, asked for or not.
 
         :param events: `select.POLLIN` and so on; ERR, HUP and NVAL always count
         :param wait: False: do not wait
-        :raises RevokedError: only without a profile; with one, what is taken away polls as its whole mask
+        :raises RevokedError: only without a profile; with one, a revoked file polls as its whole mask
         """
 
         async def poll(operation: Operation) -> int:
@@ -169,7 +172,7 @@ class OpenFile(Handled):
         await self._operate("poll", lambda operation: operation.wait_for_news(seen), idle=True)
 
     async def control(self, request: int, argument: Any = None) -> Any:
-        """Have the handler do something, as by an ioctl.
+        """Call the handler for a request, like an ioctl.
 
         :raises OSError: ENOTTY, if the entry has no such handler
         """
@@ -280,8 +283,8 @@ class Running:
     """The operations that run on the files of an entry.
 
     :ivar events: how often there was news
-    :ivar changed: when there was last, in nanoseconds as of `time.time_ns`
-    :ivar leaving: those that remove the entry from inside
+    :ivar changed: when there was last news, in nanoseconds as of `time.time_ns`
+    :ivar leaving: the operations that remove the entry from inside
     :ivar winner: the one of them that did it
     """
 
@@ -304,27 +307,27 @@ class Running:
         self._all[operation] = None
 
     def leave(self, operation: Operation) -> None:
-        """It is over, and who has waited for that looks again."""
+        """Note the end of an operation. Those that wait for it look again."""
         del self._all[operation]
         self.leaving.pop(operation, None)
         self.look_again()
 
     def look_again(self) -> None:
-        """Somebody has left, or is as good as gone."""
+        """Wake those that wait for operations to end: one has ended, or no longer counts."""
         for operation in self.leaving:
             operation.wake()
 
     def others(self) -> bool:
-        """Whether there are operations of tasks that do not remove the entry from inside."""
+        """Whether there are operations of tasks other than those that remove the entry from inside."""
         leaving = {operation.task for operation in self.leaving}
         return any(operation.task not in leaving for operation in self._all)
 
 
 class Operation:
-    """One operation on a file, as its handler is told of it.
+    """One operation on a file, as its handler gets it.
 
     :ivar file: the file
-    :param counted: also where the entry is permanent
+    :param counted: count it even if the entry is permanent
     """
 
     def __init__(self, file: OpenFile, *, idle: bool, counted: bool = False) -> None:
@@ -337,7 +340,7 @@ class Operation:
 
     @property
     def kicked(self) -> bool:
-        """Whether this is to end, as the entry was removed or the file taken away."""
+        """Whether this operation must end, because the entry was removed or the file revoked."""
         return self._use is not None and self._use.kicked
 
     @property
@@ -346,7 +349,8 @@ class Operation:
         return None if self._use is None else self._use.task
 
     def on_kick(self, hook: Callable[[], object]) -> None:
-        """Have `hook()` called by the removal, or at once if that has been: to end what the handler waits for by itself.
+        """Register `hook`, to end what the handler waits for. The removal calls it, or it is called at once if that has
+        been.
 
         Models debugfs_enter_cancellation (fs/debugfs/file.c).
         """
@@ -354,14 +358,14 @@ class Operation:
             self._use.on_kick(hook)
 
     async def remove_self(self, reason: str = "removed by itself") -> bool:
-        """Remove the entry from inside a handler of its own, and wait until none of its other handlers runs.
+        """Remove the entry from inside one of its handlers, and wait until none of its other handlers runs.
 
-        It reports whether this call has removed it. Of several that try, one wins, and the others wait until the whole
-        operation of that one is over. They are not waited for here, but by whoever awaits the removal. Where handlers are
+        Return whether this call has removed it. If several try, one wins, and the others wait until the winner's whole
+        operation is over. This call does not wait for those others; whoever awaits the removal does. If handlers are
         cancelled, this one is, too. Models kernfs_remove_self (fs/kernfs/dir.c).
 
         :raises OSError: as `Entry.remove`
-        Cancellation: ends the waiting; the entry is removed all the same.
+        Cancellation: ends the waiting. The entry is removed all the same.
         """
         running = self._running
         won = not self.file.entry.node.revoked
@@ -379,7 +383,7 @@ class Operation:
     async def wait_for_news(self, seen: int) -> None:
         """Wait until there was news since `Running.events` was `seen`.
 
-        :raises RevokedError, ~anyio.ClosedResourceError: instead, if this is to end
+        :raises RevokedError, ~anyio.ClosedResourceError: instead, if this operation must end
         """
         if self._use is None:  # of what is permanent, but its file may be taken away: the wait alone is an operation
             with Operation(self.file, idle=True, counted=True) as waiting:
@@ -401,7 +405,7 @@ class Operation:
             await self._woken.wait()
 
     def wake(self) -> None:
-        """Have it look again at what it waits for, if it does."""
+        """Let it look again at what it waits for."""
         if self._woken is not None:
             self._woken.set()
 
@@ -420,6 +424,6 @@ class Operation:
 
 
 async def call(handler: Callable[..., Maybe[T]], *args: object) -> T:
-    """Call a handler, of either kind."""
+    """Call a handler, plain or async."""
     result = handler(*args)
     return await result if inspect.isawaitable(result) else result

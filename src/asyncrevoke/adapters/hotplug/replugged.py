@@ -48,25 +48,24 @@ def serial_device(
 ) -> SerialDevices:
     """Use a serial device that comes and goes: ``async with serial_device("usb-FTDI_FT232R-if00") as devices: ...``
 
-    Each turn of ``async for device in devices`` has the device open anew, as the next generation of one name, and ends
-    the turn before. While the device is away, the loop waits: for events, and by looking at growing intervals; the
-    logger "asyncrevoke" tells what for. Leaving
-    the ``async with`` closes it, and so does dropping what this returns, as a mere ``async for`` over it does.
+    Each turn of ``async for device in devices`` opens the device anew, as the next generation of one name, and ends the
+    turn before. While the device is away, the loop waits for events, and looks for it at growing intervals. The logger
+    "asyncrevoke" says what it waits for. Leaving the ``async with`` closes everything. So does dropping the result, as
+    a plain ``async for`` over it does.
 
-    :param by_id: which device: its name in /dev/serial/by-id, its USB serial number (of several ports, the first is
-        taken; while two devices have it, neither is), or a path, such as a link of yours. Under which node it comes back
-        does not matter. Or what else `open_serial` takes, such as ``socket://host:port``: no events tell of that, so it is
-        looked for at intervals
-    :param baudrate, options: as for `open_serial`, less `owner`
+    :param by_id: its name in /dev/serial/by-id, its USB serial number, or a path, such as a link of yours. It may come
+        back under another node. Of several ports with one serial number, the first is taken; while two devices have the
+        number, neither is. You may also give what else `open_serial` takes, such as ``socket://host:port``: there are
+        no events for that, so it is looked for at intervals
+    :param baudrate, options: as for `open_serial`, without `owner`
     :param reconnect: False: one turn, if the device is there
     :param debounce: seconds without further events until it is opened
-    :param max_delay: seconds between two looks, at the most; each waits twice as long as the one before, less up to a
-        quarter by chance, until an event comes, or a turn has lasted as long as this
+    :param max_delay: the longest time between two looks, in seconds. Each wait is twice as long as the one before,
+        minus up to a quarter by chance. The first is short again after an event, or after a turn as long as this
     :param source: of events, as for `watch_devices`
-    :param registry: where it can be found by its name, and by path and device number while it is open
-    :param name: left out: the last part of `by_id`
-    :raises ValueError, TypeError: if an option makes no sense
-    From the loop:
+    :param registry: makes it findable by its name, and while it is open by path and device number
+    :param name: Default: the last part of `by_id`
+    :raises ValueError, TypeError: if an option makes no sense From the loop:
     :raises RevokedError, ~anyio.ClosedResourceError: if the name was revoked for good, or closed
     :raises SerialException: without `reconnect`, if it cannot be opened
     """
@@ -124,12 +123,11 @@ def follow_device(
 ) -> Devices[CharacterDevice[Any]]:
     """Use any character device that comes and goes: ``async with follow_device("0001", EventStream) as devices: ...``
 
-    It is as `serial_device`, of which also the options are that are not told here.
+    It works like `serial_device`, which explains the options that are not explained here.
 
     :param identity: as for `open_device`. If two devices share it, it is waited for until one of them has gone
-    :param kind, options: as for `open_device`, less `owner`
-    :raises ValueError, TypeError: if an option makes no sense
-    From the loop:
+    :param kind, options: as for `open_device`, without `owner`
+    :raises ValueError, TypeError: if an option makes no sense From the loop:
     :raises RevokedError, ~anyio.ClosedResourceError: if the name was revoked for good, or closed
     :raises OSError: without `reconnect`, if it cannot be opened
     """
@@ -171,13 +169,13 @@ class Turns:
 
 @dataclass(eq=False, repr=False)
 class Devices(Resource, Generic[D]):
-    """The generations of one device, one after another, as `serial_device` and `follow_device` give them. One task at a
-    time waits for the next, and takes the device from those who have it.
+    """The generations of one device, one after another, as `serial_device` and `follow_device` return them. One task at
+    a time waits for the next, and so revokes the present one.
 
-    To lend the device to another program, revoke the turn's, and begin the next turn when it is to be opened again.
+    To lend the device to another program, revoke the turn's device. Begin the next turn when it should be opened again.
 
-    :ivar node: the name, which stays. Revoke it to take the device away for good, also while it is waited for
-    :ivar options: of each opening; what is changed there counts from the next turn on
+    :ivar node: the name, which stays. Revoke it to revoke the device for good, also while it is waited for
+    :ivar options: of each opening. Changes count from the next turn on
     """
 
     node: Name
@@ -256,7 +254,7 @@ class Devices(Resource, Generic[D]):
         self._latest = None
 
     async def _wait(self, events: _Events) -> None:
-        """Wait for a while, each time longer; or until an event is followed by none for a moment."""
+        """Wait for a while, each time longer, or until an event is followed by none for a moment."""
         delay = self._delay * random.uniform(0.75, 1)  # noqa: S311  # not all clients of a server at once
         with anyio.move_on_after(delay) as waiting:
             await events.changed.wait()
@@ -271,9 +269,9 @@ SerialDevices = Devices[SerialDevice]
 
 
 class _Events:
-    """What the kernel tells while a device is waited for, and while it is in use.
+    """The kernel's events while a device is waited for, and while it is in use.
 
-    :ivar changed: set by what may have brought it
+    :ivar changed: set by an event that may have brought it
     """
 
     def __init__(self, node: Name, subsystems: tuple[str, ...], kind: Kind) -> None:
@@ -292,7 +290,7 @@ class _Events:
                 source.close()
 
     def begin(self, device: Device[Any]) -> None:
-        """It is open. What was told up to here is about what was there before: the removal of its last generation."""
+        """Note that it is open. Earlier events were about what was there before: the removal of its last generation."""
         with contextlib.suppress(OSError):  # the watch comes upon it, too
             while self._source is not None and next_event(self._source) is not None:
                 pass
@@ -312,9 +310,9 @@ class _Events:
 
 
 def _find(by_id: str) -> str:
-    """What to open now: the node of the device, or a URL.
+    """Return what to open now: the node of the device, or a URL.
 
-    :raises SerialException: if there is none; then no generation need begin
+    :raises SerialException: if there is none. Then no generation need begin
     """
     if "://" in by_id:
         return by_id

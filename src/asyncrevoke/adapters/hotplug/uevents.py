@@ -1,4 +1,4 @@
-"""What the kernel, or udev, tells of devices that come and go."""
+"""Events of the kernel, or of udev, about devices that come and go."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _NETLINK_KOBJECT_UEVENT, _KERNEL = 15, 1  # include/uapi/linux/netlink.h; the mu
 class DeviceEvent:
     """Something happened to a device (lib/kobject_uevent.c).
 
-    :ivar action: "add", "remove", "change", "move", "online", "offline", "bind", "unbind"; or "lost": so many came that
-        the kernel threw some away, so look for yourself what is there
+    :ivar action: "add", "remove", "change", "move", "online", "offline", "bind", "unbind". Or "lost": the kernel has
+        thrown some events away, because too many came, so look for yourself what is there
     :ivar path: in sysfs, without /sys
-    :ivar properties: all that was told, such as SUBSYSTEM, DEVNAME, MAJOR, MINOR; by udev also ID_SERIAL, DEVLINKS
+    :ivar properties: all properties of the event, such as SUBSYSTEM, DEVNAME, MAJOR, MINOR; by udev also ID_SERIAL,
+        DEVLINKS
     """
 
     action: str
@@ -97,7 +98,9 @@ class _Netlink:
 
 
 def parsed(message: bytes) -> DeviceEvent | None:
-    """The event of a kernel's message, or None if it is none: ``action@path``, then ``KEY=value``, each ended by a 0."""
+    """Return the event of a kernel's message, or None if it is no event: ``action@path``, then ``KEY=value``, each
+    ended by a 0.
+    """
     header, *lines = message.decode("utf-8", "replace").split("\0")
     action, _, path = header.partition("@")
     if not (action and path):
@@ -106,7 +109,7 @@ def parsed(message: bytes) -> DeviceEvent | None:
 
 
 class _Udev:
-    """udev's events, through pyudev: they come when its rules are done, and links and permissions are there."""
+    """udev's events, through pyudev. They come when its rules are done, and links and permissions are there."""
 
     def __init__(self, pyudev: Any) -> None:
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context())
@@ -152,8 +155,8 @@ def next_event(source: Source) -> DeviceEvent | None:
 def watch_devices(*, source: Kind = None, owner: Revokable | None = None, name: str = "devices") -> DeviceEvents:
     """Follow what is plugged in and out: ``async with watch_devices() as events: async for event in events: ...``
 
-    :param source: "kernel" are its own events, as they happen; "udev" those of udevd, when it is done with them. Left out:
-        udev's where that runs and pyudev is installed, else the kernel's
+    :param source: "kernel" gives the kernel's own events, as they happen. "udev" gives those of udevd, when it is done
+        with them. Default: udev's if it runs and pyudev is installed, otherwise the kernel's
     :param owner: what it is opened on
     :raises OSError: if the kernel does not give its events here
     :raises ImportError: if `source` is "udev" and pyudev is not installed
@@ -164,9 +167,9 @@ def watch_devices(*, source: Kind = None, owner: Revokable | None = None, name: 
 
 
 class DeviceEvents(Resource):
-    """Events of devices, one after another, as `watch_devices` gives them. One task at a time waits for the next.
+    """Events of devices, one after another, as `watch_devices` returns them. One task at a time waits for the next.
 
-    :ivar node: what can be taken away
+    :ivar node: the node that is revoked
     """
 
     def __init__(self, source: Source, owner: Revokable | None, name: str) -> None:
@@ -183,7 +186,7 @@ class DeviceEvents(Resource):
     async def __anext__(self) -> DeviceEvent:
         """Wait for the next event.
 
-        :raises RevokedError, ~anyio.ClosedResourceError: if it was or is taken away, or closed
+        :raises RevokedError, ~anyio.ClosedResourceError: if it was revoked or closed, before or meanwhile
         Cancellation: no event is lost.
         """
         await anyio.lowlevel.checkpoint()

@@ -1,4 +1,4 @@
-"""A descriptor on loan: it is sent, and taken back."""
+"""A descriptor on loan: sent to another process, and taken back."""
 
 from __future__ import annotations
 
@@ -31,25 +31,24 @@ def lend(
 ) -> Loan:
     """Lend a descriptor: ``async with lend(fd, to=socket, owner=alice): ...``; then ``alice.revoke()`` takes it back.
 
-    It is lent by ``async with`` or by ``await``, and taken back when it is revoked, or closed, or its owner is. When that
-    has been awaited, what the borrower has is dead: the kernel was asked. `Loan.means` says how it is taken back.
+    ``async with`` or ``await`` lends it. It is taken back when the loan is revoked or closed, or its owner is. When you
+    have awaited that, the borrower's descriptor is dead: the kernel was asked. `Loan.means` says how it is taken back.
 
-    What is lent is an open file, so what takes it back takes every copy of it: those that the borrower has made, handed on,
-    or left to its children. The borrower need not run for that. If the lender is killed, what it has lent stays lent,
-    but for relays, which end with it.
+    You lend an open file. So taking it back affects every copy: those that the borrower has made, handed on, or left to
+    its children. The borrower need not run for that. If the lender is killed, what it has lent stays lent. Only relays
+    end with the lender.
 
-    :param fd: what is lent. It stays yours
-    :param to: a Unix socket, at whose other end is the borrower, who receives it by `socket.recv_fds`
+    :param fd: the descriptor to lend. You still own it
+    :param to: a Unix socket with the borrower at its other end, which receives by `socket.recv_fds`
     :param owner: what the loan is opened on
     :param name: for errors and reports
-    :param message: what is sent with it, at least a byte
-    :param relay: lend what stands in for it: another pipe for a pipe, a socket for a stream socket, a pty for a terminal.
-        A thread copies until it is taken back; you keep yours, but do not read from it meanwhile. `Means.cost` says what
+    :param message: the data sent with it, at least a byte
+    :param relay: lend a substitute: another pipe for a pipe, a socket for a stream socket, a pty for a terminal. A
+        thread copies until it is taken back. You keep yours, but do not read from it meanwhile. `Means.cost` says what
         that costs. `fd` is made non-blocking
-    :raises ValueError: if there is no message
-    Lending raises, too:
+    :raises ValueError: if there is no message Lending raises, too:
     :raises OSError: as `means_for`; or the borrower is gone, or has no room for a descriptor
-    :raises RevokedError: if the owner was revoked, also meanwhile
+    :raises RevokedError: if the owner was revoked, before or meanwhile
     Cancellation: it is not lent, or taken back.
     """
     if not message:
@@ -58,7 +57,7 @@ def lend(
 
 
 class Loan(Resource):
-    """What is lent, as `lend` gives it. Closing it takes it back.
+    """A loan, as `lend` returns it. Closing it takes the descriptor back.
 
     :ivar means: how it is taken back, once it is lent
     """
@@ -108,9 +107,9 @@ class Loan(Resource):
             raise OSError(errno.EMSGSIZE, f"{self._name}: {sent} bytes of the message were sent: make it shorter")
 
     def _take(self, held: int) -> None:
-        """Take it back, and ask the kernel whether it is.
+        """Take it back, and ask the kernel whether that has worked.
 
-        :raises OSError: EBUSY, if it is not
+        :raises OSError: EBUSY, if it has not
         """
         try:
             with contextlib.suppress(OSError):  # it has gone by itself, as by an unplug; else the kernel tells below

@@ -1,4 +1,4 @@
-"""How the kernel takes something back from whoever has it."""
+"""The kernel's means to take an open file back from whoever has it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _TIOCVHANGUP = 0x5437  # include/uapi/asm-generic/ioctls.h
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """How something is taken back.
+    """A means to take an open file back.
 
-    :ivar name: the kernel's name of it, or that it is a relay
-    :ivar from_all: whether the lender, and whoever else has it, loses it with the borrower
-    :ivar wakes: whether it ends what the borrower waits in; else it gets nothing there, but waits on
-    :ivar cost: what a relay costs, and what the borrower cannot do with it; "" where the very thing is lent
+    :ivar name: the kernel's name for it, or that it is a relay
+    :ivar from_all: whether the lender and everybody else lose it with the borrower
+    :ivar wakes: whether it ends the borrower's waits. If not, the borrower gets no more data, but waits on
+    :ivar cost: what a relay costs, and what the borrower cannot do with it. "" if the file itself is lent
     """
 
     name: str
@@ -43,7 +43,7 @@ def _reopened(fd: int) -> int:
 
 @contextlib.contextmanager
 def as_socket(fd: int) -> Iterator[socket.socket]:
-    """What it is by another name, without another descriptor, for which there may be no room."""
+    """Return the socket by another object, without another descriptor, for which there may be no room."""
     there = socket.socket(fileno=fd)
     try:
         yield there
@@ -65,9 +65,10 @@ SOCKET = Means("shutdown", True, True, os.dup, _shut_down)
 
 
 def means_for(fd: int) -> Means:
-    """How what is behind a descriptor could be taken back, by this process, on this kernel.
+    """Return the means by which this process, on this kernel, could take back what is behind a descriptor.
 
-    :raises OSError: EOPNOTSUPP, with the reason, if it could not; EPERM, if only another could; EBADF, if it is not open
+    :raises OSError: EOPNOTSUPP, with the reason, if there is none; EPERM, if only another process could; EBADF, if it
+        is not open
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):
@@ -111,7 +112,7 @@ def _hang_up(fd: int) -> Means:
 
 
 def _try(means: Means, fd: int) -> None:
-    """Take back a file that nobody has."""
+    """Try it on a file that nobody has."""
     trial = means.held(fd)
     try:
         means.take(trial)

@@ -1,4 +1,4 @@
-"""What stands in for a descriptor that the kernel does not take back, or not from the borrower alone: a thread copies."""
+"""A substitute for a descriptor that the kernel cannot take back, or not from the borrower alone: a thread copies."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class _Way:
     data: bytes = b""  # which has been read, and not been written
 
     def waits_for(self) -> tuple[int, int]:
-        """For which descriptor, to be what."""
+        """The descriptor that it waits for, and the events."""
         return (self.sink, select.POLLOUT) if self.data else (self.source, select.POLLIN)
 
     def go_on(self) -> bool:
-        """Read or write once; report whether it is not over.
+        """Read or write once. Return whether it goes on.
 
-        :raises OSError: if it is, by an error
+        :raises OSError: if it is over because of an error
         """
         try:
             if self.data:
@@ -47,11 +47,11 @@ class _Way:
 
 
 class Relay:
-    """A pipe, a socketpair or a pty. Its far end is to be lent; its near end is closed when it is taken back, or when what
-    it stands in for ends, and then the far end is dead, in whatever copies.
+    """A pipe, a socketpair or a pty. Lend its far end. Its near end is closed when it is taken back, or when the
+    original ends. Then every copy of the far end is dead.
 
-    :param fd: what it stands in for, of which nobody else reads meanwhile. It stays yours, and is made non-blocking
-    :raises OSError: EOPNOTSUPP, with the reason, if nothing can stand in for it
+    :param fd: the original, from which nobody else reads meanwhile. You still own it; it is made non-blocking
+    :raises OSError: EOPNOTSUPP, with the reason, if there is no substitute for it
     """
 
     def __init__(self, fd: int) -> None:
@@ -103,7 +103,7 @@ class Relay:
             self._end()
 
     def _stopped(self) -> bool:
-        """Wait until a way may go on."""
+        """Wait until data can be copied one way or the other, and return whether to stop."""
         waits = {self._stop: int(select.POLLIN)}
         for fd, event in [way.waits_for() for way in self._ways]:
             waits[fd] = waits.get(fd, 0) | event

@@ -1,4 +1,6 @@
-"""Who still holds a buffer: views of it, slices, arrays, and what these are kept in. For reports: it looks at all objects."""
+"""A search for whatever still holds a buffer: views of it, slices, arrays, and what these are kept in. For reports: it
+looks at all objects.
+"""
 
 import contextlib
 import gc
@@ -19,7 +21,7 @@ class Holder:
     """Something that keeps a view of a buffer alive.
 
     :ivar what: the view: "memoryview of 4096 bytes", "ndarray of ..."
-    :ivar where: what it is kept in: a variable of a function and its line, an attribute, a container
+    :ivar where: what keeps it: a variable of a function and its line, an attribute, a container
     """
 
     what: str
@@ -30,9 +32,9 @@ class Holder:
 
 
 def holders_of(exporters: Iterable[object]) -> list[Holder]:
-    """Find who holds views of these objects' buffers, directly or by an array made of one.
+    """Find what holds views of these objects' buffers, directly or by an array made of one.
 
-    Of what `gc.freeze` has set aside, only the variables of modules are searched.
+    Of the objects that `gc.freeze` has set aside, only the variables of modules are searched.
     """
     gc.collect()  # what is only waiting to be collected holds nothing
     views = _views_of(list(exporters))
@@ -62,8 +64,8 @@ def _views_of(exporters: list[object]) -> list[memoryview]:
 
 
 def _held(values: Iterable[Any], views: list[memoryview]) -> Iterator[tuple[str, Any]]:
-    """Which of the values are views, or arrays that are made of one. Of arrays the collector knows nothing, nor of what
-    has nothing else in it.
+    """Return the values that are views, or arrays made of one. The garbage collector does not know arrays, nor objects
+    that contain no others.
     """
     known = set(map(id, views))
     for value in values:
@@ -82,7 +84,7 @@ def _held(values: Iterable[Any], views: list[memoryview]) -> Iterator[tuple[str,
 
 
 def _frames() -> list[FrameType]:
-    """Those of all functions that run, but for ours."""
+    """Yield the frames of all functions that run, except ours."""
     found = []
     unvisited: list[FrameType | None] = [*sys._current_frames().values()]
     while unvisited:  # no variable is left that holds our own, which would hold itself

@@ -1,8 +1,9 @@
-"""A file in memory that is taken away: new access is refused, and what was handed out of it stays safe (RFC, spot 4).
+"""A file in memory that can be revoked: new access is refused, and existing views of it stay safe (RFC, spot 4).
 
-Where the kernel zaps pages (kernfs_drain_open_files, unmap_mapping_range), whoever touches one dies of SIGBUS. Here pages are
-replaced in place, by mmap(2) with MAP_FIXED: a view that was kept, a slice or an array of it, and a pointer that a C
-extension has kept, read zeros then, and what is written there does not reach the file, as long as the view is alive.
+The kernel zaps pages (kernfs_drain_open_files, unmap_mapping_range), and code that touches one dies of SIGBUS. Here
+pages are replaced in place, by mmap(2) with MAP_FIXED. After that, a kept view, a slice or an array of it, and a
+pointer that a C extension has kept read zeros. What is written there does not reach the file. This holds as long as the
+view is alive.
 """
 
 import ctypes
@@ -47,18 +48,19 @@ for _copy in _libc.process_vm_readv, _libc.process_vm_writev:
 class Mapping(Handled):
     """A file in memory: ``async with Mapping(file, write=True) as data: data[:4] = b"text"; data[-1]``
 
-    Indices and slices copy, at once; a file that was truncated meanwhile is an error, where a plain mmap dies of SIGBUS.
-    `using` gives a view for as long as an operation runs, `view` one to keep: ``numpy.frombuffer(data.view(), numpy.uint8)``.
+    Indices and slices copy, at once. If the file was truncated meanwhile, you get an error, where a plain mmap dies of
+    SIGBUS. `using` gives a view for as long as an operation runs, and `view` one to keep:
+    ``numpy.frombuffer(data.view(), numpy.uint8)``.
 
-    :param file: a file, or its descriptor; it stays yours
+    :param file: a file, or its descriptor. You still own it
     :param length: in bytes; 0: to the end of the file
     :param offset: in bytes, a multiple of `mmap.ALLOCATIONGRANULARITY`
     :param write: it can be written, and what is written goes to the file
-    :param views: what becomes of views that others keep when it is taken away. "replace": they read zeros. "release": to use
-        them raises ValueError, as after `memoryview.release`; slices and arrays made of them read zeros. "wait": they stay
-        what they are, and the revocation waits until the last one is gone, yours too; `holders` tells who keeps them
+    :param views: what becomes of existing views when it is revoked. "replace": they read zeros. "release": using them
+        raises ValueError, as after `memoryview.release`, and slices and arrays made of them read zeros. "wait": they do
+        not change, and the revocation waits until the last one is gone, yours too; `holders` lists what keeps them
     :param owner, name, also, answers: as for `RevokableStream`
-    :raises OSError: if the file is not open, or cannot be mapped so
+    :raises OSError: if the file is not open, or cannot be mapped in this way
     :raises ValueError: if it is empty, or has nothing there
     :raises RevokedError: if the owner was revoked; its `errno` is what the profile says of mmap
     """
@@ -108,7 +110,7 @@ class Mapping(Handled):
     def __getitem__(self, index: SupportsIndex | slice) -> int | bytes:
         """Copy a byte, or a slice, out.
 
-        :raises RevokedError, ~anyio.ClosedResourceError: if it was taken away, or closed
+        :raises RevokedError, ~anyio.ClosedResourceError: if it was revoked or closed
         :raises OSError: EFAULT, if the file was truncated
         """
         start, length = self._range(index)
@@ -145,10 +147,11 @@ class Mapping(Handled):
 
     @contextmanager
     def using(self, *, idle: bool = False) -> Iterator[memoryview]:
-        """An operation with a view of all: ``with data.using() as view: await ...``. It is released at the end.
+        """Begin an operation with a view of all: ``with data.using() as view: await ...``. The view is released at the
+        end.
 
-        Until then the pages stay what they are. As `Revokable.using` otherwise. A file that is truncated meanwhile is the
-        kernel's SIGBUS to whoever uses a view.
+        Until then the pages do not change. Otherwise this works like `Revokable.using`. If the file is truncated
+        meanwhile, the kernel sends SIGBUS to code that uses a view.
         """
         with _answering(self.handle), self.handle.using(idle=idle):
             view = self.view()
@@ -159,10 +162,12 @@ class Mapping(Handled):
                     view.release()
 
     def view(self) -> memoryview:
-        """Give a view of all, to keep. What becomes of it when this is taken away was said by `views`; until then, a file
-        that is truncated is the kernel's SIGBUS to whoever touches what is gone. Its `obj`, which knows no limits, is not for use.
+        """Return a view of all, to keep. `views` says what becomes of it when this is revoked.
 
-        :raises RevokedError, ~anyio.ClosedResourceError: if it was taken away, or closed
+        Until then, if the file is truncated, the kernel sends SIGBUS to code that touches a missing page. Do not use
+        the view's `obj`, which knows no limits.
+
+        :raises RevokedError, ~anyio.ClosedResourceError: if it was revoked or closed
         """
         self._refuse(0)
         export = (ctypes.c_char * self._length).from_address(self._address)
@@ -178,13 +183,15 @@ class Mapping(Handled):
         return view
 
     def holders(self) -> list[Holder]:
-        """Who keeps views of it, slices, or arrays: `str()` of each says it all. Looks at every object of the process."""
+        """List what keeps views of it, slices, or arrays. `str()` of each is one line to print. It looks at every
+        object of the process.
+        """
         return holders_of(self._exports.values())
 
     async def flush(self) -> None:
         """Write to the file what was written here.
 
-        :raises RevokedError, ~anyio.ClosedResourceError: if it was or is taken away, or closed
+        :raises RevokedError, ~anyio.ClosedResourceError: if it was revoked or closed, before or meanwhile
         Cancellation: waits for the end of the system call, as a revocation does.
         """
         await anyio.lowlevel.checkpoint()
@@ -208,7 +215,7 @@ class Mapping(Handled):
         return start, 1
 
     def _refuse(self, end: int) -> None:
-        """Raise what must be, before bytes up to `end` are used."""
+        """Raise the error that is due before bytes up to `end` are used."""
         if self.handle.revoked:
             with _answering(self.handle), self.handle.using():
                 pass  # in its grace, nested in another operation
@@ -216,7 +223,7 @@ class Mapping(Handled):
             raise self._truncated(f"{max(0, left)} of {self._length} bytes are left")
 
     def _copy(self, copy: Any, ours: ctypes.Array[ctypes.c_char], start: int, length: int) -> None:
-        """Have the kernel do it, which reports what is not there: the file may be truncated in this very moment."""
+        """Let the kernel copy. It reports missing pages: the file may be truncated in this very moment."""
         done = 0
         while done < length:  # a call copies less than 2 GiB
             local, there = (_Span(at + done, length - done) for at in (ctypes.addressof(ours), self._address + start))
@@ -252,7 +259,7 @@ class Mapping(Handled):
 
 @contextmanager
 def _answering(handle: Revokable | None = None) -> Iterator[None]:
-    """Answer as the profile says of mmap, if it is about that handle, or about what it was to be opened on."""
+    """Answer as the profile says of mmap, if the error is about that handle, or about its owner."""
     try:
         yield
     except RevokedError as error:
