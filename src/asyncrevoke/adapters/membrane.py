@@ -1,10 +1,11 @@
-"""A membrane: any object, lent behind a handle, and with it all that is reached through it (RFC, spot 7).
+"""A membrane: any object, lent behind a handle, and with it all objects that you reach through it (RFC, spot 7).
 
-Where the kernel puts a wrapper around each method of a file (debugfs: FULL_PROXY_FUNC, procfs: proc_reg_file_ops), an object
-of Python has too many ways in to write them down. Here they are made from its type, and whatever comes out is lent as well.
+The kernel puts a wrapper around each method of a file (debugfs: FULL_PROXY_FUNC, procfs: proc_reg_file_ops). An object
+of Python has too many ways in to write them down. Here they are made from its type, and every result is lent as well.
 
-Not a sandbox. What Python shows of itself leads through: `gc`, `ctypes`, `object.__getattribute__`, and frames, which are
-those of coroutines and of tracebacks. So does what one could have imported: classes, with all that is kept in them.
+This is not a sandbox. Python's introspection leads through: `gc`, `ctypes`, `object.__getattribute__`, and frames,
+which are those of coroutines and of tracebacks. So does everything that you can import: classes, with all that is kept
+in them.
 """
 
 from __future__ import annotations
@@ -41,38 +42,43 @@ PLAIN_KINDS = (type, BaseException, enum.Enum, asyncio.AbstractEventLoop)
 
 
 def revokable_proxy(obj: T, handle: Revokable) -> T:
-    """Lend `obj` behind `handle`: a proxy of it, which works until the handle is revoked or closed. It stays yours.
+    """Lend `obj` behind `handle`: a proxy of it, which works until the handle is revoked or closed. You still own
+    `obj`.
 
-    Then everything raises `RevokedError`, or ClosedResourceError where the handle's owner closed it: attributes, methods that
-    were fetched before, operators, iterators and contexts half-way, and what waits, which is kicked.
+    After that everything raises `RevokedError`, or ClosedResourceError if the handle's owner closed it: attributes,
+    methods that were fetched before, operators, iterators and contexts half-way. Waits are kicked.
 
-    - Out come plain values (`PLAIN`, `PLAIN_KINDS`) as they are, tuples and frozensets of what follows, and proxies of all
-      else: the same one of the same object, as long as somebody has it. A buffer is not handed on: `bytes(proxy)` copies.
-    - In go the objects behind proxies of the same handle; lists, dicts and sets as copies (what contains itself is a RecursionError); functions and whatever else can be
-      called but is no class, and generators, as proxies that die with the handle, too. All other objects of the caller's go
-      in as they are, and what the lent object does to them is not held. A callback that it has kept raises to you from then
-      on, and to the next who borrows it: take it out in `release`, or lend a new object each time.
-    - A call, an attribute, an item of an iterator is an operation. An await is one that is kicked, as with `Revokable.using`;
-      an item of an async iterator is an idle one. A `with` or `async with` block is one from its entry to its exit: what it
-      awaits is kicked, all else in it refuses, and the object's own exit runs. A block that comes to its normal end all the
-      same ends so: a database commits.
-      To call `__enter__` by name is a mere call. A block that is left in another task than it was entered in, as by a stack
-      that is kept, is left then, and anyio raises its RuntimeError; but not where several tasks are in blocks of the object.
-    - To kick, as any cancellation, cancels a task or future of the lender's that is being awaited: have it shielded.
-    - An async generator that is half-way is closed when it is asked for the next item, and in vain; a plain one with its last
-      reference. What the borrower calls in a `finally`, such as `close`, raises as all else does.
-    - An exception passes as it is, with what it carries.
-    - A dead proxy still has its `__class__`, a `repr` (but no `str`), a hash and `==` by identity, so that it can be taken out
-      of where it is kept; a coroutine function or async generator function of it raises when it is awaited, which is a
-      checkpoint. What is behind it is kept in memory as long as somebody keeps the proxy.
+    - Results: plain values (`PLAIN`, `PLAIN_KINDS`) come out as they are. So do tuples and frozensets, with each
+      item by these rules. Everything else comes out as a proxy: the same one for the same object, as long as somebody has it. A
+      buffer is not handed on: `bytes(proxy)` copies.
+    - Arguments: a proxy of the same handle goes in as the object behind it. Lists, dicts and sets go in as copies; one
+      that contains itself is a RecursionError. Functions, other callables that are not classes, and generators go in as
+      proxies that die with the handle, too. All other objects of the caller go in as they are, and what the lent object
+      does to them is not guarded. A callback that the lent object has kept raises to you from then on, and to the next
+      borrower. Take it out in `release`, or lend a new object each time.
+    - Operations: a call, an attribute, and an item of an iterator are operations. An await is one that is kicked, as
+      with `Revokable.using`. An item of an async iterator is an idle one. A `with` or `async with` block is one from
+      its entry to its exit. On a revocation its awaits are kicked, all else in it refuses, and the object's own exit
+      runs. If the block still ends normally, so does the exit: a database commits. If you call `__enter__` by name, it
+      is only a call. If a block is left in another task than it was entered in, as by a kept stack, it is left then,
+      and anyio raises its RuntimeError. It is not left if several tasks are in blocks of the object.
+    - Like any cancellation, the kick cancels a task or future of the lender's that is being awaited. Shield it if it
+      must go on.
+    - A revoked async generator that is half-way is closed when you ask for its next item, which fails. A plain one is
+      closed with its last reference. What the borrower calls in a `finally`, such as `close`, raises as everything else
+      does.
+    - An exception passes as it is, with the objects it carries.
+    - A dead proxy still has its `__class__`, a `repr` (but no `str`), a hash and `==` by identity. So you can take it
+      out of the place where it is kept. A coroutine function or async generator function of it raises when it is
+      awaited, which is a checkpoint. The object behind it stays in memory as long as somebody keeps the proxy.
 
-    Use it in the thread of the handle's loop, which is not checked. A proxy cannot be pickled; a copy of it is a proxy of a
-    copy. What insists on the real type, as the interpreter does in ``[1] + proxy``, and ``json.dumps``, does not take one:
-    ``list(proxy)`` is a list, of proxies where something is nested. What goes by identity does not know one, as
-    `dataclasses.fields`, and the ufuncs of numpy refuse one.
+    Use it in the thread of the handle's loop; this is not checked. A proxy cannot be pickled. A copy of it is a proxy
+    of a copy. Code that insists on the real type does not accept a proxy, as the interpreter in ``[1] + proxy``, and
+    ``json.dumps``. ``list(proxy)`` is a list, of proxies if something is nested. Code that goes by identity does not
+    recognise one, as `dataclasses.fields`. The ufuncs of numpy refuse one.
 
-    :raises TypeError: if `obj` is a plain value, or `handle` no `Revokable`
-    :raises RevokedError, ~anyio.ClosedResourceError: if the handle was revoked, or closed
+    :raises TypeError: if `obj` is a plain value, or `handle` is not a `Revokable`
+    :raises RevokedError, ~anyio.ClosedResourceError: if the handle was revoked or closed
     """
     if not isinstance(handle, Revokable):
         raise TypeError(f"handle is {handle!r}: give a Revokable, as its open() makes")
@@ -89,8 +95,8 @@ _NOTHING: dict[str, Any] = {}
 
 
 class _Side:
-    """What one side of a membrane has of the other: proxies. Those who borrow are outside; `other` is what is lent to the
-    lender, the functions that were passed in.
+    """One side of a membrane, with its proxies of the other. Borrowers are outside. `other` is the lender's side: its
+    proxies are of the functions that were passed in.
     """
 
     def __init__(self, handle: Revokable, other: _Side | None = None) -> None:
@@ -101,7 +107,7 @@ class _Side:
         self._proxies: weakref.WeakValueDictionary[int, _Proxy] = weakref.WeakValueDictionary()
 
     def wrap(self, value: Any) -> Any:
-        """What this side gets, where the other gives `value`."""
+        """Return what this side gets when the other gives `value`."""
         kind = type(value)  # not its __class__, which may be what it likes
         if _is_plain(kind):
             return value
@@ -146,7 +152,7 @@ class _Side:
             return self.wrap(await function(obj))
 
     def tell(self, error: BaseException) -> None:
-        """Lend what the interpreter itself puts into its errors."""
+        """Lend the objects that the interpreter itself puts into its errors."""
         with contextlib.suppress(Exception):  # of one of the object's own, which cannot be changed
             match error:
                 case BaseExceptionGroup():
@@ -183,7 +189,7 @@ _sides: weakref.WeakValueDictionary[int, _Side] = weakref.WeakValueDictionary()
 
 
 class _State:
-    """What is behind a proxy."""
+    """The object and the side behind a proxy."""
 
     def __init__(self, side: _Side, obj: object) -> None:
         self.side = side
@@ -193,7 +199,7 @@ class _State:
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A special method that does ``function(obj, ...)``."""
+    """Make a special method that does ``function(obj, ...)``."""
 
     def method(self: _Proxy, /, *args: object, **kwargs: object) -> Any:
         state = _state(self)
@@ -204,7 +210,9 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _special(name: str) -> Callable[..., Any]:
-    """What the interpreter does for one: ask the type, not the object, and leave the other operand alone."""
+    """Do what the interpreter does for a special method: ask the type, not the object, and leave the other operand
+    alone.
+    """
 
     def operate(obj: object, /, *args: object, **kwargs: object) -> Any:
         kind = type(obj)
@@ -235,9 +243,9 @@ _COPYING: dict[str, Callable[..., Any]] = {
 
 
 class _Proxy(wrapt.BaseObjectProxy[Any]):
-    """A proxy that wrapt takes for one, but finds empty: what is not guarded here leads nowhere.
+    """A proxy that wrapt takes for one, but finds empty. So a method that is not guarded here leads nowhere.
 
-    wrapt's own operators go straight to what a proxy wraps, and hand it out raw.
+    wrapt's own operators go straight to the wrapped object, and hand it out raw.
     """
 
     def __init__(self, state: _State) -> None:
@@ -290,7 +298,7 @@ def _is_plain(kind: type) -> bool:
 
 
 def _starts_nothing(function: object) -> bool:
-    """Whether to call it makes something to await, and runs nothing yet."""
+    """Whether calling it makes something to await, and runs nothing yet."""
     while type(function) is types.MethodType:
         function = function.__func__
     kinds = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -363,7 +371,9 @@ async def _aexit(self: _Proxy, kind: Any, exc: Any, tb: Any, /) -> Any:
 
 
 def _innermost(state: _State) -> Any:
-    """The block that is left: the last that this task has entered or, if it has none, the only task that has any."""
+    """Return the block that is left: the last that this task has entered. If it has none, the only task that has
+    any.
+    """
     task = _task()
     if task not in state.blocks and len(state.blocks) == 1:
         (task,) = state.blocks
@@ -418,7 +428,9 @@ _classes: weakref.WeakKeyDictionary[type, type[_Proxy]] = weakref.WeakKeyDiction
 
 
 def _class_for(kind: type) -> type[_Proxy]:
-    """The proxies of a type: they have the special methods that it has, so that what asks for those gets the same answer."""
+    """Return the class of a type's proxies. It has the special methods of the type, so that code that asks for those
+    gets the same answer.
+    """
     found = _classes.get(kind)
     if found is None:
         has = {name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()}

@@ -1,6 +1,6 @@
 """A terminal device that is opened by path, and hung up as the kernel does it.
 
-`__tty_hangup` (drivers/tty/tty_io.c) in its steps, and where each is done here:
+These are the steps of `__tty_hangup` (drivers/tty/tty_io.c), and what does each of them here:
 
 == ====================================================== =============================================================
  1 take a console redirection off                         what forwards into the terminal is opened on its node, too
@@ -49,27 +49,27 @@ PTYS = range(136, 144)  # include/uapi/linux/major.h, UNIX98_PTY_SLAVE_MAJOR and
 
 
 class Driver(Protocol):
-    """What the hardware behind a terminal is told (struct tty_operations). Opens equal closes plus those hung up."""
+    """The hardware behind a terminal (struct tty_operations). Opens equal closes plus opens that were hung up."""
 
     def open(self, fd: int) -> None:
-        """The terminal was opened once more. What this raises undoes it."""
+        """The terminal was opened once more. If this raises, the open is undone."""
 
     def close(self) -> None:
         """One of its opens was closed, or was hung up while a console stays open."""
 
     def hangup(self) -> Awaitable[object] | None:
-        """All of its opens were hung up, and none is left. Nobody opens it until this has ended."""
+        """All of its opens were hung up, and it has none any more. Nobody opens it until this has ended."""
 
     def reset(self) -> None:
-        """All but consoles were hung up: tell the session's leader, and drop what is queued."""
+        """All opens but those of consoles were hung up: tell the session's leader, and drop what is queued."""
 
 
 class KernelDriver:
     """A terminal of the kernel's: a hang-up reaches all other programs that have it open.
 
-    With CAP_SYS_ADMIN by TIOCVHANGUP. Without it, or where a console stays, as far as it goes: what is queued is
-    flushed, the settings are those of before the first open, and the session leader gets SIGHUP and SIGCONT if we may
-    send them; what other programs have open stays usable.
+    With CAP_SYS_ADMIN, TIOCVHANGUP does it. Without it, or if a console stays, the hang-up does less. Queued data is
+    flushed, and the settings are those of before the first open. The session leader gets SIGHUP and SIGCONT if we may
+    send them. Other programs' open files still work.
 
     :ivar path: of the terminal
     :ivar vhangup: whether the last hang-up was the kernel's own; None if there was none
@@ -132,7 +132,7 @@ class KernelDriver:
 
 
 class Terminal(Name):
-    """The name of a terminal: hung up even if nobody here has it open, as others may."""
+    """The name of a terminal. A hang-up works even if nobody here has it open, because others may."""
 
     __slots__ = ()
 
@@ -145,13 +145,14 @@ class Terminal(Name):
 class Tty(Resource):
     """A terminal device: ``tty = Tty("/dev/ttyS0"); stream = await tty.open("alice"); await tty.hangup()``
 
-    To revoke or close it is to hang it up for good: the terminal is gone, consoles too, and its name is free.
+    Revoking or closing it hangs it up for good: the terminal is gone, consoles too, and its name is free.
 
-    :param path: of the device. It is opened once, to see that it is one, which waits as long as another process closes it
-    :param name: for errors and reports; left out: the path's last part
-    :param registry: where it can be found by its name, path and device number
-    :param driver: what stands behind it; left out: the kernel
-    :param options: as for `Name`, less `while_draining` and `hangup`
+    :param path: of the device. It is opened once, to check that it is a terminal. That waits as long as another process
+        closes it
+    :param name: for errors and reports. Default: the path's last part
+    :param registry: makes it findable by its name, path and device number
+    :param driver: the driver behind it. Default: the kernel
+    :param options: as for `Name`, without `while_draining` and `hangup`
     :raises OSError: if there is no terminal at `path`
     :raises ValueError: if the registry has that name or device already
     :ivar node: the name, which stays through hang-ups
@@ -186,12 +187,12 @@ class Tty(Resource):
         answers: Answers | EllipsisType = ...,
         console: bool = False,
     ) -> FdStream:
-        """Open a stream on it, in the current generation or as the first of the next. It is no controlling terminal.
+        """Open a stream on it, in the current generation or as the first of the next. It is not a controlling terminal.
 
         While a hang-up is not finished, this waits for it in a queue, as the kernel's tty_open does for the lock.
 
-        :param also: further parents, such as a token; whichever goes first takes the stream
-        :param console: it stays through hang-ups (RFC, spot 8), and goes with the terminal itself
+        :param also: further parents, such as a token. Whichever is revoked first takes the stream along
+        :param console: the stream stays through hang-ups (RFC, spot 8), and goes with the terminal itself
         :raises OSError: if the device cannot be opened
         :raises RevokedError: if the terminal is gone, also while waiting
         :raises ~anyio.BusyResourceError: if too many wait
@@ -225,7 +226,9 @@ class Tty(Resource):
         return stream
 
     async def _opened(self) -> int:
-        """A descriptor of it that no hang-up has reached. The kernel opens it when nobody is closing it, so a thread waits."""
+        """Return a descriptor of it that no hang-up has reached. The kernel opens it when nobody is closing it, so a
+        thread waits.
+        """
         while True:
             await self.node.drained()
             before, over = self.node.current, self.node.current.revoked
@@ -236,9 +239,9 @@ class Tty(Resource):
                 await closing
 
     def hangup(self, reason: str = "hung up", *, grace: float = 0.0) -> Revocation:
-        """Take it away from all who have it open, here and, by the kernel, in other programs. Consoles stay.
+        """Hang it up for everybody who has it open, here and, by the kernel, in other programs. Consoles stay.
 
-        The name can be opened again at once. As `Revokable.revoke` otherwise.
+        The name can be opened again at once. Otherwise this works like `Revokable.revoke`.
         """
         return self.node.hangup(reason, grace=grace)
 
@@ -266,9 +269,9 @@ def _open(path: str) -> int:
 
 
 def _session_leaders(device: int, devpts: int) -> list[int]:
-    """The leaders of sessions whose controlling terminal that device is: of ptys, those of this devpts.
+    """Return the leaders of sessions whose controlling terminal is that device. Of ptys, only those of this devpts.
 
-    A container has a devpts of its own, with the same numbers, and /proc may tell of its processes.
+    A container has a devpts of its own, with the same numbers, and /proc may list its processes.
     """
     leaders = []
     for process in pathlib.Path("/proc").iterdir():  # glob() hides an error, such as that there is no descriptor left

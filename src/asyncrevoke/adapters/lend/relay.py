@@ -103,7 +103,7 @@ class Relay:
             self._end()
 
     def _stopped(self) -> bool:
-        """Wait until data can be copied one way or the other, and return whether to stop."""
+        """Wait until data can be copied, or until it must stop. Return whether it must stop."""
         waits = {self._stop: int(select.POLLIN)}
         for fd, event in [way.waits_for() for way in self._ways]:
             waits[fd] = waits.get(fd, 0) | event

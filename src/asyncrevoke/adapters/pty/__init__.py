@@ -1,4 +1,4 @@
-"""Programs on pseudo terminals, shared by any number of streams, each of which can be taken away."""
+"""Programs on pseudo terminals, shared by any number of streams. You can revoke each of them."""
 
 from .session import (
     PtyOptions as PtyOptions,

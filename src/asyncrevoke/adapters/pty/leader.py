@@ -1,7 +1,7 @@
-"""Becomes the program of a pty, in a small interpreter of its own: nobody has to fork a large process for it.
+"""Becomes the program of a pty, in a small interpreter of its own: no large process has to fork for it.
 
 It leads the session, whose terminal is its input. On descriptor 3 it gets what `Program` sends, and says that it has
-begun; then the program runs and 3 is closed, or the error follows.
+begun. Then the program runs and 3 is closed, or the error follows.
 """
 
 import ctypes

@@ -1,4 +1,6 @@
-"""A program that leads a session of its own on a terminal, from its start until the last of the session is gone."""
+"""A program that leads a session of its own on a terminal, from its start until the last process of the session is
+gone.
+"""
 
 import contextlib
 import errno
@@ -28,9 +30,9 @@ class Program:
     """A program, which runs once `begin` or `begun` has ended. It is killed if the thread that started it ends.
 
     :ivar pid: its process, which is also its process group and its session
-    :raises OSError: if there is no interpreter to start it with; from `begin` and `begun` naming the program or `cwd`, if
-        it cannot be started
-    :raises TypeError, ValueError: if it cannot be asked for
+    :raises OSError: if there is no interpreter to start it with. From `begin` and `begun`, naming the program or `cwd`:
+        if it cannot be started
+    :raises TypeError, ValueError: if its arguments cannot be passed on
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Program:
             failed.pop_all()
 
     def begin(self) -> None:
-        """Wait until it runs, as a blocking call."""
+        """Block until it runs."""
         answer = b""
         # A broken pipe: it has ended before it read all.
         with self._channel, contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -65,7 +67,7 @@ class Program:
         self._check(answer)
 
     async def begun(self, node: Revokable) -> None:
-        """Wait until it runs, in an operation of `node`, whose this is."""
+        """Wait until it runs, in an operation of `node`, to which it belongs."""
         request, answer = memoryview(self._request), b""
         channel = Fd(self._channel.fileno(), node)
         self._channel.detach()
@@ -109,7 +111,9 @@ class Program:
         _kill([self.pid], *signums)
 
     def keep_descriptor(self) -> None:
-        """Take a descriptor that was just freed: to look for the rest of the session takes one, when there may be none."""
+        """Keep a descriptor that was just freed. A search for the rest of the session takes one, when there may be
+        none.
+        """
         with contextlib.suppress(OSError):  # a thread was quicker
             self._spare = os.open("/proc", O_PATH)
 
@@ -119,7 +123,7 @@ class Program:
             os.close(spare)
 
     async def end(self, patience: float) -> None:
-        """Hang up the session: HUP and CONT, after `patience` seconds KILL; and wait until all are gone.
+        """Hang up the session: HUP and CONT, after `patience` seconds KILL. Then wait until all its processes are gone.
 
         :raises TimeoutError: if the kernel keeps one of them for `STUCK` seconds more
         Cancellation: all are killed at once.
@@ -141,7 +145,7 @@ class Program:
         self._end_now(0.0)
 
     def kill(self) -> None:
-        """Kill the session, and wait until all are gone, where no loop can.
+        """Kill the session, and block until all its processes are gone: for where no loop can wait.
 
         :raises TimeoutError: as `end`
         """
@@ -169,14 +173,14 @@ class Program:
             os.waitpid(self.pid, 0)
 
     def _killed(self) -> set[int]:
-        """Kill all of the session. It reports who is left of it."""
+        """Kill all of the session. Return the processes that are left of it."""
         self.signal(signal.SIGKILL)
         others = self._others()
         _kill(others.values(), signal.SIGKILL)
         return {*others, *([] if self.ended() else [self.pid])}
 
     def _others(self) -> dict[int, int]:
-        """Those who are left of the session, but for its leader, each with its process group."""
+        """Return the processes that are left of the session, except its leader, each with its process group."""
         self._let_go()
         try:
             return _members(self.pid)
@@ -207,12 +211,14 @@ def _lead(channel: int, terminal: str) -> int:
 
 
 def _environ() -> dict[bytes, bytes]:
-    """The environment of this process, but for an empty name, which may be inherited and cannot be handed on."""
+    """Return the environment of this process without an empty name, which may be inherited and cannot be handed on."""
     return {name: value for name, value in os.environb.items() if name}
 
 
 def _interpreter() -> str:
-    """The Python that multiprocessing starts: who embeds one tells it by `multiprocessing.set_executable`."""
+    """Return the Python that multiprocessing starts. A program that embeds Python sets it by
+    `multiprocessing.set_executable`.
+    """
     from multiprocessing import spawn  # noqa: PLC0415  # a large module
 
     found = os.fsdecode(spawn.get_executable() or b"")

@@ -1,8 +1,8 @@
-"""A program on a pseudo terminal, shared by any number of streams, each of which can be taken away.
+"""A program on a pseudo terminal, shared by any number of streams. You can revoke each of them.
 
-The session is a node; its clients and the master are children of it. Revoking the session ends the clients, closes the
-master, which hangs the terminal up (drivers/tty/pty.c, pty_close: SIGHUP and SIGCONT to the session leader), then sees
-that the program and its process group are gone, and reaps it.
+The session is a node. Its clients and the master are its children. Revoking the session first ends the clients and
+closes the master. That hangs the terminal up (drivers/tty/pty.c, pty_close: SIGHUP and SIGCONT to the session leader).
+Then it makes sure that the program and its process group are gone, and reaps the program.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _TIOCGPTPEER = 0x5441  # include/uapi/asm-generic/ioctls.h
 
 
 class PtyOptions(TypedDict, total=False):
-    """What both ways of starting a program on a pty take.
+    """The options of both ways of starting a program on a pty.
 
     :ivar owner: what the session is opened on; a `Name` gives it a generation
-    :ivar name: for errors and reports; left out: the program's
-    :ivar env: its whole environment; None: this process's
-    :ivar cwd: its working directory; None: this process's
-    :ivar size: rows and columns; (24, 80)
-    :ivar backlog: bytes that a client may be behind before it is revoked as too slow; 65536. The program is held up first,
-        for a client that is more than half of it behind and goes on receiving
-    :ivar patience: seconds without receiving after which a client holds the program up no longer; 10
-    :ivar history: bytes of the last output that are kept for streams opened with `replay`; 0
-    :ivar kill_after: seconds from the hang-up to SIGKILL for those who stay; 5. A revocation waits until they are gone;
-        what the kernel keeps for 5 s more, as it waits for a dead disk, is named in a `TimeoutError`
-    :ivar answers: a profile of `asyncrevoke.answers` for its streams. Left out: as the owner's
+    :ivar name: for errors and reports. Default: the program's
+    :ivar env: its whole environment. None: this process's
+    :ivar cwd: its working directory. None: this process's
+    :ivar size: rows and columns. Default: (24, 80)
+    :ivar backlog: bytes that a client may be behind before it is revoked as too slow. Default: 65536. The program is
+        held up first, for a client that is more than half of it behind and goes on receiving
+    :ivar patience: seconds without receiving after which a client no longer holds the program up. Default: 10
+    :ivar history: bytes of the latest output that are kept for streams opened with `replay`. Default: 0
+    :ivar kill_after: seconds from the hang-up to SIGKILL for processes that stay. Default: 5. A revocation waits until
+        they are gone. If the kernel keeps one for 5 s more, because it waits for a dead disk, a `TimeoutError` names it
+    :ivar answers: a profile of `asyncrevoke.answers` for its streams. Default: as at the owner
     """
 
     owner: Revokable | None
@@ -59,24 +59,25 @@ def open_pty(argv: Sequence[str | os.PathLike[str]], **options: Unpack[PtyOption
     """Start a program on a new pty: ``async with open_pty(["bash"]) as session: stream = session.open("alice")``
 
     It leads a session of its own with the pty as its controlling terminal. It is killed if this thread ends, however
-    that happens, so call this in the thread that runs the loop, to which the session belongs. Of its own children, one
-    that ignores SIGHUP outlives a SIGKILL of this process, and nothing else.
+    that happens. So call this in the thread that runs the loop, to which the session belongs. If this process is killed
+    by SIGKILL, only children of the program that ignore SIGHUP outlive it.
 
-    Until the program runs the loop stands still: for some 20 ms, or as long as a file system takes. `start_pty` waits.
+    Until the program runs the loop stands still: for some 20 ms, or as long as a file system takes. `start_pty` waits
+    instead.
 
-    :param options: as `PtyOptions` says
+    :param options: see `PtyOptions`
     :raises TypeError, ValueError: if an option makes no sense
     :raises FileNotFoundError, PermissionError: if the program or `cwd` is not there, or may not be run
     :raises OSError: if no pty is free, or no Python interpreter to start it with
-    :raises RevokedError: if the owner was revoked; nothing was started
+    :raises RevokedError: if the owner was revoked. Nothing was started then
     """
     return _session(argv, Program.begin, **options)
 
 
 async def start_pty(argv: Sequence[str | os.PathLike[str]], **options: Unpack[PtyOptions]) -> PtySession:
-    """As `open_pty`, and the loop goes on meanwhile: ``async with await start_pty(["bash"]) as session: ...``
+    """Start a program like `open_pty`, while the loop goes on: ``async with await start_pty(["bash"]) as session: ...``
 
-    :raises: as `open_pty`; a RevokedError also if the owner is revoked meanwhile, when nothing is left of it
+    :raises: as `open_pty`. RevokedError also if the owner is revoked meanwhile; nothing is left of the program then
     Cancellation: what was started is killed.
     """
     session = _session(argv, lambda _: None, **options)
@@ -113,7 +114,7 @@ def _session(
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What is to run on a pty, and how, as for `open_pty`."""
+    """The program to run on a pty, and how, as for `open_pty`."""
 
     argv: Sequence[str | os.PathLike[str]]
     env: Mapping[str, str] | None
@@ -127,7 +128,7 @@ class _Wanted:
             raise ValueError(f"size is {self.size!r}: give rows and columns")
 
     def start(self) -> tuple[Program, int]:
-        """The running program, and the master of its terminal."""
+        """Start it. Return the running program, and the master of its terminal."""
         try:
             master, slave = os.openpty()
         except OSError as exc:
@@ -145,9 +146,10 @@ class _Wanted:
 
 
 class PtySession(Resource):
-    """A program on a pty, as `open_pty` starts it. Closing it hangs it up, and waits until all of the session are gone.
+    """A program on a pty, as `open_pty` returns it. Closing it hangs it up, and waits until all processes of the
+    session are gone.
 
-    To revoke it takes the terminal away from all, and ends the program: HUP, CONT, and KILL for what stays.
+    Revoking it revokes the terminal for everybody, and ends the program: HUP, CONT, and KILL for what stays.
 
     :ivar pid: of the program, which is also its process group and its session
     """
@@ -182,7 +184,7 @@ class PtySession(Resource):
     def open(self, name: str = "", **options: Unpack[SharedOptions]) -> PtyStream:
         """Open one more stream on the terminal. It gets all output from now on, as every other does.
 
-        :param options: as `SharedOptions` says
+        :param options: see `SharedOptions`
         :raises RevokedError, ~anyio.ClosedResourceError: if the session is gone
         """
         return PtyStream(self, name, **options)
@@ -194,7 +196,9 @@ class PtySession(Resource):
 
     @property
     def returncode(self) -> int | None:
-        """The program's exit status, negative for a signal; None as long as it runs, or if nobody knows, as `wait` says."""
+        """The program's exit status, negative for a signal. None as long as it runs, or if it is lost, as `wait`
+        says.
+        """
         self._program.ended()
         return self._program.status
 
@@ -211,7 +215,7 @@ class PtySession(Resource):
         return status
 
     def resize(self, rows: int, columns: int) -> None:
-        """Set the window size; the program's foreground group gets SIGWINCH.
+        """Set the window size. The program's foreground group gets SIGWINCH.
 
         :raises RevokedError, ~anyio.ClosedResourceError: if the session is gone
         """
@@ -219,7 +223,7 @@ class PtySession(Resource):
             _set_size(self._master.number, (rows, columns))
 
     def discard(self) -> None:
-        """Throw away what was sent and the program has not read: what is sent next comes first.
+        """Throw away input that the program has not read. What you send next comes first.
 
         :raises RevokedError, ~anyio.ClosedResourceError: if the session is gone
         :raises OSError: if there is no descriptor left, or the program keeps others from opening its terminal
@@ -257,7 +261,9 @@ class PtySession(Resource):
             await self._master.write_some(memoryview(eof))
 
     def _hang_up(self) -> Awaitable[None] | None:
-        """The release. Closing the master is the hang-up; what follows sees that all are gone, and reaps."""
+        """The release. Closing the master is the hang-up. Then wait until all processes are gone, and reap the
+        program.
+        """
         self._master.close()
         self._program.keep_descriptor()
         if in_loop():
@@ -278,10 +284,11 @@ class PtySession(Resource):
 
 
 class PtyStream(SharedStream):
-    """One stream on a `PtySession`, as `PtySession.open` gives it.
+    """One stream on a `PtySession`, as `PtySession.open` returns it.
 
-    :raises ~anyio.BrokenResourceError: from `send` and `send_eof`, if nobody has the terminal open any more: the program and
-        all its children have ended, or closed it. What was sent is what the terminal has taken; a program may end unread
+    :raises ~anyio.BrokenResourceError: from `send` and `send_eof`, if nobody has the terminal open any more: the
+        program and all its children have ended, or closed it. Sent data is what the terminal has accepted; a program
+        may end before it reads it
     """
 
     def __init__(self, session: PtySession, name: str, **options: Unpack[SharedOptions]) -> None:

@@ -1,4 +1,4 @@
-"""Serial ports that several may use, and that are taken away from all of them when they are unplugged."""
+"""Serial ports that several may use. An unplug revokes the port for all of them."""
 
 from .device import (
     SerialDevice as SerialDevice,

@@ -1,7 +1,7 @@
 """A serial port: a `Device` that has line settings, modem lines, breaks and a queue to drain, and may be a connection.
 
-What any device has, `asyncrevoke.adapters.device` has. Here is what is special to a terminal, and to the libraries that
-may wait on it.
+`asyncrevoke.adapters.device` has what all devices share. This file has what is special to a terminal, and to the
+libraries that may wait on it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BACKENDS: dict[str, Backend] = {
 
 
 class SerialRevokedError(RevokedError, SerialException):
-    """`RevokedError` of a serial stream: a `serial.SerialException` too, where pyserial is installed."""
+    """The `RevokedError` of a serial stream. If pyserial is installed, it is a `serial.SerialException` too."""
 
     @classmethod
     def of(cls, error: RevokedError) -> SerialRevokedError:
@@ -81,45 +81,46 @@ def open_serial(
 ) -> SerialDevice:
     """Open a serial port: ``async with open_serial("/dev/ttyUSB0", 115200) as device: stream = device.open()``
 
-    It is opened by ``async with`` or by ``await``, in a thread. pyserial is needed: ``asyncrevoke[serial]``.
+    ``async with`` or ``await`` opens it, in a thread. It needs pyserial: ``asyncrevoke[serial]``.
 
     Other programs may use the port, too. It ends only when the kernel hangs it up; reading nothing ends nothing. Line
-    settings, HUPCL among them, stay as another program sets them: `SerialStream.set_baudrate` puts yours back. Modem lines
-    are read anew each time. O_NONBLOCK is set again before each read and write, as a child that was given `fileno` may
-    clear it.
+    settings, HUPCL among them, stay as another program sets them: `SerialStream.set_baudrate` puts yours back. Modem
+    lines are read anew each time. O_NONBLOCK is set again before each read and write, because a child that was given
+    `fileno` may clear it.
 
-    Over the network, a far end that answers nothing, or takes nothing, is noticed within half a minute. What it sent before
-    it closed is received first. "closed by the far end" is the reason of an orderly end; a broken one has the kernel's words.
+    Over the network, a far end that answers nothing, or accepts nothing, is noticed within half a minute. What it sent
+    before it closed is received first. "closed by the far end" is the reason of an orderly end. For a broken connection
+    the reason is the kernel's words.
 
-    :param url: the path of a device, or ``rfc2217://host:port`` (needs ``asyncrevoke[serialx]``; `backend` says nothing
-        there), or ``socket://host:port``, which has no
-        settings (not with serialx), or what else pyserial's `serial_for_url` takes that has a descriptor
+    :param url: the path of a device, or ``socket://host:port``, which has no settings (not with serialx), or
+        ``rfc2217://host:port`` (needs ``asyncrevoke[serialx]``, and ignores `backend`), or anything else with a
+        descriptor that pyserial's `serial_for_url` takes
     :param baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr: as pyserial's
     :param exclusive: keep others out: programs that lock it, too (flock), and all without CAP_SYS_ADMIN (TIOCEXCL)
-    :param dtr, rts: how these lines are from the opening on. They are set together, before the line settings. Linux itself
-        raises both in open(2), so a low one is high for a moment. None: they stay as Linux makes them. Where there are no
-        lines, as on a pty, False is taken, and True is an error
+    :param dtr, rts: the state of these lines from the opening on. They are set together, before the line settings.
+        Linux itself raises both in open(2), so a low one is high for a moment. None: they stay as Linux makes them. If
+        there are no lines, as on a pty, False is accepted, and True is an error
     :param hangup_on_close: whether the last close lowers both (HUPCL). None: as it is
-    :param low_latency: have the driver hand over at once what comes (ASYNC_LOW_LATENCY). False: as it is
-    :param backend: who waits: "descriptor" is ours; "pyserial-asyncio" and "serialx" are transports of those libraries, for
-        asyncio alone
-    :param fan_out: each stream gets a copy of all that comes. Else one task may read at a time. What a stream has not
-        received when the port is taken away is thrown away
-    :param backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow. Nobody is waited for:
-        a device sends on, and what the driver has no room for is lost to all
-    :param history: with `fan_out`, bytes of what came last that are kept for streams opened with `replay`
+    :param low_latency: the driver delivers data at once (ASYNC_LOW_LATENCY). False: as it is
+    :param backend: the library that waits. "descriptor" is ours; "pyserial-asyncio" and "serialx" are transports of
+        those libraries, for asyncio alone
+    :param fan_out: each stream gets a copy of all data. Default: one task may read at a time. Data that a stream has
+        not received when the port is revoked is thrown away
+    :param backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow. Nobody is waited
+        for: a device sends on, and data that the driver has no room for is lost to all
+    :param history: with `fan_out`, bytes of the latest data that are kept for streams opened with `replay`
     :param close_timeout: seconds to wait for the kernel to close it; a stalled line takes it 31
-    :param idle_limit: seconds after which it is taken away if nothing has come, whether anybody reads or not. None: never
+    :param idle_limit: seconds without data after which it is revoked, whether anybody reads or not. None: no limit
     :param owner: what the device is opened on; a `Name` gives it a generation
-    :param name: for errors and reports; left out: the url
-    :param answers: a profile of `asyncrevoke.answers` for its streams. Left out: as the owner's
-    :raises ValueError: if an option makes no sense
-    Opening raises, too:
-    :raises SerialException: an OSError, with errno, the port and what to do: missing, busy, forbidden, no terminal; or no
-        thread, descriptor or memory is left
+    :param name: for errors and reports. Default: the url
+    :param answers: a profile of `asyncrevoke.answers` for its streams. Default: as at the owner
+    :raises ValueError: if an option makes no sense Opening raises, too:
+    :raises SerialException: an OSError, with errno, the port and what to do: missing, busy, forbidden, no terminal; or
+        no thread, descriptor or memory is left
     :raises ImportError: if the backend's library is not installed
-    :raises RevokedError: if the owner was revoked, also meanwhile; the port is closed then
-    Cancellation: waits half a second at most until what was opened is closed again; a thread closes what comes later.
+    :raises RevokedError: if the owner was revoked, before or meanwhile. The port is closed then
+    Cancellation: waits half a second at most until what was opened is closed again. If it is opened later, a thread
+        closes it.
     """
     line = (baudrate, bytesize, parity, stopbits, xonxoff, rtscts, dsrdtr, exclusive)
     at_open = AtOpen(dtr, rts, hangup_on_close, low_latency)
@@ -131,7 +132,7 @@ def open_serial(
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """What `open_serial` takes, and explains."""
+    """The options of `open_serial`, which explains them."""
 
     url: str
     baudrate: int
@@ -161,15 +162,15 @@ class _Options:
         return open_rfc2217 if self.url.startswith("rfc2217://") else BACKENDS[self.backend]
 
     def settings(self) -> dict[str, Any]:
-        """Those of pyserial's."""
+        """The settings of pyserial's."""
         return {option: getattr(self, option) for option in (*_KNOWN, "dsrdtr", "exclusive")}
 
 
 class SerialDevice(Device[Port]):
-    """An open serial port, as `open_serial` gives it. Closing it closes the port, and waits for that. A thread closes it;
-    where none can be started, the loop's own does.
+    """An open serial port, as `open_serial` returns it. Closing it closes the port, and waits for that. A thread closes
+    it; if none can be started, the loop's own thread does.
 
-    :ivar finished: it is gone because the far end of a connection has closed it, in order
+    :ivar finished: whether it is gone because the far end of a connection has closed it, in order
     """
 
     def __init__(self, options: _Options, owner: Revokable | None, name: str, answers: Answers | EllipsisType) -> None:
@@ -189,13 +190,13 @@ class SerialDevice(Device[Port]):
 
     @property
     def url(self) -> str:
-        """What was opened."""
+        """The url that was opened."""
         return self.path
 
     def open(self, name: str = "", **options: Unpack[SharedOptions]) -> SerialStream:
         """Open a stream on the port.
 
-        :param options: as `SharedOptions` says
+        :param options: see `SharedOptions`
         :raises RevokedError, ~anyio.ClosedResourceError: if the device is gone
         """
         try:
@@ -204,7 +205,7 @@ class SerialDevice(Device[Port]):
             raise SerialRevokedError.of(error) from None
 
     def discard(self) -> None:
-        """Throw away what was sent and the driver has not: what is sent next comes first. It does not wait.
+        """Throw away output that the driver has not sent. What you send next comes first. This does not wait.
 
         :raises RevokedError, ~anyio.ClosedResourceError: if the device is gone
         :raises OSError: if the driver refuses it
@@ -214,7 +215,7 @@ class SerialDevice(Device[Port]):
 
     @property
     def fd(self) -> Fd:
-        """The port's descriptor with our own waits on it, for what waits otherwise than our streams.
+        """The port's descriptor with our own waits on it, for code that waits otherwise than our streams.
 
         :raises ValueError: if a library waits: open it with the backend "descriptor"
         """
@@ -226,11 +227,11 @@ class SerialDevice(Device[Port]):
 
     @property
     def serial(self) -> Any:
-        """The library's own object for the port. What is done with it is not guarded, and may block."""
+        """The library's own object for the port. What you do with it is not guarded, and may block."""
         return self.line.serial
 
     async def ask(self, request: Callable[[Port], Awaitable[T]]) -> T:
-        """Have the port itself make a request, as `Device.attempt`."""
+        """Make a request of the port itself, as `Device.attempt`."""
 
         async def ask() -> T:
             with os_errors(self.name):
@@ -260,7 +261,7 @@ class SerialDevice(Device[Port]):
         super()._gone(why)
 
     def _exclude(self, port: Port, request: int) -> None:
-        """Keep others out, or not any more: the kernel sets a bit, and asks no driver."""
+        """Keep others out, or stop that: the kernel sets a bit, and asks no driver."""
         with contextlib.suppress(OSError):  # it is no terminal, or hung up
             if self._options.exclusive:
                 fcntl.ioctl(port.fileno(), request)
@@ -271,39 +272,40 @@ class SerialDevice(Device[Port]):
 
 
 class SerialStream(DeviceStream):
-    """One stream on a `SerialDevice`, as `SerialDevice.open` gives it.
+    """One stream on a `SerialDevice`, as `SerialDevice.open` returns it.
 
-    Besides those of every stream, its operations are requests to the driver, which answer by the profile's `ioctl`. They
-    are made in threads: cancelled or kicked, they end when the driver has answered.
+    Besides those of every stream, its operations are requests to the driver, which answer by the profile's `ioctl`.
+    Threads make them: cancelled or kicked, they end when the driver has answered.
 
-    :raises RevokedError: from each, if the port was or is taken away or unplugged
-    :raises ~anyio.ClosedResourceError: from each, if this stream was or is closed
+    :raises RevokedError: from each, if the port was revoked or unplugged, before or meanwhile
+    :raises ~anyio.ClosedResourceError: from each, if this stream was closed, before or meanwhile
     :raises SerialException: from each, an OSError, if the driver refuses it, or no thread can be started
     """
 
     device: SerialDevice
 
     async def modem_lines(self) -> ModemLines:
-        """Read the lines."""
+        """Read the modem lines."""
         return await self.guarded(lambda: self.device.ask(lambda port: port.modem_lines()))
 
     async def set_modem_lines(self, *, rts: bool | None = None, dtr: bool | None = None) -> None:
-        """Set those that are given."""
+        """Set the modem lines that are given."""
         await self.guarded(lambda: self.device.ask(lambda port: port.set_modem_lines(rts=rts, dtr=dtr)))
 
     async def set_baudrate(self, baudrate: int) -> None:
         """Change the baud rate, for all streams.
 
-        :raises ValueError: if it is none
+        :raises ValueError: if it is not a baud rate
         """
         await self.configure(baudrate=baudrate)
 
     async def configure(self, **settings: Any) -> None:
-        """Change line settings, for all streams: `baudrate`, `bytesize`, `parity`, `stopbits`, `xonxoff`, `rtscts`. Those
-        of `open_serial` stay for the next open.
+        """Change line settings, for all streams: `baudrate`, `bytesize`, `parity`, `stopbits`, `xonxoff`, `rtscts`. The
+        next open uses those of `open_serial` again.
 
         :raises ValueError: if there is no such setting, or it makes no sense
-        :raises SerialException: if the driver refuses one; all are as before then. Over the network, those before it stay
+        :raises SerialException: if the driver refuses one. All are as before then. Over the network, those before it
+            stay changed
         """
 
         async def change() -> None:
@@ -332,10 +334,10 @@ class SerialStream(DeviceStream):
     async def drain(self) -> None:
         """Wait until the driver has sent what it was given.
 
-        tcdrain(3) alone would report success when the device is unplugged meanwhile, and on a stalled line could not be
-        ended: so its queue is watched first, and the port asked after it.
+        tcdrain(3) alone would report success when the device is unplugged meanwhile, and could not be ended on a
+        stalled line. So the queue is watched first, and the port is asked after that.
 
-        Cancellation: ends the waiting; what is queued stays so.
+        Cancellation: ends the waiting. Queued data stays queued.
         """
 
         async def wait() -> None:
@@ -353,12 +355,12 @@ class SerialStream(DeviceStream):
         await self.guarded(wait)
 
     async def reset_input_buffer(self) -> None:
-        """Throw away what has come and was not received, by this stream; in the driver, by any."""
+        """Throw away data that has come and was not received: by this stream; in the driver, by any stream."""
         await self.guarded(lambda: self.device.ask(lambda port: port.discard()))
         self.forget()
 
     async def reset_output_buffer(self) -> None:
-        """Throw away what the driver was given by any stream, and has not sent."""
+        """Throw away data of all streams that the driver has not sent."""
         await self.guarded(lambda: self.device.request(lambda fd: termios.tcflush(fd, termios.TCOFLUSH)))
 
     async def _send_eof(self) -> None:

@@ -1,4 +1,4 @@
-"""The modem lines of a port, and what else is asked of its driver when it opens."""
+"""The modem lines of a port, and other requests to its driver when it opens."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ _LACKING = (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True, slots=True)
 class ModemLines:
-    """The state of the lines: what the far end sets, and what we set (ioctl_tty(2), TIOCMGET)."""
+    """The state of the modem lines: those that the far end sets, and those that we set (ioctl_tty(2), TIOCMGET)."""
 
     cts: bool
     dsr: bool
@@ -44,7 +44,9 @@ def modem_lines(fd: int) -> ModemLines:
 
 
 def set_modem_lines(fd: int, **lines: bool | None) -> None:
-    """Set those that are given; all that become the same in one step, as some boards see a reset in the steps between."""
+    """Set the lines that are given. Lines that get the same state change in one step: some boards see a reset in the
+    steps between.
+    """
     for request, state in (termios.TIOCMBIS, True), (termios.TIOCMBIC, False):
         bits = sum(_bit(name) for name, wish in lines.items() if wish is state)
         if bits:
@@ -52,9 +54,9 @@ def set_modem_lines(fd: int, **lines: bool | None) -> None:
 
 
 def check_taken(fd: int, settings: Mapping[str, Any]) -> None:
-    """See whether a driver has what it was told, as it refuses without a word.
+    """Check that a driver uses its settings. A driver refuses some without a word.
 
-    :raises OSError: EINVAL, if it has not; the rate is not looked at, as many have it a little different
+    :raises OSError: EINVAL, if it does not. The rate is not checked, because many drivers have a slightly different one
     """
     for name, (mask, bits) in _IN_CFLAG.items():
         if name in settings and termios.tcgetattr(fd)[2] & mask != bits[settings[name]]:
@@ -75,7 +77,7 @@ def _bit(line: str) -> int:
 
 
 def integer(fd: int, request: int) -> int:
-    """What the driver answers to a request for a number."""
+    """Return the driver's answer to a request for a number."""
     number: int
     (number,) = struct.unpack("I", fcntl.ioctl(fd, request, bytes(4)))
     return number
@@ -87,7 +89,7 @@ def drain(fd: int) -> None:
 
 
 def discard_input(fd: int) -> None:
-    """Throw away what has come to the descriptor."""
+    """Throw away data that has come to the descriptor."""
     try:
         termios.tcflush(fd, termios.TCIFLUSH)
     except termios.error as exc:
@@ -99,7 +101,7 @@ def discard_input(fd: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AtOpen:
-    """What a port is made to be when it opens, besides its line settings; None leaves it as it is."""
+    """The state of a port from its opening on, besides its line settings. None leaves it as it is."""
 
     dtr: bool | None
     rts: bool | None
@@ -109,7 +111,7 @@ class AtOpen:
     def apply(self, fd: int) -> None:
         """Ask the driver for it.
 
-        :raises OSError: EOPNOTSUPP, with what to leave out, if it has no such thing
+        :raises OSError: EOPNOTSUPP, with the option not to give, if the driver has no such thing
         """
         with contextlib.suppress(OSError) if not (self.dtr or self.rts) else _needs("dtr and rts", "modem lines"):
             set_modem_lines(fd, dtr=self.dtr, rts=self.rts)  # a line that is not there is low

@@ -18,9 +18,9 @@ _OPTIONS = {
 
 
 def address(url: str) -> tuple[str, int]:
-    """Where to connect to.
+    """Return the host and port to connect to.
 
-    :raises ValueError: if it does not say so
+    :raises ValueError: if the url does not say so
     """
     parts = urllib.parse.urlsplit(url)
     with contextlib.suppress(ValueError):  # the port is no number, or too high a one
@@ -36,21 +36,21 @@ def connect(url: str) -> socket.socket:
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """Have the kernel notice that the far end is gone, also while nothing is sent."""
+    """Let the kernel notice that the far end is gone, even while nothing is sent."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _OPTIONS.items():
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def disconnect(connection: socket.socket) -> None:
-    """Close it, also for others who have the descriptor."""
+    """Close the connection, even for others who have the descriptor."""
     with contextlib.suppress(OSError):  # it is over
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()
 
 
 def why_over(connection: socket.socket) -> str | OSError | None:
-    """Why nothing more will come, or None: it may, or what has come is not received yet."""
+    """Why nothing more will come. None if it may, or if data that has come is not received yet."""
     try:
         more = connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:

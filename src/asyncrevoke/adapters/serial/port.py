@@ -1,7 +1,7 @@
-"""An opened serial port, by whichever library: three backends with one face, `Port`.
+"""An opened serial port, by any of the libraries: three backends with one interface, `Port`.
 
-None of them blocks the loop: on a stalled line the kernel takes half a minute to close, and lets an open wait for that,
-so both are done in threads. What is known of the libraries' faults is fenced off here.
+None of them blocks the loop. On a stalled line the kernel takes half a minute to close, and lets an open wait for that.
+So threads do both. Known faults of the libraries are worked around here.
 """
 
 import contextlib
@@ -48,10 +48,10 @@ class Port(Line, Protocol):
     # Requests, which are waited for in any case: a driver may be inside the descriptor.
 
     async def discard(self) -> None:
-        """Throw away what has come and nobody received."""
+        """Throw away data that has come and nobody received."""
 
     async def configure(self, settings: Mapping[str, Any], /) -> None:
-        """Change these of pyserial's settings, or none."""
+        """Change these settings, by pyserial's names: all of them or none."""
 
     async def modem_lines(self) -> ModemLines:
         """Read the lines."""
@@ -68,7 +68,7 @@ Backend = Callable[[str, Revokable, dict[str, Any], AtOpen], Awaitable[Port]]
 
 
 async def open_descriptor(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Port:
-    """Our own waits, on the descriptor of pyserial's `Serial`, which knows the settings."""
+    """Open with our own waits, on the descriptor of pyserial's `Serial`, which knows the settings."""
     return _DescriptorPort(await open_pyserial(url, node, settings, at_open), node)
 
 
@@ -100,7 +100,7 @@ async def open_pyserial(url: str, node: Revokable, settings: dict[str, Any], at_
 
 
 def _open_path(port: Any, at_open: AtOpen) -> None:
-    """Open what pyserial's `open` would, without the pipes that end its own waits, four descriptors."""
+    """Open a path like pyserial's `open`, but without the pipes that end its own waits. They take four descriptors."""
     fd = os.open(port.port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
     try:
         if port.exclusive:
@@ -123,7 +123,7 @@ def _close_path(port: Any) -> None:
 
 
 def _connect(port: Any) -> None:
-    """Open what pyserial's `open` would, but keep what the far end has sent already, and notice when it is gone."""
+    """Connect like pyserial's `open`, but keep what the far end has sent already, and notice when it is gone."""
     port.logger, port._socket, port.is_open = None, network.connect(port.port), True
     port.close = types.MethodType(_disconnect, port)
 
@@ -135,9 +135,10 @@ def _disconnect(port: Any) -> None:
 
 
 def why_over(fd: int, *, unread: bool = False) -> object:
-    """Why the port is over, or None: it is not, or what a far end of a connection has sent is not received yet.
+    """Why the port is over. None if it is not, or if data that the far end of a connection has sent is not received
+    yet.
 
-    :param unread: some of that has been taken from the descriptor
+    :param unread: whether data was taken from the descriptor and not received
     """
     try:
         connection = socket.socket(fileno=fd)
@@ -151,7 +152,7 @@ def why_over(fd: int, *, unread: bool = False) -> object:
 
 @contextlib.contextmanager
 def explaining(url: str, settings: dict[str, Any]) -> Iterator[None]:
-    """Say of an open that failed what is wrong, with the name of the port and what to do."""
+    """Explain the error of a failed open, with the name of the port and what to do."""
     try:
         yield
     except io.UnsupportedOperation as exc:
@@ -165,7 +166,7 @@ def explaining(url: str, settings: dict[str, Any]) -> Iterator[None]:
 
 
 def explained(port: str, exc: BaseException) -> OSError:
-    """The error of a request that failed, with the name of the port and what to do."""
+    """Return the error of a failed request, with the port and what to do."""
     error = device_explained(port, exc, _HINTS, SerialException)
     if error.errno == errno.EAGAIN:  # it is locked; where TIOCEXCL keeps it, the kernel says EBUSY
         error = SerialException(errno.EBUSY, _HINTS[errno.EBUSY], port)
@@ -194,7 +195,7 @@ def imported(module: str, extra: str) -> Any:
 
 
 class Driven:
-    """What is asked of a driver, by threads."""
+    """Requests to a driver, made by threads."""
 
     def fileno(self) -> int:
         raise NotImplementedError
@@ -228,7 +229,7 @@ class _DescriptorPort(FdLine, Driven):
 
 
 def configure_pyserial(serial: Any, settings: Mapping[str, Any]) -> None:
-    """Change settings of a `Serial`, or none."""
+    """Change settings of a `Serial`: all of them or none."""
 
     def change(settings: Mapping[str, Any]) -> None:
         vars(serial).update({f"_{option}": value for option, value in settings.items()})
@@ -243,7 +244,9 @@ def configure(
     in_its_words: Mapping[str, Any],
     change: Callable[[Mapping[str, Any]], object],
 ) -> None:
-    """Have a library change settings of its port, or none: it keeps what the driver has refused, so that is put back."""
+    """Let a library change settings of its port: all of them or none. It keeps what the driver has refused, so that is
+    put back.
+    """
     before = {option: vars(serial)[f"_{option}"] for option in in_its_words}
     try:
         change(in_its_words)
@@ -254,5 +257,5 @@ def configure(
 
 
 def serialx_words(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of pyserial's, as serialx names them."""
+    """Translate pyserial's settings into serialx's names."""
     return {"byte_size" if option == "bytesize" else option: value for option, value in settings.items()}

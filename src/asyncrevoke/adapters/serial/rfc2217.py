@@ -1,4 +1,4 @@
-"""A serial port behind a server of RFC 2217: serialx knows the protocol, and we wait for the connection."""
+"""A serial port behind a server of RFC 2217. serialx knows the protocol, and we wait for the connection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PIECE = 4096
 
 
 async def open_rfc2217(url: str, node: Revokable, settings: dict[str, Any], at_open: AtOpen) -> Port:
-    """Connected, and configured, in a thread."""
+    """Connect and configure in a thread."""
     imported("serialx", "serialx")
     protocol = importlib.import_module("serialx.platforms.serial_rfc2217")
     serial = protocol.RFC2217Serial(url, connect_timeout=_ANSWER, **settings)
@@ -57,7 +57,7 @@ async def open_rfc2217(url: str, node: Revokable, settings: dict[str, Any], at_o
 
 
 class _Rfc2217Port:
-    """Whoever waits, for data or for an answer, takes what comes for all."""
+    """The port. A task that waits, for data or for an answer, takes what comes for all."""
 
     fd: Fd | None = None
     deadline: Deadline | None = None
@@ -106,7 +106,9 @@ class _Rfc2217Port:
         self._unread.clear()
 
     async def modem_lines(self) -> ModemLines:
-        """What the server has told last of the far end's, and what was last asked of ours: few servers tell of these."""
+        """Return what the server has told last of the far end's lines, and what was last asked of ours. Few servers
+        tell of these.
+        """
         theirs = self._engine.get_modem_pins()
         seen = {"cts": theirs.cts, "dsr": theirs.dsr, "ri": theirs.rng, "cd": theirs.car}
         return ModemLines(**{line: pin.to_bool() for line, pin in seen.items()}, **self._ours)
@@ -141,7 +143,7 @@ class _Rfc2217Port:
         network.disconnect(self._connection)
 
     async def _ask(self, command: Any) -> Any:
-        """Send a command, and wait for its answer, one at a time: answers do not tell whose they are.
+        """Send a command, and wait for its answer, one at a time: answers do not say which command they answer.
 
         :raises OSError: ETIMEDOUT, if none comes
         """
@@ -156,7 +158,7 @@ class _Rfc2217Port:
         raise OSError(errno.ETIMEDOUT, "the server does not answer")
 
     async def _wait(self) -> None:
-        """Wait until something has come, whoever takes it."""
+        """Wait until something has come, whichever task takes it."""
         if self._taking:
             await self._taken.wait()
             return

@@ -1,4 +1,4 @@
-"""Serial ports behind the transports of pyserial-asyncio and of serialx, whose faults are fenced off here."""
+"""Serial ports behind the transports of pyserial-asyncio and of serialx. The faults of these are worked around here."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ async def open_serialx(url: str, node: Revokable, settings: dict[str, Any], at_o
 
 
 def _keep_open(transport: Any, port: _TransportPort, fd: int) -> Callable[[], None]:
-    """Have a transport of serialx leave its descriptor to us, whenever it is lost. It returns what closes it."""
+    """Make a transport of serialx leave its descriptor to us, whenever it is lost. Return the function that closes
+    it.
+    """
     for name in "_fileno", "_call_connection_lost", "_fatal_error", "_read_ready":
         if not hasattr(transport, name):
             raise ImportError(f"this version of serialx is not known here, as it has no {name}: take another backend")
@@ -90,7 +92,9 @@ def _asyncio_loop(backend: str) -> asyncio.AbstractEventLoop:
 
 
 class _TransportPort(Driven, asyncio.Protocol):
-    """The port behind an asyncio transport. It stores no exception and shares no future, which could be poisoned."""
+    """The port behind an asyncio transport. It stores no exception and shares no future, either of which could be
+    poisoned.
+    """
 
     fd: Fd | None = None
     deadline: Deadline | None = None
@@ -109,7 +113,7 @@ class _TransportPort(Driven, asyncio.Protocol):
     def opened(
         self, fd: int, change: Callable[[Mapping[str, Any]], object], close: Callable[[], object]
     ) -> _TransportPort:
-        """What is known when the transport is open. `fd` stays open until `close` is called."""
+        """Note what is known when the transport is open. `fd` stays open until `close` is called."""
         self._fd = fd
         self._change_settings = change
         self._close = close
@@ -153,7 +157,7 @@ class _TransportPort(Driven, asyncio.Protocol):
         self._change()
 
     def _read_ready(self) -> None:
-        """In place of a transport's own, which takes it for an unplug if there is nothing to read."""
+        """Replaces a transport's own method, which takes it for an unplug if there is nothing to read."""
         try:
             os.set_blocking(self._fd, False)
             data = os.read(self._fd, _BACKLOG)
@@ -168,7 +172,9 @@ class _TransportPort(Driven, asyncio.Protocol):
             self._failed(None)
 
     def _failed(self, exc: BaseException | None, _: str = "") -> None:
-        """In place of a transport's own, which tells the loop's error handler, too: an unplug is no case for that."""
+        """Replaces a transport's own method, which also calls the loop's error handler: an unplug is no case for
+        that.
+        """
         self._why = exc
         if not self._transport.is_closing():
             self._transport.abort()
