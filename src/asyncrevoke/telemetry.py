@@ -65,7 +65,7 @@ def observe_cluster(cluster: Cluster, meter: Meter | None = None) -> None:
     cluster.observers.append(count)
     gauges: list[tuple[str, str, str, Callable[[], float]]] = [
         ("admits", "1", "Whether it admits sessions", lambda: int(cluster.admits)),
-        ("lease.left", "s", "For so long it may vouch for its sessions", lambda: max(0.0, cluster.lease_left)),
+        ("lease.left", "s", "Seconds for which it may vouch for its sessions", lambda: max(0.0, cluster.lease_left)),
         ("denied", "{path}", "Paths that are refused", lambda: cluster.denied),
         ("keys", "{key}", "Keys that are in use", lambda: cluster.live.size),
     ]

@@ -189,7 +189,9 @@ class _Check:
     async def completes(self, act: Revocation, *calls: _Call) -> None:
         """Check that the kick ends the calls with the answer, and that the revocation then completes."""
         for call in calls:
-            await self.ended(call, "await inside `with handle.using()`; what no cancel reaches: use.on_kick(wake)", act)
+            await self.ended(
+                call, "await inside `with handle.using()`; for waits that no cancel reaches: use.on_kick(wake)", act
+            )
             self.answered(call, in_flight=True)
         await self.succeeds(self.start(act.finish), "a release waits for no peer and raises nothing", act)
 
@@ -205,10 +207,10 @@ class _Check:
     def answered(self, call: _Call, *, in_flight: bool, closed: bool = False) -> None:
         error = call.error
         if closed and self.handle.closed:
-            hint = "let the ClosedResourceError of using() through: the owner himself did it"
+            hint = "let the ClosedResourceError of using() through: the owner closed it"
             _expect(isinstance(error, anyio.ClosedResourceError), call, hint, error)
         elif isinstance(error, RevokedError):
-            hint = "let the error of using() through as it is: a fresh one, that knows whether it was kicked or refused"
+            hint = "let the error of using() through unchanged: it is fresh, and tells a kick from a refusal"
             _expect(error.in_flight is in_flight, f"{call}, with in_flight={error.in_flight}", hint, error)
         else:
             hint = "let the RevokedError of using() through; end of data is an answer only where handle.answers says so"
@@ -223,7 +225,7 @@ class _Check:
 
     def gone(self, times: int = 1) -> None:
         counted = times if self.subject.gone is None else int(self.subject.gone())
-        hint = "let go in the handle's `release` and nowhere else: it runs once, when the last user has left"
+        hint = "release the thing in the handle's `release` and nowhere else: it runs once, when the last user has left"
         _expect(counted == times, f"`gone` says {counted} instead of {times}", hint)
         _expect(self.handle.released is bool(times), f"released is {self.handle.released}", hint)
 
@@ -280,18 +282,18 @@ class _Contract(_Check):
         await self.completes(self.handle.revoke("checked"), call)
 
     async def later_operations_are_refused(self) -> None:
-        """I1: whoever comes after revoke() gets the answer, and a fresh exception each time."""
+        """I1: each operation after revoke() gets the answer, as a fresh exception."""
         call = await self.parked()
         act = self.handle.revoke("checked")
         _expect(not self.handle.start_using(), "start_using() reports True after revoke()", "do not override it")
         await self.completes(act, call)
         late = [*await self.refused(), *await self.refused()]
         errors = [each.error for each in (call, *late) if each.error]
-        hint = "keep no exception to raise it again: using() makes a fresh one"
+        hint = "do not keep an exception and raise it again: using() makes a fresh one"
         _expect(len(set(map(id, errors))) == len(errors), f"the same exception came again: {errors}", hint)
 
     async def an_answer_is_a_checkpoint(self) -> None:
-        """A loop of operations on what is dead starves no other task: of 128 in a row, one lets others run."""
+        """A loop of operations on a dead resource starves no other task: of 128 in a row, one lets others run."""
         await self.completes(self.handle.revoke("checked"))
         ticks = 0
 
@@ -310,7 +312,7 @@ class _Contract(_Check):
         ticking.cancel("scope")
 
     async def release_waits_for_the_last_user(self) -> None:
-        """I2, I3: nothing is let go as long as one user is inside; then it is, once, and each who awaits is told (I4)."""
+        """I2, I3: nothing is released as long as one user is inside. Then it is, once, and each waiter is told (I4)."""
         call = await self.parked()
         _expect(self.handle.start_using(), "start_using() reports False while live", "do not override it")
         try:
@@ -330,7 +332,7 @@ class _Contract(_Check):
         self.gone()
 
     async def revoke_before_any_use(self) -> None:
-        """I1, I2: what nobody has used yet is refused and let go of in the same way."""
+        """I1, I2: a resource that nobody has used yet refuses and is released in the same way."""
         await self.completes(self.handle.revoke("checked"))
         self.gone()
         await self.refused()
@@ -345,20 +347,20 @@ class _Contract(_Check):
         _expect(told == {"checked"}, f"the reasons told are {told}", "let the error of using() through: it knows")
 
     async def all_is_gone_when_it_completes(self) -> None:
-        """I2, I4: when the revocation is complete nobody is inside and the thing is let go, for good."""
+        """I2, I4: when the revocation is complete, nobody is inside and the thing is released for good."""
         calls = [await self.parked(), *map(self.start, self.subject.beside)]
         await _turns(10)
         act = self.handle.revoke("checked")
         await self.completes(act, *calls)
         self.gone()
         left = [*map(str, self.handle.users()), *map(str, act.stragglers())]
-        _expect(not left and not self.handle.in_use, f"still inside: {left}", "leave what you enter, in a `finally`")
+        _expect(not left and not self.handle.in_use, f"still inside: {left}", "leave every operation in a `finally`")
         await self.closes()
         self.gone()
 
     @_each(("scope",), ("native",))
     async def a_cancellation_stays_one(self, how: str) -> None:
-        """I5: a cancellation from outside ends the wait as such; it revokes nothing and hinders no revocation."""
+        """I5: a cancellation from outside ends the wait unchanged. It revokes nothing and hinders no revocation."""
         call = await self.parked()
         call.cancel(how)
         await self.ended(call, "a wait in a thread needs abandon_on_cancel=True, or to be woken")
@@ -382,7 +384,7 @@ class _Contract(_Check):
 
     @_each(*((turns,) for turns in range(4)))
     async def a_result_is_delivered_or_refused(self, turns: int) -> None:
-        """I6: `wait` that is fed shortly before the kick has its result or the answer, and nothing else."""
+        """I6: if `wait` is fed shortly before the kick, it ends with its result or the answer."""
         call = await self.parked()
         if self.subject.feed:
             await self.feed()
@@ -394,7 +396,7 @@ class _Contract(_Check):
                 self.answered(call, in_flight=True)
 
     async def close_ends_the_waits_of_others(self) -> None:
-        """Closed by its owner: waits of other tasks, and what comes later, end with ClosedResourceError."""
+        """When its owner closes it, waits of other tasks and later operations end with ClosedResourceError."""
         call = await self.parked()
         await self.closes()
         self.answered(call, in_flight=True, closed=True)
@@ -402,7 +404,7 @@ class _Contract(_Check):
         self.gone()
 
     async def close_and_revoke_in_any_order(self) -> None:
-        """Closing again, by two at a time, or revoking what is closed, does no harm: it is let go once."""
+        """Closing again, closing in two tasks, or revoking after a close does no harm: it is released once."""
         await self.parked()
         closings = [self.start(self.close) for _ in range(2)]
         await self.completes(self.handle.revoke("checked"))
@@ -413,7 +415,7 @@ class _Contract(_Check):
         self.gone()
 
     async def the_owner_takes_it_along(self) -> None:
-        """I1, I4: revoking `owner` ends the waits and completes when this is gone, too."""
+        """I1, I4: revoking `owner` ends the waits, and completes when this resource is gone, too."""
         if self.subject.owner:
             call = await self.parked()
             await self.completes(self.subject.owner.revoke("checked"), call)
@@ -421,12 +423,17 @@ class _Contract(_Check):
             await self.refused()
 
     async def grace_is_for_the_busy(self) -> None:
-        """An idle wait is kicked without waiting for the grace; a busy one has it, until a revocation without one."""
+        """An idle wait is kicked without the grace. A busy one has the grace, until a revocation without one."""
         call = await self.parked()
         act = self.handle.revoke("checked", grace=self.patience * 100)
         if not self.subject.idle:
             await _turns(10)
-            _expect(not call.ended.is_set(), call, "what is not idle is not kicked during the grace", call.error)
+            _expect(
+                not call.ended.is_set(),
+                call,
+                "an operation that is not idle is not kicked during the grace",
+                call.error,
+            )
             self.handle.revoke("now")
         await self.ended(call, "a wait for others to begin something is `with handle.using(idle=True)`", act)
         await self.completes(act, call)
@@ -453,7 +460,7 @@ class _Contract(_Check):
         thread.join()
         reported = anyio.Event()
         futures[0].add_done_callback(lambda _: reported.set())
-        hint = "what revoke() calls must not need a current task"
+        hint = "hooks and releases must not need a current task"
         await self.succeeds(self.start(reported.wait), hint)
         error = futures[0].exception()
         _expect(error is None, f"the future raised {error!r}", hint, error)

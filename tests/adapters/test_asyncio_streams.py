@@ -532,7 +532,7 @@ async def test_a_port_that_is_not_closed_well_is_reported() -> None:
             told.transport.close()
             await told.lost.wait()
             assert told.why is None
-    assert reported == ["the port was not closed well"]
+    assert reported == ["closing the port failed"]
 
 
 async def test_a_flush_throws_away_what_was_written_before_it_only() -> None:

@@ -1107,7 +1107,7 @@ async def test_without_a_pty_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "openpty", none_left)
-    with held(pipe_to_read) as (fd, _), pytest.raises(OSError, match="no pty is to be had"):
+    with held(pipe_to_read) as (fd, _), pytest.raises(OSError, match="no pty for the tombstone"):
         Descriptor(fd)
     with held(connection) as (fd, _):
         await Descriptor(fd).revoke()

@@ -439,8 +439,8 @@ async def test_a_request_that_says_it_is_gone_takes_it_from_all(driver: Driver) 
     [
         ("/dev/none", errno.ENOENT, "is it plugged in"),
         ("/dev/null", errno.EOPNOTSUPP, "nobody can wait for it"),
-        ("{tmp}/file", errno.EINVAL, "no character device"),
-        ("{tmp}/fifo", errno.EINVAL, "no character device"),
+        ("{tmp}/file", errno.EINVAL, "not a character device"),
+        ("{tmp}/fifo", errno.EINVAL, "not a character device"),
         ("{tmp}", errno.EISDIR, "Is a directory"),
         ("no-such-device", errno.ENOENT, "no device of hidraw, input, usbmisc, tty has this identity"),
     ],
@@ -462,20 +462,20 @@ async def test_who_may_not_use_it_is_told_what_to_do(monkeypatch: pytest.MonkeyP
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
     monkeypatch.setattr(os, "open", forbidden)
-    with pytest.raises(PermissionError, match=r"be in the group.*/dev/hidraw0"):
+    with pytest.raises(PermissionError, match=r"join the group.*/dev/hidraw0"):
         await open_device("/dev/hidraw0")
 
 
 async def test_an_instrument_answers_who_asks_it(driver: Driver) -> None:
     """The error says what to leave out."""
-    with pytest.raises(OSError, match=r"leave fan_out out.*fd \d+"):
+    with pytest.raises(OSError, match=r"do not give fan_out.*fd \d+"):
         await open_device(driver, InstrumentStream, fan_out=True)
     assert driver.closes == 1
 
 
 async def test_only_evdev_can_be_grabbed() -> None:
     """The error says what to leave out."""
-    with serial_line() as end, pytest.raises(OSError, match=f"leave grab out.*{end.path}"):
+    with serial_line() as end, pytest.raises(OSError, match=f"do not give grab.*{end.path}"):
         await open_device(end.path, grab=True)
 
 

@@ -231,8 +231,8 @@ async def test_what_makes_no_sense_is_named(
 @pytest.mark.parametrize(
     ("handlers", "match"),
     [
-        ({"shows": str}, "shows=.* is no handler: give functions for show, store, read"),
-        ({"show": "text"}, "show='text' is no handler"),
+        ({"shows": str}, "shows=.* is not a handler: give functions for show, store, read"),
+        ({"show": "text"}, "show='text' is not a handler"),
         ({"show": str, "read": str}, "'x' has 'show' and 'read'"),
         ({"store": str, "write": str}, "'x' has 'store' and 'write'"),
     ],
@@ -348,7 +348,7 @@ def test_what_is_no_name_is_refused(name: str) -> None:
     """It is said what is one; nothing was made."""
     root = tree()
     for make in root.create, root.mkdir:
-        with pytest.raises(ValueError, match="is no name: give 1 to 255 bytes"):
+        with pytest.raises(ValueError, match="is not a name: give 1 to 255 bytes"):
             make(name)
     assert root.node.in_use == 0
 

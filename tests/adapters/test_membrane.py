@@ -1117,7 +1117,7 @@ def test_it_works_without_a_loop() -> None:
     ("make", "match"),
     [
         (lambda: revokable_proxy([], "device"), "handle is 'device': give a Revokable"),  # type: ignore[arg-type]
-        (lambda: revokable_proxy(3, Revokable()), "3 is a plain value, .*: give the object that you have it from"),
+        (lambda: revokable_proxy(3, Revokable()), "3 is a plain value, .*: give the object that you got it from"),
         (lambda: revokable_proxy(Device, Revokable()), "is a plain value"),
         (lambda: revokable_proxy(None, Revokable()), "None is a plain value"),
     ],

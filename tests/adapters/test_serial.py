@@ -734,9 +734,9 @@ async def test_a_line_that_is_not_there_is_low(backend: str) -> None:
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        ({"dtr": True}, "has no modem lines: leave dtr and rts out"),
-        ({"rts": True, "dtr": False}, "has no modem lines: leave dtr and rts out"),
-        ({"low_latency": True}, "has no low latency: leave low_latency out"),
+        ({"dtr": True}, "has no modem lines: do not give dtr and rts"),
+        ({"rts": True, "dtr": False}, "has no modem lines: do not give dtr and rts"),
+        ({"low_latency": True}, "has no low latency: do not give low_latency"),
     ],
 )
 async def test_what_the_driver_has_not_is_an_error_that_says_what_to_leave_out(

@@ -235,7 +235,7 @@ async def test_what_a_device_cannot_do_is_refused_and_changes_nothing(plug: Plug
     async with sharing(plug) as (_, admin):
         before = settings_of(plug.end)
         assert await refused(admin, settings="9600e7") == "refused: 'lab': it does not take these settings"
-        assert "as a pty has no modem lines" in await refused(admin, lines={"dtr": True})
+        assert "a pty has no modem lines" in await refused(admin, lines={"dtr": True})
         nonsense: list[tuple[dict[str, Any], str]] = [
             ({"settings": "9600x"}, "bad-request: settings = '9600x': give bits per second"),
             ({"settings": {"speed": 1}}, "bad-request: 'speed' is no setting"),
@@ -351,7 +351,7 @@ async def test_a_connection_has_no_settings_and_no_lines(tmp_path: pathlib.Path)
             assert (await until(admin, state="live"))["lines"] is None
             with listening.accept()[0]:
                 for wishes in {"settings": "9600e7"}, {"lines": {"dtr": True}}:
-                    assert "refused: 'lab': it is no serial port" in await refused(admin, **wishes)
+                    assert "refused: 'lab': it is not a serial port" in await refused(admin, **wishes)
                 assert (await asked(admin))["state"] == "live"
 
 
@@ -558,7 +558,7 @@ def test_command_shows_and_changes_a_port(capsys: pytest.CaptureFixture[str]) ->
         assert json.loads(capsys.readouterr().out)["state"] == "live"
         assert settings_of(line)[5] == termios.B9600
         for words, says in [
-            (["--dtr", "on"], "'lab': it is no serial port, or its driver cannot do that, as a pty has no modem lines"),
+            (["--dtr", "on"], "'lab': it is not a serial port, or its driver cannot do that: a pty has no modem lines"),
             (["--parity", "evn"], "parity = 'evn': give one of none, even, odd, mark, space"),
             (["--settings", "9600n9"], "settings = '9600n9': give bits per second"),
         ]:

@@ -226,14 +226,14 @@ def test_a_bad_key_is_named_in_the_error(bad: Any) -> None:
     live = Registry()
     with pytest.raises(TypeError) as caught:
         live[bad]
-    assert f"{bad!r} is no key" in str(caught.value)
+    assert f"{bad!r} is not a key" in str(caught.value)
 
 
 def test_nothing_is_no_key_to_revoke() -> None:
     """`revoke()` without anything is an error and does not take away all there is."""
     live = Registry()
     file = live["alice"].open()
-    with pytest.raises(TypeError, match="is no key"):
+    with pytest.raises(TypeError, match="is not a key"):
         live.revoke()
     assert not file.revoked
 
@@ -2489,7 +2489,7 @@ def test_a_string_is_a_name_before_a_path_before_a_key() -> None:
 @pytest.mark.parametrize("what", [("/dev/null", "/dev/zero"), (pathlib.Path("a"), "b"), ("alice", "/dev/null")])
 def test_several_paths_are_no_key(what: tuple[str | pathlib.Path, ...]) -> None:
     """They are refused, and not taken for a key that nobody uses."""
-    with pytest.raises(TypeError, match="is no key, as there are paths in it: revoke each by itself"):
+    with pytest.raises(TypeError, match="is not a key, because there are paths in it: revoke each path by itself"):
         Registry().revoke(*what)
 
 

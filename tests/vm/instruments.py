@@ -126,7 +126,7 @@ async def an_answer_may_take_its_time(make: type[Any], cycles: int) -> str:
 async def nobody_gets_anothers_answer(make: type[Any], _: int) -> str:
     """So it is not opened for that."""
     async with nothing_leaks(), plugged(make("vm-instrument")) as plug:
-        with pytest.raises(OSError, match="leave fan_out out") as refused:
+        with pytest.raises(OSError, match="do not give fan_out") as refused:
             await opened(plug, fan_out=True)
     return str(refused.value)
 

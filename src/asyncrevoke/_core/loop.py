@@ -116,7 +116,7 @@ class Home(abc.ABC):
         try:
             call()
         except Exception:
-            logger.exception("%r failed, as a thread had the loop call it", call)
+            logger.exception("%r failed in the loop, called by a thread", call)
         return True
 
     def wind_up(self) -> None:

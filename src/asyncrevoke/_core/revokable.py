@@ -232,7 +232,7 @@ class Revokable:
     @release.setter
     def release(self, release: Release | None) -> None:
         if self._state >= RELEASING:
-            raise RuntimeError(f"{self.path!r} was released already: what you set now would never run")
+            raise RuntimeError(f"{self.path!r} was released already: a release that you set now would never run")
         self._release = release
 
     def users(self) -> list[User]:

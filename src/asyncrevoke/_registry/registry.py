@@ -51,7 +51,7 @@ class Registry:
         """The node of a key. It is made if there is none, and dropped when nobody uses it."""
         path = (key,) if isinstance(key, str) else key
         if not isinstance(path, tuple) or not path or not all(isinstance(part, str) for part in path):
-            raise TypeError(f"{key!r} is no key: give one string, or several")
+            raise TypeError(f"{key!r} is not a key: give one string, or several")
         node = self.root
         for end in range(1, len(path) + 1):
             here = path[:end]
@@ -208,7 +208,9 @@ class Registry:
         :raises TypeError: if one of several strings is a path, which cannot be part of a key
         """
         if len(what) > 1 and not all(isinstance(part, str) and not part.startswith("/") for part in what):
-            raise TypeError(f"{what!r} is no key, as there are paths in it: revoke each by itself, or their directory")
+            raise TypeError(
+                f"{what!r} is not a key, because there are paths in it: revoke each path by itself, or their directory"
+            )
         if len(what) == 1 and (named := self._named(what[0])):
             return named.hangup(reason, grace=grace)
         if len(what) == 1 and (not isinstance(what[0], str) or what[0].startswith("/")):

@@ -57,9 +57,7 @@ class Shared:
         if backlog is not None and not backlog > 0:
             raise ValueError(f"backlog is {backlog!r}: give bytes, 1 or more")
         if history < 0 or (history and backlog is None):
-            raise ValueError(
-                f"history is {history!r}: give bytes, 0 or more, and more only where each stream gets a copy"
-            )
+            raise ValueError(f"history is {history!r}: give bytes, 0 or more; more than 0 needs a backlog")
         self.streams: dict[SharedStream, None] = {}
         self.read = 0  # bytes, in all
         self.history = bytearray()

@@ -73,7 +73,7 @@ async def mount(
         with directory.node.using(idle=True) as use:
             use.on_kick(over.set)
             if not _only.acquire(blocking=False):
-                raise OSError(errno.EBUSY, "this process has mounted a tree already, and pyfuse3 can do no more", path)
+                raise OSError(errno.EBUSY, "this process has mounted a tree already: pyfuse3 can mount one", path)
             try:
                 await _make_way(path)
                 await _serve(_Files(directory, path), over, path, allow_other, task_status)
@@ -162,7 +162,7 @@ async def _make_way(path: str) -> None:
     if await off_loop(there.is_mount):
         raise OSError(errno.EBUSY, "something is mounted there: unmount it, or choose another directory", path)
     if await off_loop(lambda: any(there.iterdir())):
-        raise OSError(errno.ENOTEMPTY, "what is there would be hidden: choose an empty directory", path)
+        raise OSError(errno.ENOTEMPTY, "the mount would hide its files: choose an empty directory", path)
 
 
 async def _clear(path: str) -> None:
@@ -214,7 +214,7 @@ def _answered(method: Method[P, T]) -> Method[P, T]:
         except anyio.ClosedResourceError as exc:
             raise pyfuse3.FUSEError(errno.EBADF) from exc
         except Exception as exc:
-            logger.exception("a handler failed, of what is mounted at %s", files.path)
+            logger.exception("a handler of the tree mounted at %s failed", files.path)
             raise pyfuse3.FUSEError(errno.EIO) from exc
 
     return answer

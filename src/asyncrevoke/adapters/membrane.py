@@ -81,9 +81,9 @@ def revokable_proxy(obj: T, handle: Revokable) -> T:
     :raises RevokedError, ~anyio.ClosedResourceError: if the handle was revoked or closed
     """
     if not isinstance(handle, Revokable):
-        raise TypeError(f"handle is {handle!r}: give a Revokable, as its open() makes")
+        raise TypeError(f"handle is {handle!r}: give a Revokable, as open() returns it")
     if _is_plain(type(obj)):
-        raise TypeError(f"{obj!r} is a plain value, which cannot be taken away: give the object that you have it from")
+        raise TypeError(f"{obj!r} is a plain value, which cannot be revoked: give the object that you got it from")
     side = _sides.get(id(handle))
     if side is None:
         side = _sides[id(handle)] = _Side(handle)

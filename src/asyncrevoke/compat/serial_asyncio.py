@@ -38,7 +38,7 @@ async def create_serial_connection(
     Cancellation: nothing was opened.
     """
     if len(args) > len(_POSITIONAL):
-        raise TypeError(f"{len(args)} arguments for a port: there are {len(_POSITIONAL)}")
+        raise TypeError(f"{len(args)} arguments for a port: give {len(_POSITIONAL)} at the most")
     options = dict(zip(_POSITIONAL, args, strict=False))
     if twice := options.keys() & kwargs.keys():
         raise TypeError(f"given twice: {', '.join(sorted(twice))}")

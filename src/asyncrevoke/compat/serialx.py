@@ -69,7 +69,7 @@ class SerialTransport(_SerialTransport):
         Cancellation: nothing was opened, and it is closed.
         """
         if path is None:
-            raise ValueError("there is no path: give that of the port")
+            raise ValueError("path is empty: give that of the port")
         if self._connecting is not None:
             raise RuntimeError(f"{path!r}: it was connected already")
         self._connecting = self.loop.create_future()
@@ -120,7 +120,7 @@ class SerialTransport(_SerialTransport):
         if self._connecting is not None:
             await asyncio.wait((self._connecting,))
         elif not self._given_up:
-            raise RuntimeError("it was neither connected nor closed: nothing would end this")
+            raise RuntimeError("it was neither connected nor closed: this wait would never end")
         if self._connected:
             await super().wait_closed()
 
@@ -294,7 +294,7 @@ async def create_serial_connection(  # noqa: PLR0917  # as serialx's
     if url is None and transport_cls is None:
         raise ValueError("there is neither a url nor a transport_cls: give one")
     if not issubclass(transport_cls or SerialTransport, SerialTransport):
-        raise TypeError(f"{transport_cls!r} cannot be revoked: leave transport_cls out")
+        raise TypeError(f"{transport_cls!r} cannot be revoked: do not give transport_cls")
     protocol = protocol_factory()
     transport = (transport_cls or SerialTransport)(loop, protocol)
     settings: dict[str, Any] = {

@@ -215,4 +215,4 @@ def _parsed(found: object) -> tuple[tuple[str, ...], float | None, Any]:
             return (found,), None, None
         case (tuple() as key, int() | float() | None as expires, *issued) if key and len(issued) < 2:
             return key, expires, issued[0] if issued else None
-    raise TypeError(f"{found!r} is no key: return a tuple of strings, that and when it expires, or None")
+    raise TypeError(f"{found!r} is not a key: return a tuple of strings, such a tuple and when it expires, or None")

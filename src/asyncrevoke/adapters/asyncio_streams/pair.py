@@ -189,7 +189,7 @@ class SerialWriter(asyncio.StreamWriter):
             if kicked is not None:
                 raise _gone(self.handle, "write", in_flight=True)
         if self._transport.closing and not self.handle.revoked:  # else there is a grace
-            raise ConnectionResetError(errno.ECONNRESET, "the port is closing: what was not sent yet may be lost")
+            raise ConnectionResetError(errno.ECONNRESET, "the port is closing: unsent data may be lost")
 
     def close(self) -> None:
         if not self.uses.closed:

@@ -69,7 +69,7 @@ class SerialTransport(asyncio.Transport):
             try:
                 await self._left()
             except Exception as exc:  # noqa: BLE001  # the protocol is told in any case
-                self._report("the port was not closed well", exc)
+                self._report("closing the port failed", exc)
             except BaseExceptionGroup:
                 pass  # the loop ends, and has cancelled the release: the thread that closes the port goes on
             finally:

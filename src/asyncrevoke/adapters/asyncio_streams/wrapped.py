@@ -298,7 +298,7 @@ class _Writer(asyncio.StreamWriter):
     async def _drained(self) -> None:
         await super().drain()
         if self.transport.is_closing() and not self.handle.revoked:  # else there is a grace, or we are kicked
-            raise ConnectionResetError(errno.ECONNRESET, "the connection is closing: what was not sent yet may be lost")
+            raise ConnectionResetError(errno.ECONNRESET, "the connection is closing: unsent data may be lost")
 
     async def _close(self) -> None:
         with contextlib.suppress(RevokedError, anyio.ClosedResourceError), self.handle.using():

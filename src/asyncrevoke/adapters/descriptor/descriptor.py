@@ -124,7 +124,7 @@ class Descriptor(Handled):
             ours.callback(os.close, self._file)
             if fcntl.fcntl(self._file, fcntl.F_GETFL) & O_PATH:
                 raise ValueError(
-                    f"descriptor {self.fd} was opened with O_PATH: it names a file, which nobody can read by it"
+                    f"descriptor {self.fd} was opened with O_PATH: it only names a file, and cannot read it"
                 )
             if not _same(self._file, self.fd):
                 raise NotImplementedError(
@@ -266,7 +266,7 @@ def _tombstone(*, is_socket: bool) -> int:
     try:
         master, slave = os.openpty()
     except OSError as exc:
-        raise OSError(exc.errno, f"no pty is to be had as a tombstone: {exc.strerror}") from exc
+        raise OSError(exc.errno, f"no pty for the tombstone: {exc.strerror}") from exc
     os.close(master)  # which hangs it up
     return slave
 

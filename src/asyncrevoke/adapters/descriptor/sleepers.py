@@ -56,7 +56,7 @@ def check() -> None:
         raise NotImplementedError(f"the numbers of the system calls of {platform.machine()} are not known")
     pathlib.Path("/proc/thread-self/syscall").read_text()
     if pathlib.Path("/proc/self").readlink().name != str(os.getpid()):
-        raise OSError(errno.ESRCH, "/proc is that of another pid namespace, where threads have other numbers")
+        raise OSError(errno.ESRCH, "/proc belongs to another pid namespace, where threads have other numbers")
 
 
 def on(fd: int) -> list[int]:

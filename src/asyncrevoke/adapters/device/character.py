@@ -138,7 +138,7 @@ class CharacterDevice(Device[FdLine], Generic[S]):
         else:
             path = os.fspath(device)
         if not path:
-            raise ValueError("device is empty: give a path, or who it is")
+            raise ValueError("device is empty: give a path or an identity")
         super().__init__(
             path,
             owner,
@@ -189,13 +189,13 @@ class CharacterDevice(Device[FdLine], Generic[S]):
             fd = os.open(self.path, self._flags | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             if self._given is None and not stat.S_ISCHR(os.fstat(fd).st_mode):
-                raise OSError(errno.EINVAL, "it is no character device")  # noqa: TRY301
+                raise OSError(errno.EINVAL, "it is not a character device")  # noqa: TRY301
             if self._grab:
                 with _needs_evdev():
                     fcntl.ioctl(fd, _EVIOCGRAB, 1)
             self._kind = self._kind or _KINDS.get(identity.driver_of(fd), DeviceStream)
             if self._fan_out and issubclass(self._kind, InstrumentStream):
-                raise OSError(errno.EOPNOTSUPP, "an instrument answers who asks it: leave fan_out out")  # noqa: TRY301
+                raise OSError(errno.EOPNOTSUPP, "an instrument answers only the stream that asks: do not give fan_out")  # noqa: TRY301
         except BaseException:
             self._close_node(fd)
             raise
@@ -239,4 +239,4 @@ def _needs_evdev() -> Iterator[None]:
     except OSError as exc:
         if exc.errno not in (errno.ENOTTY, errno.EINVAL, errno.EBADRQC):
             raise
-        raise OSError(errno.EOPNOTSUPP, "it is no evdev device, and cannot be grabbed: leave grab out") from exc
+        raise OSError(errno.EOPNOTSUPP, "only evdev devices can be grabbed: do not give grab") from exc

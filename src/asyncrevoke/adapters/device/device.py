@@ -299,8 +299,8 @@ class Device(Resource, Generic[L]):
                 await closing
         except anyio.get_cancelled_exc_class():  # by a loop that ends: nobody is left to be told
             if not closing.done():
-                logger.warning("%r: its line is stalled, and the loop ends before the kernel has closed it", self.path)
+                logger.warning("%r: its line is stalled; the loop ends before the kernel has closed it", self.path)
         except TimeoutError as exc:
             raise TimeoutError(
-                f"{self.path!r}: the kernel has not closed it in {self._close_timeout:g} s, as its line is stalled; it goes on"
+                f"{self.path!r}: its line is stalled, and the kernel has not closed it in {self._close_timeout:g} s; it goes on"
             ) from exc

@@ -10,9 +10,9 @@ HINTS: Mapping[int, str] = {
     errno.ENOENT: "there is no such device: is it plugged in?",
     errno.ENXIO: "the device behind it is gone: wait until it is plugged in again",
     errno.ENODEV: "the device behind it is gone: wait until it is plugged in again",
-    errno.EACCES: "you may not use it: be in the group that owns it, or have a rule of udev's give it to you",
-    errno.EPERM: "you may not use it: be in the group that owns it, or have a rule of udev's give it to you",
-    errno.EBUSY: "another program has it for itself, or this one has already: find it by `fuser`",
+    errno.EACCES: "permission denied: join the group that owns it, or add a udev rule that gives it to you",
+    errno.EPERM: "permission denied: join the group that owns it, or add a udev rule that gives it to you",
+    errno.EBUSY: "another program uses it exclusively, or this one does already: find it by `fuser`",
 }
 
 

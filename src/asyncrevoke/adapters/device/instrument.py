@@ -105,7 +105,7 @@ class _Transfers(Fd):
         part, self._transfer = self._transfer, bytearray()
         kind, tag, _, size, attributes = _HEADER.unpack_from(part.ljust(_HEADER.size, b"\0"))
         if (kind, tag) != (_IN, self._asked) or size > len(part) - _HEADER.size:
-            raise OSError(errno.EBADMSG, "what has come is not the answer that was asked for: ask again")
+            raise OSError(errno.EBADMSG, "the answer that came is not the one asked for: ask again")
         self._asked = 0
         self._message += part[_HEADER.size : _HEADER.size + size]
         return bool(attributes & _END)

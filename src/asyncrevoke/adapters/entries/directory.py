@@ -124,7 +124,7 @@ class Directory(_Named):
             if name in ("", "."):
                 continue
             if not isinstance(found, Directory):
-                raise NotADirectoryError(errno.ENOTDIR, f"{found.name!r} is no directory", path)
+                raise NotADirectoryError(errno.ENOTDIR, f"{found.name!r} is not a directory", path)
             if name not in found._names:
                 raise FileNotFoundError(errno.ENOENT, f"there is no {name!r}", path)
             found = found._names[name]
@@ -147,7 +147,7 @@ class Directory(_Named):
     def _check(self, name: str) -> None:
         long = len(name.encode(errors="surrogateescape")) > 255
         if name in ("", ".", "..") or long or "/" in name or "\0" in name:
-            raise ValueError(f"{name[:300]!r} is no name: give 1 to 255 bytes without / and NUL, and not only dots")
+            raise ValueError(f"{name[:300]!r} is not a name: give 1 to 255 bytes without / and NUL, and not only dots")
         taken = self._names.get(name)
         if taken is not None and not taken.node.revoked:
             raise FileExistsError(errno.EEXIST, f"{taken!r} has that name: remove it first", name)
@@ -169,7 +169,7 @@ class Entry(_Named):
         for handler, function in handlers.items():
             if handler not in Handlers.__annotations__ or not callable(function):
                 known = ", ".join(Handlers.__annotations__)
-                raise TypeError(f"{name!r}: {handler}={function!r} is no handler: give functions for {known}")
+                raise TypeError(f"{name!r}: {handler}={function!r} is not a handler: give functions for {known}")
         for one, other in ("show", "read"), ("store", "write"):
             if one in handlers and other in handlers:
                 raise TypeError(f"{name!r} has {one!r} and {other!r}: give one of them")

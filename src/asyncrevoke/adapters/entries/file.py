@@ -261,7 +261,7 @@ class OpenFile(Handled):
             return len(data)
         if type(taken) is not int or not 0 <= taken <= len(data):
             raise ValueError(
-                f"{self.handle.path!r}: of {len(data)} bytes the handler took {taken!r}: give their number, or None"
+                f"{self.handle.path!r}: of {len(data)} bytes the handler took {taken!r}: return a number, or None"
             )
         return taken
 

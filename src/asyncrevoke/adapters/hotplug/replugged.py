@@ -226,7 +226,7 @@ class Devices(Resource, Generic[D]):
 
     def __del__(self) -> None:
         if not self.node.revoked:
-            revoke_threadsafe(self.node, "nobody loops over it any more")
+            revoke_threadsafe(self.node, "no task loops over it any more")
 
     async def _open(self, events: _Events) -> D:
         device = await (await off_loop(lambda: self._make(self.node)))
@@ -248,7 +248,7 @@ class Devices(Resource, Generic[D]):
         try:
             await self.node.hangup(self._latest.node.reason or "its turn is over")
         except* Exception as group:  # noqa: BLE001  # a port that does not close is no reason not to open the next
-            logger.warning("%s was not closed well: %s", self.node.name, group)
+            logger.warning("closing %s failed: %s", self.node.name, group)
         if anyio.current_time() > self._lasts_at:
             self._delay = self._turns.debounce
         self._latest = None

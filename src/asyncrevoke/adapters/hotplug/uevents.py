@@ -139,7 +139,7 @@ def source_of(kind: Kind) -> Source:
 
 def check_kind(kind: Kind) -> None:
     if kind not in ("kernel", "udev", None):
-        raise ValueError(f"source is {kind!r}: give 'kernel' or 'udev', or leave it out")
+        raise ValueError(f"source is {kind!r}: give 'kernel' or 'udev', or nothing")
 
 
 def next_event(source: Source) -> DeviceEvent | None:

@@ -77,7 +77,7 @@ def means_for(fd: int) -> Means:
         raise no_means("the kernel cannot take a pipe back: relay it")
     if stat.S_ISREG(mode):
         raise no_means(
-            "the kernel cannot take files or memory back: to cut them off is SIGBUS in the borrower, who can prevent it "
+            "the kernel cannot take files or memory back: truncating is SIGBUS in the borrower, which can prevent it "
             "by a seal. Lend an entry of a tree of yours, or a socket, and copy"
         )
     if not stat.S_ISCHR(mode):
@@ -98,12 +98,12 @@ def is_master(fd: int) -> bool:
 
 def _hang_up(fd: int) -> Means:
     if is_master(fd):
-        raise no_means("the master of a pty is not hung up: lend its slave")
+        raise no_means("the master of a pty cannot be hung up: lend its slave")
     trial = pty.openpty()
     try:
         fcntl.ioctl(trial[1], _TIOCVHANGUP)
     except PermissionError as exc:
-        words = "a terminal is hung up by root alone (CAP_SYS_ADMIN): be root, or relay it"
+        words = "only root may hang up a terminal (CAP_SYS_ADMIN): be root, or relay it"
         raise PermissionError(errno.EPERM, words) from exc
     finally:
         for each in trial:

@@ -14,7 +14,7 @@ from asyncrevoke.lowlevel import OffLoop, off_loop
 
 from .means import SOCKET, Means, as_socket, is_master, no_means
 
-_COSTS = "Each byte is copied twice more, by a thread of the lender's, which has to run. What is under way is lost."
+_COSTS = "A thread of the lender must run, and copies each byte twice more. Data under way is lost."
 _PIPE = f"{_COSTS} It is another pipe: as much again is buffered."
 _SOCKET = f"{_COSTS} It is a Unix socket: there are no addresses, options or messages, and no end of one direction."
 _TERMINAL = f"{_COSTS} It is a pty: settings, modem lines and breaks do not reach the port."
@@ -75,7 +75,7 @@ class Relay:
                 tty.setraw(self.far)
                 cost = _TERMINAL
             else:
-                raise no_means("a relay is for pipes, terminals and streams of sockets: others have more than bytes")
+                raise no_means("only pipes, terminals and stream sockets can be relayed: others carry more than bytes")
             self._fd = kept(os.dup(fd))
             self._stop = eventfd(0)
             undone.pop_all()

@@ -231,7 +231,7 @@ class Mapping(Handled):
             if copied < 0 and (number := ctypes.get_errno()) != errno.EFAULT:
                 raise OSError(number, f"bytes cannot be copied: {os.strerror(number)}", self.handle.path)
             if copied <= 0:
-                raise self._truncated("nothing is there any more")
+                raise self._truncated("the end of the file is before this")
             done += copied
 
     def _truncated(self, left: str) -> OSError:

@@ -165,7 +165,7 @@ class Program:
                 threading.Thread(target=self._reap, daemon=True).start()
         if left:
             who = ", ".join(f"{pid} ({_called(pid)})" for pid in sorted(left))
-            why = "it may be another user's, or wait in the kernel, as /proc/PID/stack tells"
+            why = "it may be another user's, or wait in the kernel: see /proc/PID/stack"
             raise TimeoutError(errno.ETIMEDOUT, f"SIGKILL has not ended {who}: {why}", self.name)
 
     def _reap(self) -> None:
@@ -224,7 +224,7 @@ def _interpreter() -> str:
     found = os.fsdecode(spawn.get_executable() or b"")
     if not found or (getattr(sys, "frozen", False) and found == sys.executable):
         raise OSError(
-            errno.ENOENT, "a pty takes a Python interpreter: name one by multiprocessing.set_executable", found
+            errno.ENOENT, "a pty needs a Python interpreter: set one by multiprocessing.set_executable", found
         )
     return found
 

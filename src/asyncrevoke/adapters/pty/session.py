@@ -210,7 +210,7 @@ class PtySession(Resource):
         """
         await self._program.wait()
         if (status := self._program.status) is None:
-            lost = f"{self.node.path!r}: the status is lost, as SIGCHLD is ignored or somebody else has reaped process {self.pid}"
+            lost = f"{self.node.path!r}: the status is lost: SIGCHLD is ignored, or other code has reaped process {self.pid}"
             raise ChildProcessError(errno.ECHILD, lost)
         return status
 

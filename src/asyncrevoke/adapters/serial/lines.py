@@ -136,4 +136,4 @@ def _needs(options: str, what: str) -> Iterator[None]:
     except (OSError, termios.error) as exc:
         if exc.args[0] not in _LACKING:
             raise
-        raise OSError(errno.EOPNOTSUPP, f"its driver has no {what}: leave {options} out") from exc
+        raise OSError(errno.EOPNOTSUPP, f"its driver has no {what}: do not give {options}") from exc

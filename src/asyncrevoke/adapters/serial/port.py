@@ -158,7 +158,7 @@ def explaining(url: str, settings: dict[str, Any]) -> Iterator[None]:
     except io.UnsupportedOperation as exc:
         raise ValueError(f"{url!r} has no descriptor to wait for: give the path of a device") from exc
     except OverflowError as exc:
-        raise ValueError(f"{url!r}: the kernel takes no baudrate of {settings['baudrate']!r}") from exc
+        raise ValueError(f"{url!r}: the kernel does not accept a baudrate of {settings['baudrate']!r}") from exc
     except ValueError as exc:
         raise ValueError(f"{url!r}: {exc}") from exc
     except (OSError, termios.error) as exc:
@@ -177,13 +177,13 @@ _HINTS: dict[int, str] = {
     **HINTS,
     errno.ENOENT: "there is no such port: is it plugged in?",
     errno.EIO: "the device behind it does not answer: plug it in again",
-    errno.EACCES: "you may not use it: be in the group that owns it, such as dialout",
-    errno.EPERM: "you may not use it: be in the group that owns it, such as dialout",
+    errno.EACCES: "permission denied: join the group that owns it, such as dialout",
+    errno.EPERM: "permission denied: join the group that owns it, such as dialout",
     errno.EBUSY: "another program has it open, or this one has already: find it by `fuser`",
-    errno.ENOTTY: "it is no serial port, or its driver cannot do that, as a pty has no modem lines",
-    errno.EISDIR: "it is no serial port",
+    errno.ENOTTY: "it is not a serial port, or its driver cannot do that: a pty has no modem lines",
+    errno.EISDIR: "it is not a serial port",
     errno.EINVAL: "it does not take these settings",
-    errno.ECONNREFUSED: "nobody serves it there",
+    errno.ECONNREFUSED: "no server listens there",
 }
 
 

@@ -34,7 +34,7 @@ async def open_rfc2217(url: str, node: Revokable, settings: dict[str, Any], at_o
     def open_url() -> _Rfc2217Port:
         inside = vars(serial)
         if not {"_engine", "_socket", "_data_buffer"} <= inside.keys():
-            raise ImportError("this version of serialx is not known here: take another one")
+            raise ImportError("this version of serialx is not supported: install another")
         # It would ask for notices of the lines, and wait for an answer that pyserial's server does not give.
         inside["_engine"].build_state_mask_commands = tuple
         serial.open()

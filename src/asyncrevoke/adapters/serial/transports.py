@@ -71,7 +71,9 @@ def _keep_open(transport: Any, port: _TransportPort, fd: int) -> Callable[[], No
     """
     for name in "_fileno", "_call_connection_lost", "_fatal_error", "_read_ready":
         if not hasattr(transport, name):
-            raise ImportError(f"this version of serialx is not known here, as it has no {name}: take another backend")
+            raise ImportError(
+                f"this version of serialx is not supported, because it has no {name}: use another backend"
+            )
 
     async def lost(exc: BaseException | None) -> None:
         port.connection_lost(exc)
@@ -88,7 +90,7 @@ def _asyncio_loop(backend: str) -> asyncio.AbstractEventLoop:
     try:
         return asyncio.get_running_loop()
     except RuntimeError as exc:
-        raise RuntimeError(f"the transports of {backend} need asyncio: take the backend 'descriptor'") from exc
+        raise RuntimeError(f"the transports of {backend} need asyncio: use the backend 'descriptor'") from exc
 
 
 class _TransportPort(Driven, asyncio.Protocol):
