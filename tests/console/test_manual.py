@@ -50,7 +50,7 @@ def test_page_says_what_the_help_says() -> None:
     assert "SYNOPSIS\n       asyncrevoke attach [-h] [--read-only]" in page
     assert re.search(r"AFTER CTRL-\]\n(.*\n)*       t +take the keyboard\n", page)
     assert re.search(r"EXIT STATUS\n       0 +you detached", page)
-    assert re.search(r"OPTIONS\n(.*\n)*       --force\n +take the keyboard from whoever has it\n", page)
+    assert re.search(r"OPTIONS\n(.*\n)*       --force\n +take the keyboard from its holder\n", page)
     assert re.search(r"ARGUMENTS\n(.*\n)*       revoke\n? +take away a share", shown("asyncrevoke"))
     for name in PAGES:
         assert not re.search(r"\\|^\.", shown(name), re.MULTILINE)

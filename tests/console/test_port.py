@@ -572,7 +572,7 @@ def test_command_shows_and_changes_a_port(capsys: pytest.CaptureFixture[str]) ->
     [
         ("port nothing", 1, "nothing is shared as 'nothing': looked in "),
         ("port lab --up --down", 2, "not allowed with argument"),
-        ("port lab --break soon", 2, "'soon' is no number of seconds"),
+        ("port lab --break soon", 2, "'soon' is not a number of seconds"),
         ("port lab --dtr high", 2, "invalid choice: 'high' (choose from"),
         (
             "share --settings 9600x8 /dev/x",

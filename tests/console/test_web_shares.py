@@ -267,7 +267,7 @@ async def test_proxy_names_the_user() -> None:
         (["--user-header", "X-Remote-User"], "--user-header needs --origin and --unix-socket"),
         (["--group", "daemon"], "--group goes with --unix-socket"),
         (["--"], "web: give a command after --"),
-        (["--grace", "x"], "is no number of seconds"),
+        (["--grace", "x"], "is not a number of seconds"),
     ],
 )
 def test_wrong_usage_is_named(options: list[str], why: str, anyio_backend: object) -> None:
