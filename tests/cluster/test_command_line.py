@@ -313,8 +313,8 @@ async def test_watch_lives_through_a_loss(url: str) -> None:
         ("revoke alice --expires 0d", 2, "'0d' is not a duration"),
         ("revoke alice --cluster x --kernel", 2, "--kernel: not allowed with argument --cluster"),
         ("revoke alice --cluster x --socket y", 2, "--socket: not allowed with argument --cluster"),
-        ("revoke alice --yes", 2, "--yes goes with --kernel"),
-        ("revoke alice bob --socket y", 2, "--parts, --expires and several words go with --cluster"),
+        ("revoke alice --yes", 2, "--yes needs --kernel"),
+        ("revoke alice bob --socket y", 2, "--parts, --expires and several words need --cluster"),
         ("revoke alice --socket /nowhere", 1, "/nowhere: no control server can be reached"),
         ("cluster", 2, "required: ACTION"),
         ("cluster readmit", 2, "required: KEY"),
@@ -338,4 +338,4 @@ def test_without_a_log_nothing_is_asked(monkeypatch: pytest.MonkeyPatch, capsys:
         main(["cluster", "ls"])
     assert "give --cluster URL, or set $ASYNCREVOKE_CLUSTER" in capsys.readouterr().err
     assert main(["revoke", "alice"]) == 1
-    assert "nothing is shared as 'alice'" in capsys.readouterr().err
+    assert "no share is named 'alice'" in capsys.readouterr().err

@@ -536,7 +536,7 @@ def test_killed_server_is_told_and_its_socket_passed_over(
         server.wait(30)
     assert [each.name for each in folder.iterdir()] == ["lab.sock"]
     assert main(["ls"]) == 0
-    assert "nothing is shared: looked in " + str(folder) in capsys.readouterr().err
+    assert "nothing is shared. Looked in " + str(folder) in capsys.readouterr().err
     with sharing("--name", "lab"):
         assert list(listed(capsys)) == ["lab"]
 
@@ -644,8 +644,8 @@ def test_ls_watch_shows_what_happens(folder: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [
-        ("attach nothing", 1, "nothing is shared as 'nothing': looked in "),
-        ("revoke nothing/bob", 1, "nothing is shared as 'nothing': looked in "),
+        ("attach nothing", 1, "no share is named 'nothing'. Looked in "),
+        ("revoke nothing/bob", 1, "no share is named 'nothing'. Looked in "),
         ("ls --socket /nowhere", 1, "/nowhere: no control server can be reached: No such file"),
         ("ls --socket /\x1b[2J", 1, r"/\x1b[2J: no control server can be reached: No such file"),
         ("share -- no-such-program", 1, "no-such-program: No such file"),
@@ -653,18 +653,18 @@ def test_ls_watch_shows_what_happens(folder: pathlib.Path) -> None:
         ("share --group no-such-group", 1, "there is no group 'no-such-group'"),
         ("share --config /nowhere.toml", 1, "/nowhere.toml: No such file"),
         ("share --", 2, "a command after --"),
-        ("share sh", 2, "'sh' is a program, which comes after two dashes: share -- sh"),
+        ("share sh", 2, "'sh' is a program. Run: asyncrevoke share -- sh"),
         ("share --nam x", 2, "--nam"),
         ("share /dev/ttyS0 -- bash", 2, "a command after --"),
-        ("share --config x --name y", 2, "--config goes with"),
+        ("share --config x --name y", 2, "with --config, give only"),
         ("revoke x --timeout -1", 2, "'-1' is not a number of seconds"),
         ("revoke x --timeout soon", 2, "'soon' is not a number of seconds"),
-        ("revoke /dev/ttyS0", 1, "/dev/ttyS0: no server has taken it away: looked in "),
-        ("revoke ./pyproject.toml", 1, "/pyproject.toml: no server has taken it away: looked in "),
+        ("revoke /dev/ttyS0", 1, "/dev/ttyS0: no server took it away. Looked in "),
+        ("revoke ./pyproject.toml", 1, "/pyproject.toml: no server took it away. Looked in "),
         ("revoke /dev/ttyS0", 1, ". --kernel takes it from all programs"),
-        ("revoke /dev/ttyS0 --yes", 2, "--yes goes with --kernel"),
+        ("revoke /dev/ttyS0 --yes", 2, "--yes needs --kernel"),
         ("revoke x --timeout 86401", 2, "'86401' is not a number of seconds from 0 to 86400"),
-        ("revoke x --yes", 2, "--yes goes with --kernel"),
+        ("revoke x --yes", 2, "--yes needs --kernel"),
         ("revoke --kernel /nowhere", 1, "/nowhere: No such file"),
         ("revoke --kernel /dev/null", 1, "/dev/null: the kernel cannot take a device of 'mem' away"),
         ("revoke --kernel pyproject.toml", 1, "pyproject.toml: the kernel takes away terminals, "),
@@ -738,7 +738,7 @@ def test_silent_server_is_named_and_hides_nobody(
                 client = waiting.enter_context(socket.socket(socket.AF_UNIX))
                 client.setblocking(False)
                 client.connect(str(folder / "a.sock"))
-        assert main(["ls", "--json"]) == 0
+        assert main(["ls", "--json"]) == 1  # the list may lack something
         out, err = capsys.readouterr()
         assert json.loads(out)["path"] == "lab"
         assert err == f"asyncrevoke: {folder / 'a.sock'} (it does not answer)\n"
@@ -822,7 +822,7 @@ def test_a_path_never_means_everything(folder: pathlib.Path, capsys: pytest.Capt
             tasks.cancel_scope.cancel()
 
     anyio.run(scenario)
-    assert "/*: no server has taken it away" in capsys.readouterr().err
+    assert "/*: no server took it away" in capsys.readouterr().err
 
 
 def test_shared_device_is_hung_up_by_its_path(tmp_path: pathlib.Path) -> None:
@@ -895,7 +895,7 @@ def test_server_that_refuses_hides_nobody(folder: pathlib.Path, capsys: pytest.C
     async def scenario() -> None:
         async with anyio.create_task_group() as tasks:
             await tasks.start(lambda *, task_status: serve(Registry(), refuses, clients=0, task_status=task_status))
-            assert await anyio.to_thread.run_sync(main, ["ls", "--json"]) == 0
+            assert await anyio.to_thread.run_sync(main, ["ls", "--json"]) == 1
             tasks.cancel_scope.cancel()
 
     refuses = str(folder / "a.sock")
@@ -903,7 +903,7 @@ def test_server_that_refuses_hides_nobody(folder: pathlib.Path, capsys: pytest.C
         anyio.run(scenario)
     out, err = capsys.readouterr()
     assert json.loads(out)["path"] == "lab"
-    assert err == f"asyncrevoke: {refuses} (0 are connected already: try again later)\n"
+    assert err == f"asyncrevoke: {refuses} (0 clients are connected already: try again later)\n"
 
 
 def test_names_of_a_service_do_nothing_to_a_terminal(
@@ -983,6 +983,26 @@ REPORT = {
     "seconds": 0.1,
     "errors": [],
 }
+HUGE = 10**400  # no float is so large
+NODE = {
+    "path": "x",
+    "kind": "name",
+    "since": 1.0,
+    "generation": 1,
+    "state": "live",
+    "in_use": 0,
+    "open": 0,
+    "reason": "",
+}
+SHARE: dict[str, Any] = {
+    **dict.fromkeys(("name", "device", "settings", "state", "reason"), "x"),
+    "since": 1.0,
+    "keyboard": None,
+    "read": 0,
+    "typed": 0,
+    "who": [],
+}
+PERSON = {"name": "bob", "keyboard": False, "types": True, "since": 1.0, "from": ""}
 
 
 @contextlib.contextmanager
@@ -990,12 +1010,15 @@ def answering(path: pathlib.Path, answer: bytes) -> Iterator[None]:
     """A server that says the same to everybody, whatever is asked."""
 
     def serve_one() -> None:
-        with contextlib.suppress(OSError):
-            while True:
+        while True:
+            try:
                 connection, _ = server.accept()
-                with connection:
-                    connection.recv(65536)
-                    connection.sendall(answer)
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(answer)
+                connection.recv(65536)
 
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
@@ -1014,10 +1037,12 @@ def answering(path: pathlib.Path, answer: bytes) -> Iterator[None]:
     [
         (["ls"], {"node": 1}),
         (["ls"], {"node": {"path": "x"}}),
+        (["ls"], {"node": {**NODE, "since": HUGE}}),
         (["ls", "--watch"], {"event": 1}),
         (["ls", "--watch"], {"event": {"event": "opened", "path": 1}}),
         (["revoke", "x"], {"ok": True}),
         (["revoke", "x"], {"ok": True, "done": True, "report": {}, "stragglers": []}),
+        (["revoke", "x"], {"ok": True, "done": True, "report": {**REPORT, "seconds": HUGE}, "stragglers": []}),
         (["revoke", "x"], {"ok": True, "done": "yes", "report": REPORT, "stragglers": []}),
         (["revoke", "x"], {"ok": True, "done": True, "report": REPORT, "stragglers": [1]}),
         (["revoke", "x"], {"ok": True, "done": True, "report": REPORT, "stragglers": [{**USER, "name": 1}]}),
@@ -1031,6 +1056,43 @@ def test_answer_that_makes_no_sense_is_told_so(
     with answering(path := tmp_path / "socket", json.dumps(answer).encode() + b"\n"):
         main([*words, "--socket", str(path)])
     assert "the server sent what makes no sense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"since": HUGE}, {"typed": -HUGE}, {"open": 1}, {"who": [{**PERSON, "since": HUGE}]}],
+    ids=["since", "typed", "open", "who"],
+)
+def test_share_that_makes_no_sense_is_told_so(
+    wrong: dict[str, Any], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `ls`, which ends with 1 because the list may lack something, and by `top`."""
+    lines = {"ok": True}, {"share": {**SHARE, **wrong}}, {"ok": True}
+    path = str(tmp_path / "socket")
+    with answering(tmp_path / "socket", b"".join(json.dumps(each).encode() + b"\n" for each in lines)):
+        assert main(["ls", "--socket", path]) == 1
+        assert "the server sent what makes no sense" in capsys.readouterr().err
+    (tmp_path / "socket").unlink()
+    with (
+        answering(tmp_path / "socket", b"".join(json.dumps(each).encode() + b"\n" for each in lines[1:])),
+        Client("top", "--socket", path) as top,
+    ):
+        assert top.ends("all servers have gone: ") == 1
+
+
+def test_folder_that_cannot_be_read_is_told(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is found elsewhere is listed. The status is 1, because the list may lack something."""
+    monkeypatch.setattr(sockets, "SYSTEM", folder)
+    with sharing("--name", "lab"):
+        monkeypatch.setenv("RUNTIME_DIRECTORY", str(folder / "lab.sock"))  # is no folder
+        assert main(["ls"]) == 1
+        shown = capsys.readouterr()
+        assert ("lab  " in shown.out, shown.err) == (
+            True,
+            f"asyncrevoke: {folder / 'lab.sock'} (Not a directory)\n",
+        )
 
 
 @pytest.mark.parametrize("command", [COMMAND, [str(pathlib.Path(sys.executable).with_name("asyncrevoke"))]])
@@ -1111,9 +1173,10 @@ def test_folder_that_is_not_safe_any_more_is_not_looked_into(
     """What is attached to might be another's, who gets all that is typed; why it is not found is said."""
     with sharing("--name", "lab"):
         folder.chmod(0o777)
-        assert listed(capsys) == {}
-        assert main(["attach", "lab"]) == 1
-        assert f"{folder} (sockets are not safe here, as others may write there: " in capsys.readouterr().err
+        for words in ["ls"], ["attach", "lab"]:
+            assert main(words) == 1
+            why = "because other users may write there"
+            assert f"{folder} (sockets are not safe here, {why}: " in capsys.readouterr().err
 
 
 @as_root
@@ -1146,7 +1209,7 @@ def test_folder_that_is_the_system_s_is_looked_into_once(
     monkeypatch.setattr(sockets, "SYSTEM", folder)
     with sharing("--name", "lab"):
         assert main(["revoke", "nothing"]) == 1
-    assert capsys.readouterr().err.endswith(f"looked in {folder}\n")
+    assert capsys.readouterr().err.endswith(f"Looked in {folder}\n")
 
 
 # -- by the kernel --
@@ -1193,7 +1256,7 @@ def test_kernel_revocation_tells_terminals_of_containers_from_ours(capsys: pytes
             if child.stdout.readline() != "ready\n":
                 pytest.skip("no devpts can be mounted here")
             assert main(["revoke", "--kernel", end.path]) == 1
-            assert "is held by no process that can be seen here." in capsys.readouterr().out
+            assert "is held by no process that you can see." in capsys.readouterr().out
             child.kill()
 
 

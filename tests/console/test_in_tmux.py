@@ -116,7 +116,7 @@ def test_two_share_a_shell(panes: list[Pane]) -> None:
         bob.types("echo $((6 * 7))\r")
         alice.sees("\n42\n")
         bob.presses("C-]", "w")
-        bob.sees("[root may type, here since ", "[root-2 (you) has the keyboard, here since ")
+        bob.sees("[root waits for the keyboard, here since ", "[root-2 (you) has the keyboard, here since ")
         bob.presses("C-]", "s")
         bob.types("is it yours?")
         bob.sees("say: is it yours?")

@@ -20,10 +20,10 @@ def test_attach_needs_no_name_where_one_thing_is_shared() -> None:
 def test_attach_without_a_name_lists_several(capsys: pytest.CaptureFixture[str]) -> None:
     """Of all servers; and where there is nothing, it says so."""
     assert main(["attach"]) == 1
-    assert "nothing is shared: looked in " in capsys.readouterr().err
+    assert "nothing is shared. Looked in " in capsys.readouterr().err
     with sharing("--name", "router"), sharing("--name", "lab"):
         assert main(["attach"]) == 1
-        assert "several are shared, give one of lab, router: looked in " in capsys.readouterr().err
+        assert "several are shared: give one of lab, router. Looked in " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["attach", "revoke"])
@@ -38,7 +38,7 @@ def test_unknown_name_is_answered_by_what_there_is(
         servers.enter_context(sharing("--name", "lab"))
         assert main([command, "ruter"]) == 1
         said = capsys.readouterr().err
-        assert "nothing is shared as 'ruter', but router, rooter, attic, lab: looked in " in said
+        assert "no share is named 'ruter'. Shared: router, rooter, attic, lab. Looked in " in said
 
 
 def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

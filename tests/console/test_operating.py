@@ -43,7 +43,7 @@ def test_reload_prints_what_was_done(config: pathlib.Path, capsys: pytest.Captur
         assert shown(capsys, "reload") == ["nothing has changed"]
         config.write_text(config.read_text().replace('"cat"', '"cat", "-"'))
         assert shown(capsys, "reload", "other") == [
-            "lab: taken away: command changed in the configuration; started anew"
+            "lab: taken away: command changed in the configuration; started again"
         ]
         config.write_text("[share.lab]\nbaud = 1")
         assert main(["reload"]) == 1
@@ -95,7 +95,7 @@ def test_server_without_a_file_is_told_from_one_that_has_one(
     """Alone it is an error that says what to do; beside another, it is passed over."""
     with sharing("--name", "plain"):
         assert main(["reload"]) == 1
-        assert "has no configuration file: start it with --config" in capsys.readouterr().err
+        assert "has no configuration file. Start it with --config" in capsys.readouterr().err
         with sharing("--config", str(config)):
             assert shown(capsys, "reload") == ["nothing has changed"]
             assert main(["reload", "plain"]) == 1
@@ -116,9 +116,9 @@ def test_share_is_started_again(config: pathlib.Path, capsys: pytest.CaptureFixt
         with attach("lab") as client:
             client.sees("you have the keyboard")
         assert main(["start", "lab"]) == 1
-        assert "'lab' is shared: it was not taken away" in capsys.readouterr().err
+        assert "'lab' has not ended: it is shared" in capsys.readouterr().err
         assert main(["start", "nothing"]) == 1
-        assert "nothing is shared as 'nothing'" in capsys.readouterr().err
+        assert "no share is named 'nothing'" in capsys.readouterr().err
 
 
 @as_root
@@ -269,4 +269,4 @@ def test_top_needs_a_terminal_and_a_server() -> None:
         "asyncrevoke: top needs a terminal: for a file or a pipe there is `asyncrevoke ls`\n",
     )
     with Client("top") as top:
-        assert top.ends("nothing is shared: looked in ") == 1
+        assert top.ends("nothing is shared. Looked in ") == 1

@@ -318,13 +318,13 @@ async def test_rights_of_the_share_count(plug: Plug, may: str, monkeypatch: pyte
             if may == "type":
                 await asked(admin, **wishes)
             elif may == "look":
-                assert await refused(admin, **wishes) == "forbidden: user 'root' may not type at 'lab'"
+                assert await refused(admin, **wishes) == "forbidden: user 'root' lacks the right 'type' on 'lab'"
             else:
-                assert await refused(admin, **wishes) == "unknown-path: nothing is shared as 'lab', nor anything else"
+                assert await refused(admin, **wishes) == "unknown-path: no share is named 'lab'. Nothing is shared"
         if may:
             await asked(admin)
         else:
-            assert await refused(admin) == "unknown-path: nothing is shared as 'lab', nor anything else"
+            assert await refused(admin) == "unknown-path: no share is named 'lab'. Nothing is shared"
 
 
 async def test_a_break_is_held_however_much_comes_meanwhile(plug: Plug) -> None:
@@ -570,7 +570,7 @@ def test_command_shows_and_changes_a_port(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [
-        ("port nothing", 1, "nothing is shared as 'nothing': looked in "),
+        ("port nothing", 1, "no share is named 'nothing'. Looked in "),
         ("port lab --up --down", 2, "not allowed with argument"),
         ("port lab --break soon", 2, "'soon' is not a number of seconds"),
         ("port lab --dtr high", 2, "invalid choice: 'high' (choose from"),
@@ -582,8 +582,8 @@ def test_command_shows_and_changes_a_port(capsys: pytest.CaptureFixture[str]) ->
         ("share --parity evn /dev/x", 1, "parity = 'evn': give one of none, even"),
         ("share --baudrate 300", 1, "'loopback' is no serial device: leave its settings and lines out"),
         ("share --dtr on -- sh", 1, "'sh' is no serial device: leave"),
-        ("share --config x --flow none", 2, "--config goes with"),
-        ("share --config x --dtr off", 2, "--config goes with"),
+        ("share --config x --flow none", 2, "with --config, give only"),
+        ("share --config x --dtr off", 2, "with --config, give only"),
     ],
 )
 def test_error_of_a_port_is_one_line(words: str, status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -228,7 +228,7 @@ def test_wrong_use_is_named(words: list[str], why: str, capsys: pytest.CaptureFi
 def test_nobody_to_type_to_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     """The status is 1."""
     assert main(["send", "lab", "hello"]) == 1
-    assert "nothing is shared as 'lab'" in capsys.readouterr().err
+    assert "no share is named 'lab'" in capsys.readouterr().err
 
 
 # -- how an answer is found --

@@ -61,7 +61,7 @@ async def test_who_may_look_may_not_yet_take_away(path: str) -> None:
     """Of everything only what somebody may take goes; what he may only look at is refused to him by its name."""
     async with served(path, access=Rules()) as (registry, _), await connect(path) as control:
         nodes = {name: registry.name(name).open() for name in ("cellar", "attic", "hall")}
-        with pytest.raises(ControlError, match="user 'root' may not take that away"):
+        with pytest.raises(ControlError, match="user 'root' lacks the right 'revoke' on 'attic'"):
             await control.revoke("attic")
         assert (await control.revoke("", below=True))["done"]
         assert [name for name, node in nodes.items() if node.revoked] == ["hall"]

@@ -1,4 +1,4 @@
-"""What the command line has parsed is done, and printed."""
+"""Do what the command line asks for, and print the result."""
 
 import argparse
 import asyncio
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Do what was asked for; it returns the exit status."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `_program`
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    with contextlib.suppress(AttributeError):  # whoever took standard output's place may not have it
+    with contextlib.suppress(AttributeError):  # what replaces standard output may not have it
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status = _COMMANDS[args.command](args)
@@ -93,7 +93,7 @@ def _demo(_: argparse.Namespace) -> int:
 def _share(args: argparse.Namespace) -> int:
     device = args.device or ""
     if device and args.program:
-        args.usage("share: give a device, or a command after --")
+        args.usage("share: give a device, or a command after --, not both")
     line: dict[str, Any] = {name: getattr(args, name) for name in NAMES}
     dtr, rts = SWITCH.get(args.dtr), SWITCH.get(args.rts)
     network = {key: getattr(args, key) for key in ("listen_anywhere", "tls_certificate", "tls_key", "tls_clients")}
@@ -101,13 +101,13 @@ def _share(args: argparse.Namespace) -> int:
         logs = args.log or args.log_times or args.log_marks or args.log_size
         alone = [device, args.program, args.name, logs, args.listen, *network.values()]
         if any(alone) or {*line.values(), dtr, rts} != {None}:
-            args.usage("share: --config goes with --group and --socket alone")
+            args.usage("share: with --config, give only --group and --socket")
         path = str(pathlib.Path(args.config).absolute())
         config = read_config(path)
     else:
         default = pathlib.PurePath(device or (args.program or ["loopback"])[0]).name
         if "/" not in device and shutil.which(device):
-            args.usage(f"share: {device!r} is a program, which comes after two dashes: share -- {device}")
+            args.usage(f"share: {device!r} is a program. Run: asyncrevoke share -- {device}")
         name, settings = default if args.name is None else args.name, Settings().changed(line)
         log = {each: getattr(args, each) for each in ("log", "log_times", "log_marks", "log_size", "log_keep")}
         network["listen"] = tuple(args.listen)
@@ -116,7 +116,7 @@ def _share(args: argparse.Namespace) -> int:
     first = config.shares[0].name  # the socket keeps this name, whatever the file says later
 
     def here(config: Config) -> Config:
-        """With what the command line says, and a socket."""
+        """Add what the command line says, and a socket."""
         config = replace(config, group=args.group or config.group)
         paths = args.socket or (
             [] if config.sockets else [new_socket(first, config.group, everybody=config.names_people)]
@@ -130,7 +130,7 @@ def _share(args: argparse.Namespace) -> int:
 
 
 async def _host(config: Config, reread: Callable[[], Config] | None, where: str) -> None:
-    from .server import host  # noqa: PLC0415  # who asks a server need not wait for the adapters
+    from .server import host  # noqa: PLC0415  # clients need not wait for the adapters
 
     with anyio.CancelScope() as until_told:
         for signum in (signal.SIGTERM, signal.SIGINT, *([] if reread else [signal.SIGHUP])):
@@ -141,7 +141,7 @@ async def _host(config: Config, reread: Callable[[], Config] | None, where: str)
 
 
 class _Up:
-    """Is told when the shares are up."""
+    """Prints the shares, and tells systemd, when they are up."""
 
     def __init__(self, shares: Sequence[Share], where: str) -> None:
         self._shares = shares
@@ -155,7 +155,7 @@ class _Up:
 
 
 def _notify(state: bytes) -> None:
-    """Tell systemd, if it has started us and wants to know (sd_notify(3))."""
+    """Tell systemd, if it has started us and waits for that (sd_notify(3))."""
     if address := os.environ.get("NOTIFY_SOCKET"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
             notified.sendto(state, address.replace("@", "\0", 1))
@@ -178,14 +178,14 @@ def _attach(args: argparse.Namespace) -> int:
 
 
 def _ls(args: argparse.Namespace) -> int:
-    from . import overview  # noqa: PLC0415  # who asks for something else need not wait for it
+    from . import overview  # noqa: PLC0415  # other commands need not wait for it
 
     async def run() -> int:
         async with await look(args.socket) as servers:
             if args.watch:
                 return await _watch(servers, as_json=args.json)
             found = await overview.ask(servers, who=args.who or args.all)
-            for each in servers.unanswered if any(found) else [f"nothing is shared: looked in {servers}"]:
+            for each in servers.unanswered if any(found) else [f"nothing is shared. Looked in {servers}"]:
                 complain(each)
             if args.json:
                 for record in overview.records(found, internals=args.who or args.all):
@@ -198,7 +198,7 @@ def _ls(args: argparse.Namespace) -> int:
                 print_table(overview.summary(found))
             for warning in overview.warnings(found):
                 complain(warning)
-            return 0
+            return FAILED if servers.unanswered else 0
 
     return anyio.run(run)
 
@@ -235,7 +235,7 @@ async def _watch(servers: Servers, *, as_json: bool) -> int:
             complain(f"{socket}: {error}")
 
     if not servers.controls:
-        complain(f"nothing is shared: looked in {servers}")
+        complain(f"nothing is shared. Looked in {servers}")
     async with anyio.create_task_group() as tasks:
         for socket, control in servers.controls.items():
             tasks.start_soon(watch, socket, control)
@@ -247,13 +247,13 @@ async def _watch(servers: Servers, *, as_json: bool) -> int:
 
 def _revoke(args: argparse.Namespace) -> int:
     if args.yes and not args.kernel:
-        args.usage("revoke: --yes goes with --kernel")
+        args.usage("revoke: --yes needs --kernel")
     if not (args.kernel or args.socket):
         args.cluster = args.cluster or os.environ.get("ASYNCREVOKE_CLUSTER")
     if args.cluster:
         return _cluster(args)
     if args.parts or args.expires or len(args.what) > 1:
-        args.usage("revoke: --parts, --expires and several words go with --cluster")
+        args.usage("revoke: --parts, --expires and several words need --cluster")
     args.what = args.what[0]
     if args.kernel:
         return _revoke_by_kernel(args.what, asks=not args.yes)
@@ -297,8 +297,8 @@ async def _revoke_at(server: Control, what: str, args: argparse.Namespace) -> Re
 
 
 async def _revoke_by_path(servers: Servers, path: str, args: argparse.Namespace) -> list[Record]:
-    """All servers are asked: any number of them may have a device open."""
-    await servers.nodes(path)  # finds out who does not answer
+    """Ask all servers, because several of them may have the device open."""
+    await servers.nodes(path)  # finds out which servers do not answer
     answers: list[Record] = []
     for each in servers.unanswered:
         complain(each)
@@ -318,7 +318,7 @@ async def _revoke_by_path(servers: Servers, path: str, args: argparse.Namespace)
     if not answers:
         raise ControlError(
             "unknown-path",
-            f"{path}: no server has taken it away: looked in {servers}. --kernel takes it from all programs",
+            f"{path}: no server took it away. Looked in {servers}. --kernel takes it from all programs",
         )
     return answers
 
@@ -342,7 +342,7 @@ def _revoke_by_kernel(path: str, *, asks: bool) -> int:
         holders = list(it.holders())
         print(f"{printable(path)} ({it.what}) is held by", end=" ")
         many = "es" * (len(holders) > 1)
-        print(f"{len(holders)} process{many}:" if holders else "no process that can be seen here.")
+        print(f"{len(holders)} process{many}:" if holders else "no process that you can see.")
         if holders:
             rows = [[str(each.pid), each.user, each.how, each.command] for each in holders]
             print_table([["PID", "USER", "HOW", "COMMAND"], *rows])
@@ -351,7 +351,7 @@ def _revoke_by_kernel(path: str, *, asks: bool) -> int:
             if it.ours:
                 raise PermissionError(f"{path} is your own terminal: give --yes if you mean it")
             if not os.isatty(0):
-                raise PermissionError("there is nobody to ask: give --yes")
+                raise PermissionError("there is no terminal to ask on: give --yes")
             if input("Take it away? [y/N] ").strip().lower() not in ("y", "yes"):
                 raise PermissionError("nothing was done")
         it.take()
@@ -378,7 +378,7 @@ def _cluster(args: argparse.Namespace) -> int:
 
 
 def _in(file: str, extra: str = "") -> Callable[[argparse.Namespace], int]:
-    """The command of a file, which is imported for that command alone."""
+    """The command of a file. The file is imported only for this command."""
 
     def run(args: argparse.Namespace) -> int:
         try:

@@ -11,6 +11,7 @@ from typing import Protocol
 from asyncrevoke.control.client import Record
 
 from .escape import ESCAPE, HELP, MENU
+from .person import does
 from .settings import Settings
 
 #: The escape key where a program has asked for keys in another form: of xterm's modifyOtherKeys, or kitty's, with locks.
@@ -170,8 +171,7 @@ def present(who: list[Record], own: str) -> list[str]:
     """Who is here, a line each."""
     now, lines = time.time(), []
     for each in who:
-        does = "has the keyboard" if each["keyboard"] else "may type" if each["types"] else "watches"
         you = " (you)" if each["name"] == own else ""
         since = time.strftime("%H:%M", time.localtime(now - each["since"]))
-        lines.append(f"{each['name']}{you} {does}, here since {since}")
+        lines.append(f"{each['name']}{you} {does(each)}, here since {since}")
     return lines

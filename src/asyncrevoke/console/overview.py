@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from asyncrevoke.control.client import Record
 
 from .commands import ago
+from .person import does
 from .sockets import Servers
 
 
@@ -65,11 +66,6 @@ def people(found: Sequence[Found]) -> Iterator[list[str]]:
         for node in server.nodes if not server.shares else ():
             if "/" in node["path"] and node["kind"] != "generation":
                 yield [node["path"], state(node), ago(node["since"]), ""]
-
-
-def does(person: Record) -> str:
-    """What somebody who is attached does."""
-    return "has the keyboard" if person["keyboard"] else "waits for the keyboard" if person["types"] else "watches"
 
 
 def internals(found: Sequence[Found]) -> Iterator[list[str]]:

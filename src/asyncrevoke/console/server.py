@@ -1,4 +1,4 @@
-"""A console server: programs and devices, shared by those who attach to them over control sockets."""
+"""A console server: clients share programs and devices over control sockets."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ async def host(
     reread: Callable[[], Config] | None = None,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Share them over control sockets, until all have ended.
+    """Share programs and devices over control sockets, until all shares have ended.
 
-    :param group: whose members may attach, and look
-    :param reread: gives what is to be shared now, when somebody asks for it. With it, the server lives on when all have ended
+    :param group: group whose members may attach and list
+    :param reread: returns the new configuration on a reload. With it, the server lives on when all shares have ended
     :raises OSError: if a program, a log file or a socket cannot be opened
-    :raises ValueError: if two have one name, or there is no such group or user
-    Cancellation: takes all of them away; clients are told.
+    :raises ValueError: if two shares have one name, or there is no such group or user
+    Cancellation: takes all shares away. Clients are told.
     """
     hosting = _Hosting(reread)
     config = Config(tuple(shares), group, (Socket(sockets),) if isinstance(sockets, str) else tuple(sockets))
@@ -55,17 +55,17 @@ async def host(
         tasks.start_soon(hosting.run, config, task_status)
         try:
             await hosting.over.wait()
-        finally:  # cancelled, it goes on until everybody has been told
+        finally:  # when cancelled, it goes on until every client has been told
             hosting.registry.root.revoke("the console server was stopped")
     if hosting.failure is not None:
         raise hosting.failure
 
 
 class _Hosting(Access):
-    """All the consoles, and the servers through which they are reached. What somebody may do, each console says.
+    """All consoles, and the servers that clients reach them through. Each console says who may do what.
 
-    :ivar over: set when all have ended, and the servers too
-    :ivar failure: what could not be opened
+    :ivar over: set when all consoles and servers have ended
+    :ivar failure: the error, if something could not be opened
     """
 
     def __init__(self, reread: Callable[[], Config] | None) -> None:
@@ -101,13 +101,13 @@ class _Hosting(Access):
             self.over.set()
 
     async def _live_on(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Reload on SIGHUP, unless it is ignored, as under nohup, until the server is stopped."""
+        """Reload on SIGHUP until the server is stopped. If SIGHUP is ignored, as under nohup, it stays ignored."""
         signals = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
         with anyio.open_signal_receiver(*signals) as hangups, contextlib.suppress(RevokedError):
             task_status.started()
             with self.registry.root.using(idle=True):
                 async for _ in hangups:
-                    for console in self._consoles.values():  # logrotate has moved the files of some
+                    for console in self._consoles.values():  # logrotate may have moved log files
                         console.reopen_log()
                     try:
                         await self.reload()
@@ -117,7 +117,7 @@ class _Hosting(Access):
     # -- who may do what --
 
     def __str__(self) -> str:
-        return "the owner and root may, and whom the configuration names"
+        return "only root, the owner, and users that the configuration names may"
 
     def connects(self, peer: Peer) -> bool:
         return peer.owner or peer in self._groups or any(each.allows(peer, "look") for each in self._consoles.values())
@@ -133,30 +133,29 @@ class _Hosting(Access):
         return peer.owner if console is None else console.allows(peer, right)
 
     def _find(self, request: Request, right: Right = "look") -> Console:
-        """The share that a request names.
+        """Return the share that a request names.
 
-        :raises ControlError: "unknown-path", also if he may not know of it; "forbidden"
+        :raises ControlError: "unknown-path", also if the peer may not look at it. "forbidden", if another right is missing
         """
         name, peer = request.text("name"), request.peer
         seen = {name: console for name, console in self._consoles.items() if console.allows(peer, "look")}
         if name not in seen:
-            others = f": {', '.join(seen)} is" if seen else ", nor anything else"
-            raise ControlError("unknown-path", f"nothing is shared as {name!r}{others}")
+            others = f"Shared: {', '.join(seen)}" if seen else "Nothing is shared"
+            raise ControlError("unknown-path", f"no share is named {name!r}. {others}")
         if not seen[name].allows(peer, right):
-            what = "type at" if right == "type" else "take away, or start,"
-            raise ControlError("forbidden", f"user {peer.name!r} may not {what} {name!r}")
+            raise ControlError("forbidden", f"user {peer.name!r} lacks the right {right!r} on {name!r}")
         return seen[name]
 
     # -- what is shared --
 
     async def reload(self) -> dict[str, str]:
-        """Share what the configuration says now; it returns what was done, by name.
+        """Share what the configuration says now. Return what was done, by name.
 
-        :raises ControlError: what is wrong with it; then nothing was changed
+        :raises ControlError: if the configuration has a fault. Then nothing was changed
         """
         if self._reread is None:
-            raise ControlError("bad-request", "this server has no configuration file: start it with --config")
-        with anyio.CancelScope(shield=True):  # half of it is no state to be in
+            raise ControlError("bad-request", "this server has no configuration file. Start it with --config")
+        with anyio.CancelScope(shield=True):  # a reload is done as a whole
             try:
                 done = await self._apply(self._reread())
             except (OSError, ValueError) as exc:
@@ -166,9 +165,9 @@ class _Hosting(Access):
         return done
 
     async def _apply(self, config: Config) -> dict[str, str]:
-        """Share this, and nothing else. What did not change is not touched.
+        """Share this, and nothing else. A share that did not change is not touched.
 
-        :raises OSError, ValueError: what is wrong; then nothing was changed
+        :raises OSError, ValueError: if the configuration has a fault. Then nothing was changed
         """
         async with self._changing:
             groups = people([f"@{each}" for each in (config.group, *(each.group for each in config.sockets)) if each])
@@ -187,13 +186,13 @@ class _Hosting(Access):
             for path in self._servers.keys() - servers:
                 self._servers[path][1].cancel()
             self._groups, self._servers = groups, servers
-            for name in rights.keys() & old:  # at once, whatever becomes of the share
+            for name in rights.keys() & old:  # at once, whatever happens to the share
                 old[name].permit(rights[name])
             unchanged = rights.keys() - new
             return await self._change({name: each for name, each in old.items() if name not in unchanged}, new)
 
     async def _change(self, old: Mapping[str, Console], new: Mapping[str, Console]) -> dict[str, str]:
-        """Have the new consoles, prepared or begun, in place of the old; it returns what was done, by name."""
+        """Replace the old consoles by the new ones, prepared or begun. Return what was done, by name."""
         done, going = {}, []
         for name, before in old.items():
             changes = before.changes(new[name].share) if name in new else []
@@ -206,7 +205,7 @@ class _Hosting(Access):
                     new[name].close()
                     done[name] = f"not changed: {exc}"
             else:
-                why = f"{what} in the configuration" if changes else "the configuration has it no more"
+                why = f"{what} in the configuration" if changes else "the configuration no longer has it"
                 before.node.revoke(why)
                 going.append(before)
                 done[name] = f"taken away: {why}"
@@ -223,7 +222,7 @@ class _Hosting(Access):
             before.share = new[name].share
             try:
                 self._begin_anew(new[name])
-                done[name] += "; started anew"
+                done[name] += "; started again"
             except (OSError, ValueError) as exc:
                 done[name] += f"; it cannot be started: {told(exc)}"
         return done
@@ -241,7 +240,7 @@ class _Hosting(Access):
         self._running.start_soon(run, console)
 
     async def _listen(self, sockets: Iterable[Socket], undo: contextlib.ExitStack) -> _Servers:
-        """Serve at these sockets, too."""
+        """Serve at these sockets too."""
         servers: _Servers = {}
         for socket in sockets:
             known, scope = self._servers.get(socket.path, (None, anyio.CancelScope()))
@@ -278,14 +277,14 @@ class _Hosting(Access):
 
     async def _reload(self, request: Request) -> Mapping[str, Any]:
         if not request.peer.owner:
-            raise ControlError("forbidden", "to reload is for the owner of this server and root")
+            raise ControlError("forbidden", "to reload, you must be root or the owner of this server")
         return {"done": await self.reload()}
 
     async def _start(self, request: Request) -> Mapping[str, Any]:
         async with self._changing:
             before = self._find(request, "revoke")
             if not before.node.revoked:
-                raise ControlError("bad-request", f"{before.share.name!r} is shared: it was not taken away")
+                raise ControlError("bad-request", f"{before.share.name!r} has not ended: it is shared")
             await before.over.wait()
             try:
                 self._begin_anew(Console(before.share, self.registry, self._groups))
@@ -324,6 +323,6 @@ class _Hosting(Access):
 
 
 def _log(event: Event) -> None:
-    """What is taken away, the consoles say."""
+    """Log an event. The consoles log revocations."""
     if event.what != "revoked":
         log_events(event)

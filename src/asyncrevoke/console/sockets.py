@@ -1,4 +1,4 @@
-"""Where the sockets of `asyncrevoke share` are, and which of the servers there shares a name."""
+"""Finds the sockets of `asyncrevoke share`, and the server that shares a name."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SHARE = dict.fromkeys(("name", "device", "settings", "state", "reason"), str) |
 }
 _PERSON = {"name": str, "keyboard": bool, "types": bool, "since": float | int, "from": str}
 _SILENT = "it does not answer"
-_PATIENCE = 5.0  # seconds for a server to answer; one that is stopped must not keep the others from being found
+_PATIENCE = 5.0  # seconds for a server to answer. A stopped one must not hide the others
 
 
 def own_folder() -> pathlib.Path:
-    """The folder for this user's sockets; systemd gives a service one of its own."""
+    """The folder for this user's sockets. To a service, systemd gives one of its own."""
     if given := os.environ.get("RUNTIME_DIRECTORY"):
         return pathlib.Path(given.split(":")[0])
     if os.geteuid() == 0:
@@ -41,9 +41,11 @@ def own_folder() -> pathlib.Path:
 
 
 def new_socket(name: str, group: str | None = None, *, everybody: bool = False) -> str:
-    """The path of a socket to make, in this user's folder, which is made if there is none, and lets the group in, or all.
+    """Return the path of a socket to make in this user's folder.
 
-    :raises OSError: if others could put a socket of theirs in its place, or the group cannot be let in
+    The folder is made if it is missing. It is opened to the group, or to everybody.
+
+    :raises OSError: if other users could replace the socket, or the group cannot be given access
     :raises ValueError: if there is no such group
     """
     folder = own_folder()
@@ -63,11 +65,11 @@ def _check(folder: pathlib.Path) -> None:
         if owner not in (0, os.geteuid()):
             raise _unsafe(folder, f"it belongs to {user_name(owner)}")
     if there.st_mode & 0o022:
-        raise _unsafe(folder, "others may write there")
+        raise _unsafe(folder, "other users may write there")
 
 
 def _unsafe(folder: pathlib.Path, why: str) -> PermissionError:
-    return PermissionError(errno.EPERM, f"sockets are not safe here, as {why}: give --socket PATH", str(folder))
+    return PermissionError(errno.EPERM, f"sockets are not safe here, because {why}: give --socket PATH", str(folder))
 
 
 def _let_in(folder: pathlib.Path, group: str) -> None:
@@ -76,16 +78,18 @@ def _let_in(folder: pathlib.Path, group: str) -> None:
     if there.st_mode & 0o005 == 0o005 or (there.st_gid == gid and there.st_mode & 0o050 == 0o050):
         return
     if there.st_mode & 0o070:
-        raise PermissionError(errno.EPERM, f"it is for another group than {group!r}: give --socket PATH", str(folder))
+        raise PermissionError(
+            errno.EPERM, f"it belongs to another group than {group!r}: give --socket PATH", str(folder)
+        )
     os.chown(folder, -1, gid)
     folder.chmod(0o750)
 
 
 async def look(socket: str = "", user: str = "") -> Servers:
-    """Connect to the server at `socket`, or to all in the user's folder and the system's; dead ones are passed over.
+    """Connect to the server at `socket`, or to all servers in the user's folder and the system's. Dead ones are skipped.
 
-    :param user: whose rights the connections have, if not your own; only root and the owner of a server may give one
-    :raises OSError: if none can be reached at `socket`, or it does not answer
+    :param user: user whose rights the connections have. Default: yours. Only root and the owner of a server may give one
+    :raises OSError: if no server can be reached at `socket`, or it does not answer
     """
     servers = await _look(socket)
     for path, control in list(servers.controls.items() if user else ()):
@@ -107,21 +111,24 @@ async def _look(socket: str) -> Servers:
         return servers
     for folder in dict.fromkeys((own_folder(), SYSTEM)):
         try:
-            if folder != SYSTEM:  # nobody but root can have made that
+            if folder != SYSTEM:  # only root can have made that
                 _check(folder)
             paths = sorted(str(path) for path in folder.iterdir() if path.suffix == ".sock")
-        except OSError as exc:
+        except FileNotFoundError as exc:
             servers.looked.append(f"{folder} ({exc.strerror})")
+            continue
+        except OSError as exc:
+            servers.unanswered.append(f"{folder} ({exc.strerror})")
             continue
         servers.looked.append(str(folder))
         for path in paths:
             try:
                 servers.controls[path] = await _connect(path)
             except PermissionError:
-                servers.looked.append(f"{path} (you may not)")
+                servers.looked.append(f"{path} (permission denied)")
             except TimeoutError:
                 servers.unanswered.append(f"{path} ({_SILENT})")
-            except OSError:  # its server is dead, or has gone just now
+            except OSError:  # its server is dead, or has just gone
                 pass
     return servers
 
@@ -138,8 +145,8 @@ class Servers(anyio.abc.AsyncResource):
     """Connections to control servers, as `look` makes them.
 
     :ivar controls: by the path of the socket
-    :ivar looked: where they were looked for, and what was in the way
-    :ivar unanswered: those that could not be asked, and why
+    :ivar looked: the places that were searched, and what was in the way
+    :ivar unanswered: the servers and folders that could not be asked, and why
     """
 
     def __init__(self) -> None:
@@ -156,11 +163,11 @@ class Servers(anyio.abc.AsyncResource):
             await control.aclose()
 
     async def nodes(self, path: str = "", **options: Any) -> dict[str, list[Record]]:
-        """What is open at `path` and below, by the path of the socket. Options as for `Control.list`."""
+        """Return what is open at `path` and below, by the path of the socket. Options as for `Control.list`."""
         return await self._ask(lambda control: control.list(path, **options))
 
     async def shares(self) -> dict[str, list[Record]]:
-        """What console servers share, also if it is over, by the path of the socket; of another service nothing."""
+        """Return the shares of console servers, by the path of the socket. Shares that are over are included."""
         return await self._ask(shares)
 
     async def _ask(self, ask: Callable[[Control], Awaitable[list[Record]]]) -> dict[str, list[Record]]:
@@ -179,50 +186,50 @@ class Servers(anyio.abc.AsyncResource):
         return found
 
     async def sharing(self, name: str) -> Control:
-        """The one server that shares `name`.
+        """Return the one server that shares `name`.
 
-        :raises ControlError: "unknown-path", if there is none, or several
+        :raises ControlError: "unknown-path", if no server does, or several do
         """
         sockets = [socket for socket, nodes in (await self.nodes(name)).items() if nodes]
-        if not sockets:  # a share that is over is nowhere else
+        if not sockets:  # a share that is over has no node
             found = await self.shares()
             sockets = [socket for socket, shares in found.items() if any(each["name"] == name for each in shares)]
         if len(sockets) > 1:
             raise ControlError(
-                "unknown-path", f"{name!r} is shared more than once: choose by --socket {' or '.join(sockets)}"
+                "unknown-path", f"{name!r} is shared more than once: give --socket {' or '.join(sockets)}"
             )
         if not sockets:
             there = ", ".join(_close_first(name, await self.names()))
             raise ControlError(
-                "unknown-path", f"nothing is shared as {name!r}{f', but {there}' * bool(there)}: looked in {self}"
+                "unknown-path", f"no share is named {name!r}{f'. Shared: {there}' * bool(there)}. Looked in {self}"
             )
         return self.controls[sockets[0]]
 
     async def names(self) -> list[str]:
-        """What is shared, by all servers that answer."""
+        """Return the names that all answering servers share."""
         nodes = [node for found in (await self.nodes()).values() for node in found]
         return sorted({node["path"] for node in nodes if node["kind"] == "name" and "/" not in node["path"]})
 
     async def only_name(self) -> str:
-        """What is shared, where that is one thing.
+        """Return the only name that is shared.
 
-        :raises ControlError: "unknown-path", if it is none, or several
+        :raises ControlError: "unknown-path", if nothing is shared, or several things are
         """
         names = await self.names()
         if len(names) != 1:
-            what = f"several are shared, give one of {', '.join(names)}" if names else "nothing is shared"
-            raise ControlError("unknown-path", f"{what}: looked in {self}")
+            what = f"several are shared: give one of {', '.join(names)}" if names else "nothing is shared"
+            raise ControlError("unknown-path", f"{what}. Looked in {self}")
         return names[0]
 
 
 def _close_first(name: str, names: list[str]) -> list[str]:
-    import difflib  # noqa: PLC0415  # for those who mistype alone
+    import difflib  # noqa: PLC0415  # only a mistyped name needs it
 
     return list(dict.fromkeys([*difflib.get_close_matches(name, names, n=len(names) or 1, cutoff=0.5), *names]))
 
 
 async def shares(control: Control) -> list[Record]:
-    """What a server shares, one record each, as docs/control-protocol.md has it; nothing, if it is no console server."""
+    """Return a record for each share of a server, as in docs/control-protocol.md. Other services have no shares."""
     try:
         found = [as_record(_SHARE, each["share"]) async for each in control.request("shares") if "share" in each]
     except ControlError as error:
@@ -230,6 +237,7 @@ async def shares(control: Control) -> list[Record]:
             return []
         raise
     for share in found:
+        as_record({"open": list}, {"open": [], **share})  # which older servers do not tell
         for person in share["who"]:
             as_record(_PERSON, person)
     return found

@@ -17,7 +17,8 @@ from asyncrevoke.lowlevel import printable
 
 from .commands import ago, table
 from .fault import told
-from .overview import does, state
+from .overview import state
+from .person import does
 from .sockets import Servers, look
 from .terminal import Terminal
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 async def _run(socket: str) -> None:
     async with await look(socket) as asked, await look(socket) as watched:
         if not asked.controls:
-            raise ControlError("gone", f"nothing is shared: looked in {asked}")
+            raise ControlError("gone", f"nothing is shared. Looked in {asked}")
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as ends, Terminal() as terminal:
             await terminal.write(b"\x1b[?1049h\x1b[?25l\x1b[?7l")
             view = _View(terminal, asked)
@@ -108,7 +109,7 @@ class _View:
             with anyio.move_on_after(_EVERY - _PAUSE):
                 await self._news.wait()
             self._news = anyio.Event()
-        raise ControlError("gone", "all servers have gone")
+        raise ControlError("gone", f"all servers have gone: {', '.join(self._servers.unanswered)}")
 
     def _of(self, socket: str, share: Record) -> Iterator[_Row]:
         name, now = share["name"], anyio.current_time()

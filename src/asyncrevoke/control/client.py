@@ -1,4 +1,4 @@
-"""The client of a control server: what is open in another process, listed, watched and taken away."""
+"""The client of a control server: list, watch and take away what is open in another process."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _NAMED = {"path": str, "kind": str, "since": float | int | None}
 _USER = _NAMED | {"name": str, "where": str}
 _NODE = _NAMED | {"generation": int | None, "state": str, "in_use": int, "open": int, "reason": str}
 _EVENT = {"event": str, "path": str, "generation": int | None, "reason": str, "who": str}
+_HUGE = 1e15  # no server counts so far; beyond it, numbers do not always become floats
 _REVOKED = {"done": bool, "report": dict, "stragglers": list}
 _REPORT = dict.fromkeys(("kicked", "released", "remaining", "unclosed"), int) | {
     "name": str,
@@ -33,21 +34,21 @@ _REPORT = dict.fromkeys(("kicked", "released", "remaining", "unclosed"), int) | 
 async def connect(path: str | os.PathLike[str]) -> Control:
     """Connect to a control server: ``async with await connect(path) as control: ...``
 
-    :raises OSError: if none listens at `path`, or you may not connect
+    :raises OSError: if no server listens at `path`, or you may not connect
     """
     path = os.fspath(path)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)
         while True:
-            with contextlib.suppress(BlockingIOError):  # too many wait there to be let in
+            with contextlib.suppress(BlockingIOError):  # its queue is full
                 connection.connect(path)
                 break
             await anyio.sleep(0.05)
         stream = FdStream(connection.fileno(), name=path)
         connection.detach()
         return Control(stream)
-    except OSError as exc:  # one without a number is about the length
+    except OSError as exc:  # an error without a number is about the length
         why = exc.strerror or str(exc)
         raise OSError(exc.errno or errno.ENAMETOOLONG, f"no control server can be reached: {why}", path) from exc
     finally:
@@ -55,11 +56,11 @@ async def connect(path: str | os.PathLike[str]) -> Control:
 
 
 class Control(anyio.abc.AsyncResource):
-    """A connection to a control server, as `connect` makes it. One request at a time.
+    """A connection to a control server, as `connect` makes it. It has one request at a time.
 
-    :raises ControlError: from each request, if the server refuses it, or has taken this connection away; its `code` says
+    :raises ControlError: from each request, if the server refuses it, or has taken this connection away. Its `code` says
         which
-    Cancellation: of a request makes the connection useless: close it.
+    Cancellation: after a cancelled request the connection is of no use. Close it.
     """
 
     def __init__(self, stream: anyio.abc.ByteStream) -> None:
@@ -71,15 +72,15 @@ class Control(anyio.abc.AsyncResource):
         await self._stream.aclose()
 
     async def act_as(self, user: str) -> None:
-        """Have the rights of another user of the server's machine from now on; for root and the server's owner.
+        """Take on the rights of another user of the server's machine. Only root and the server's owner may do this.
 
-        :raises ControlError: "forbidden", if you may not, or that user may not connect, or there is none
+        :raises ControlError: "forbidden", if you may not, or that user may not connect, or does not exist
         """
         async for _ in self.request("as", user=user):
             pass
 
     async def list(self, path: str = "", *, who: bool = False) -> list[Record]:
-        """What is open at `path` and below, one record each; with `who`, each has its `users`."""
+        """Return a record for each node at `path` and below. With `who`, each has its `users`."""
         nodes: list[Record] = []
         async for record in self.request("list", path=path, who=who):
             if "node" in record:
@@ -97,12 +98,13 @@ class Control(anyio.abc.AsyncResource):
         grace: float = 0.0,
         timeout: float | None = 30.0,  # noqa: ASYNC109
     ) -> Record:
-        """Take away what is at `path`, and wait until it is gone, or for so long.
+        """Take away what is at `path`, and wait until it is gone, or until the timeout.
 
-        :param path: of a node as listed; else, if it begins with a slash, of a device in the file system, or a directory of
-            some, which are hung up. It is looked up here, with the rights of this process, by a thread
-        :param below: all below it, and not the node itself; of "", everything
-        :param timeout: seconds, or None for a day; then `done` is false, `stragglers` tells who is inside, and it goes on
+        :param path: path of a node, as listed. If there is no such node and it begins with a slash, it is the path of a
+            device, or of a directory of devices, which are hung up. A thread of this process looks it up, with its rights
+        :param below: take away all below the node, and not the node itself. With an empty path: everything
+        :param timeout: seconds, or None for a day. After that `done` is false, `stragglers` names the users inside, and
+            the revocation goes on
         :returns: `done`, `report` and `stragglers`
         """
         fields = {"path": path, "below": below, "reason": reason, "grace": grace, "timeout": timeout}
@@ -127,32 +129,32 @@ class Control(anyio.abc.AsyncResource):
         return last
 
     def watch(self, path: str = "") -> AsyncIterator[Record]:
-        """What happens at `path` and below, from now on; the first record says that it has begun."""
+        """Yield each event at `path` and below, from now on. The first record says that the watch has begun."""
         return _Answer(self, {"v": VERSION, "do": "watch", "path": path}, unwrap="event")
 
     def request(self, do: str, **fields: Any) -> AsyncIterator[Record]:
-        """Send a request; what answers it, the last line with "ok" in it."""
+        """Send a request, and yield the lines of its answer. The last one has "ok" in it."""
         return _Answer(self, {"v": VERSION, "do": do, **fields})
 
     async def send(self, record: Record) -> None:
         """Send a line.
 
-        :raises ControlError: why, if the server has gone; "too-long", if it is for a line
+        :raises ControlError: if the server has gone, with its reason. "too-long", if the record does not fit into a line
         """
         try:
             await self._lines.send(record)
         except ValueError as exc:
             raise ControlError("too-long", str(exc)) from exc
         except anyio.BrokenResourceError:
-            with contextlib.suppress(anyio.BusyResourceError), anyio.move_on_after(1):  # else another task is told
+            with contextlib.suppress(anyio.BusyResourceError), anyio.move_on_after(1):  # a busy reader is told instead
                 while True:
-                    await self.receive()  # what it said before
+                    await self.receive()  # what it had said before
             raise ControlError("gone", "the server has gone") from None
 
     async def receive(self) -> Record:
         """Receive a line.
 
-        :raises ControlError: also if it says that something failed, or has gone
+        :raises ControlError: if the line tells of an error, or the server has gone
         """
         try:
             record = await self._lines.receive()
@@ -174,7 +176,7 @@ class Control(anyio.abc.AsyncResource):
 
 
 class _Answer(AsyncIterator[Record]):
-    """The lines that answer a request. Not a generator: one that is left in the middle would have to be closed."""
+    """The lines that answer a request. It is no generator, because one that is left early has to be closed."""
 
     def __init__(self, control: Control, request: Record, unwrap: str = "") -> None:
         self._control = control
@@ -194,12 +196,14 @@ class _Answer(AsyncIterator[Record]):
 
 
 def as_record(fields: Mapping[str, Any], record: object) -> Record:
-    """A record that has these fields.
+    """Return the record, if it has these fields, and numbers that can be shown.
 
     :raises ControlError: "garbage"
     """
-    if isinstance(record, dict) and all(
-        name in record and isinstance(record[name], kind) for name, kind in fields.items()
-    ):
+    if isinstance(record, dict) and all(name in record and _fits(record[name], kind) for name, kind in fields.items()):
         return record
     raise ControlError("garbage", f"the server sent what makes no sense: {str(record)[:100]}")
+
+
+def _fits(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and (not isinstance(value, int | float) or abs(value) < _HUGE)

@@ -1,8 +1,8 @@
-"""A control server: what is open in this process, listed, watched and taken away by others, over a Unix socket.
+"""A control server: other processes list, watch and take away what is open in this one, over a Unix socket.
 
-It runs in the loop of the service whose registry it serves. Who may connect is told by the socket's mode, and asked of the
-kernel for every connection (SO_PEERCRED, SO_PEERGROUPS). What each of them may do, an `Access` says; by revoke(2)'s rule, too,
-who may look at a device may take it away if its file is his.
+It runs in the loop of the service whose registry it serves. The mode of the socket says who may connect. For every connection
+the server also asks the kernel for the peer (SO_PEERCRED, SO_PEERGROUPS). An `Access` says what each peer may do. By the rule
+of revoke(2), a peer that may look at a device and owns its file may also take it away.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ from .request import Command, Request
 
 logger = logging.getLogger("asyncrevoke.control")
 
-_LAST_WORDS = 5.0  # seconds for what clients wait for when the server ends
-_AT_ONCE = 64  # nodes and users that are listed before others have their turn
+_LAST_WORDS = 5.0  # seconds, when the server ends, for what clients wait for
+_AT_ONCE = 64  # nodes and users that are listed in one turn
 _EVENTS = 500  # that are sent at once
 _BY = 1_000  # bytes of a user's name
-_PAUSE = 0.05  # seconds from one sending of events to the next, so that many who watch do not take the loop
+_PAUSE = 0.05  # seconds between two sendings of events, so that many watchers do not take the loop
 _ENDED = "the control server has ended"
 _NOT_YET = "it has not come yet"
 _OVER = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)  # the connection is
@@ -68,17 +68,17 @@ async def serve(
 ) -> None:
     """Serve a registry until cancelled: ``await tasks.start(serve, registry, "/run/gateway/control.sock")``
 
-    :param path: of the socket. One that a dead server left is taken over
-    :param group: the name of a group whose members may connect, too
-    :param mode: of the socket; left out: 0660 with a group, else 0600
-    :param access: who may do what; left out: the owner and root everything, and the members of the group look
-    :param commands: further requests, by name; docs/control-protocol.md shows one
-    :param clients: how many may be connected, and as many again of the owner's
-    :param backlog: bytes of events that one who watches may be behind before the connection is revoked as too slow
+    :param path: path of the socket. A socket that a dead server left there is replaced
+    :param group: group whose members may connect, besides the owner and root
+    :param mode: mode of the socket. Default: 0660 with a group, else 0600
+    :param access: says who may do what. Default: the owner and root may do everything, members of the group may look
+    :param commands: further requests, by name. docs/control-protocol.md shows one
+    :param clients: number of clients that may be connected at a time. The owner's clients have as many places of their own
+    :param backlog: bytes of events that a watcher may be behind. Beyond that its connection is revoked as too slow
     :param patience: seconds that a client may take to receive an answer
-    :raises OSError: if there is a live server at `path`, or something that is no socket, or it cannot be made there
-    :raises ValueError: if there is no such group, or a command has the name of one of ours
-    Cancellation: ends it; those who are connected are told.
+    :raises OSError: if a live server or a file that is not a socket is at `path`, or no socket can be made there
+    :raises ValueError: if there is no such group, or a command has the name of a built-in request
+    Cancellation: ends the server. Connected clients are told.
     """
     access = access or Access(group)
     if mode is None:
@@ -95,7 +95,7 @@ async def serve(
                         try:
                             await anyio.wait_readable(listener)
                             server.let_in(listener, tasks)
-                        except OSError as exc:  # too many files are open; who waits is let in when some are closed
+                        except OSError as exc:  # too many files are open: clients wait until some are closed
                             logger.warning("the control socket %s: %s", path, exc)
                             await anyio.sleep(1)
                 finally:
@@ -106,7 +106,7 @@ async def serve(
 
 @dataclass(eq=False, slots=True)
 class _Watcher:
-    """One who is sent the events below a path."""
+    """A client that is sent the events below a path."""
 
     path: str
     connection: Connection
@@ -117,7 +117,7 @@ class _Watcher:
 
 @dataclass(eq=False)
 class _Server:
-    """What `serve` is given, and who is connected."""
+    """What `serve` was given, and the clients that are connected."""
 
     registry: Registry
     commands: Mapping[str, Command]
@@ -129,11 +129,11 @@ class _Server:
 
     def __post_init__(self) -> None:
         self.connections = Revokable("control connections")
-        self.awaited = Revokable("control server", kick=None)  # in use by what clients wait for: revocations, answers
+        self.awaited = Revokable("control server", kick=None)  # in use while clients wait for revocations and answers
         self._clients: dict[int, Connection] = {}  # by descriptor
         self._watchers: dict[_Watcher, None] = {}
         self._opened: dict[Revokable, float] = {}
-        self._listing = anyio.Semaphore(8)  # parts of lists that are made in one turn of the loop, however many ask
+        self._listing = anyio.Semaphore(8)  # parts of lists that are made in one turn of the loop
         own: dict[str, Command] = {
             "as": self._act_as,
             "list": self._list,
@@ -141,11 +141,11 @@ class _Server:
             "watch": self._watch,
         }
         if taken := own.keys() & self.commands:
-            raise ValueError(f"the request {min(taken)!r} is the server's own: choose another name for your command")
+            raise ValueError(f"the request {min(taken)!r} is built in: choose another name for your command")
         self.commands = own | dict(self.commands)
 
     def note(self, event: Event) -> None:
-        """Keep since when it is open, and queue it for those who watch."""
+        """Note since when a node is open, and queue the event for watchers."""
         if event.what == "opened":
             self._opened[event.node] = time.monotonic()
         elif event.what == "released":
@@ -167,7 +167,7 @@ class _Server:
     # -- one connection --
 
     def let_in(self, listener: socket.socket, tasks: anyio.abc.TaskGroup) -> None:
-        """Let in who comes next, if he may come."""
+        """Accept the next connection, if the peer is authorized."""
         try:
             connection, _ = listener.accept()
         except BlockingIOError:
@@ -177,16 +177,16 @@ class _Server:
             if forbidden := self._forbids(peer):
                 _turn_away(connection, "forbidden", forbidden)
             elif sum(client.peer.owner == peer.owner for client in self._clients.values()) >= self.most:
-                _turn_away(connection, "too-many", f"{self.most} are connected already: try again later")
+                _turn_away(connection, "too-many", f"{self.most} clients are connected already: try again later")
             else:
                 tasks.start_soon(self.talk, self._admit(connection, peer))
 
     def _forbids(self, peer: Peer) -> str:
-        """Why somebody may not connect, if so."""
+        """Say why the peer may not connect, or nothing if it may."""
         return "" if self.access.connects(peer) else f"user {peer.name!r} may not connect here: {self.access}"
 
     def _admit(self, connection: socket.socket, peer: Peer) -> Connection:
-        """Take a connection over. Who is taken away is told why, even if he has let all the rest lie."""
+        """Take a connection over. A client that is taken away is told why, even if it has read nothing else."""
 
         def close(fd: int) -> None:
             del self._clients[fd]
@@ -197,7 +197,7 @@ class _Server:
                     last.send(b"\n" + refusal("revoked", client.handle.reason))
             client.life.cancel()
 
-        self.hangups.register(connection, EPOLLET)  # for hang-ups alone, and each once
+        self.hangups.register(connection, EPOLLET)  # only for hang-ups, each reported once
         stream = FdStream(connection.fileno(), self.connections, name=f"{peer.name} ({peer.pid})", close=close)
         room = connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         client = Connection(stream, peer, self.patience, room)
@@ -205,12 +205,12 @@ class _Server:
         return client
 
     async def notice_who_goes(self) -> None:
-        """End the requests of clients that have closed the connection: a half of it they may close and still receive."""
+        """End the requests of clients that closed the connection. A client may close its sending half and still receive."""
         while True:
             try:
                 await anyio.wait_readable(self.hangups.fileno())
-            except OSError as exc:  # the loop can watch no more, for now
-                logger.warning("control clients that go are not noticed: %s", exc)
+            except OSError as exc:  # the loop can watch no more files for now
+                logger.warning("control clients that disconnect are not noticed: %s", exc)
                 await anyio.sleep(1)
             for fd, _ in self.hangups.poll(0):
                 self._clients[fd].request.cancel()
@@ -222,7 +222,7 @@ class _Server:
                 with contextlib.suppress(*_OVER):
                     while await self._answer(client):
                         gone, client.request = client.request.cancel_called, anyio.CancelScope()
-                        if gone:  # what it had sent before is still begun
+                        if gone:  # what it had sent before is still carried out
                             client.request.cancel()
             except OSError as exc:
                 logger.warning("the control connection of %s: %s", client.handle.name, exc)
@@ -230,7 +230,7 @@ class _Server:
                 client.handle.close()
 
     async def _answer(self, client: Connection) -> bool:
-        """Answer one request. It reports whether there may be a next."""
+        """Answer one request, and report whether another may follow."""
         try:
             fields = await client.receive()
             _check_version(fields)
@@ -242,7 +242,7 @@ class _Server:
         return True
 
     async def _do(self, request: Request) -> None:
-        # Who ends the server waits for answers, and for revocations that are to be answered: they may be why it ends.
+        # The end of the server waits for answers and for the revocations behind them: one of them may be why it ends.
         client, do = request.connection, request.fields.get("do")
         awaited = do == "revoke" and self.awaited.start_using()
         try:
@@ -250,7 +250,7 @@ class _Server:
             awaited = awaited or self.awaited.start_using()
             if isinstance(done, ControlError):
                 await client.refuse(done)
-                if done.__cause__ is not None:  # else it was the connection's, and has said so again
+                if done.__cause__ is not None:  # else the connection failed, and has said so again
                     logger.error("the control request %r of %s failed", do, request.peer.name, exc_info=done.__cause__)
             else:
                 await client.send(done)
@@ -259,7 +259,7 @@ class _Server:
                 self.awaited.stop_using()
 
     async def _result(self, request: Request) -> bytes | ControlError:
-        """Do what is asked for. It returns the last line of the answer, or why there is none."""
+        """Do what is asked for. Return the last line of the answer, or the error."""
         try:
             return encode({"ok": True, **await self._command(request.fields)(request)})
         except ControlError as error:
@@ -271,7 +271,7 @@ class _Server:
         except RevokedError as error:
             return ControlError("revoked", str(error))
         except Exception as error:  # noqa: BLE001  # logged when it was answered
-            failed = ControlError("failed", "the server failed: its log says why")
+            failed = ControlError("failed", "the server failed. Its log says why")
             failed.__cause__ = error
             return failed
 
@@ -284,11 +284,11 @@ class _Server:
     # -- the requests --
 
     async def _act_as(self, request: Request) -> Mapping[str, Any]:
-        """From now on this connection has the rights of another user, and no way back."""
+        """Give this connection the rights of another user. There is no way back."""
         user = request.text("user")
         if not request.peer.owner:
             raise ControlError(
-                "forbidden", f"user {request.peer.name!r} may not act as another: root and the owner may"
+                "forbidden", f"user {request.peer.name!r} may not act as another user. Only root and the owner may"
             )
         try:
             peer = request.peer.acting_as(user)
@@ -312,7 +312,7 @@ class _Server:
             found += sum(each is not None and "node" in each for each in some)
 
     def _records(self, peer: Peer, path: str, who: bool) -> Iterator[dict[str, Any] | None]:
-        """The nodes at a path and below, each followed by who is inside; None for each that is elsewhere, or not to be seen."""
+        """Yield the nodes at a path and below, each followed by its users. None stands for a node elsewhere or hidden."""
         for node in self._nodes():
             if node.released or not _is_under(node.path, path) or not self.access.looks(peer, node.path):
                 yield None
@@ -342,7 +342,7 @@ class _Server:
         grace, timeout = request.number("grace", 0.0, 86400.0), request.number("timeout", 30.0, 86400.0)
         act = self._begin(request, reason, grace)
         logger.info("user %r revokes %.1000r", request.peer.name, act.name)
-        with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # which the report tells
+        with anyio.move_on_after(timeout), contextlib.suppress(BaseExceptionGroup):  # the report tells of them
             await act.finish()
         report, stragglers = act.report, act.stragglers(5)
         return {
@@ -364,7 +364,7 @@ class _Server:
     def _begin(self, request: Request, reason: str, grace: float) -> Revocation:
         path, below, places, peer = request.path(), request.flag("below"), request.places(), request.peer
         found = [node for node in self._find(path, below) if self.access.revokes(peer, node.path)]
-        # What is revoked already can be hurried, and waited for.
+        # What is already revoked can be hurried and waited for.
         found = [node for node in found if not node.revoked] or [node for node in found if not node.released]
         if found:
             return revoke_all(found, reason, grace=grace, by=peer.name)
@@ -373,22 +373,23 @@ class _Server:
                 among = functools.partial(may, peer)
                 return self.registry.hangup(places, reason, grace=grace, uid=uid, among=among, by=peer.name)
         if not self.access.revokes(peer, path):
+            what = repr(short(path)) if path else "everything"
             raise ControlError(
                 "forbidden",
-                f"user {peer.name!r} may not take that away: the owner of this server and root may, whoever was given the"
-                " right to, and a device, by its path, the owner of its file",
+                f"user {peer.name!r} lacks the right 'revoke' on {what}. Root and the owner of this server have it, and users"
+                " to whom the server gives it. The owner of a device's file may revoke the device by its path",
             )
         raise ControlError(
             "unknown-path",
-            f"nothing is open at {short(path)!r}: `asyncrevoke ls --who`, or the request 'list', tells what is",
+            f"nothing is open at {short(path)!r}. To list what is open: `asyncrevoke ls --who`, or the request 'list'",
         )
 
     def _find(self, path: str, below: bool) -> list[Revokable]:
-        """The nodes of that path, or all that is below them."""
+        """Return the nodes of that path, or all nodes below them."""
         if not path:
             return list(self.registry.root.children) if below else []
         nodes = self.registry.at(path)
-        if below:  # what has the very path of what it is in, as a generation has its name's, stays
+        if below:  # a child with the same path stays, as a generation of a name
             return [child for node in nodes for child in node.children if child.path != path]
         return [node for node in nodes if node.parent not in nodes]
 
@@ -409,7 +410,7 @@ class _Server:
             self._watchers.pop(watcher, None)
 
     def _nodes(self) -> Iterator[Revokable]:
-        """All that is open below the registry's root, each once, parents first; it may change meanwhile."""
+        """Yield all nodes below the registry's root once, parents first. The tree may change meanwhile."""
         seen = {self.registry.root}
         unvisited = list(reversed(self.registry.root.children))
         seen.update(unvisited)
@@ -424,7 +425,7 @@ class _Server:
 def _check_version(fields: Mapping[str, Any]) -> None:
     version = fields.get("v")
     if version != VERSION or isinstance(version, bool):
-        raise ControlError("version", f'this server speaks version {VERSION}: send {{"v": {VERSION}, ...}}')
+        raise ControlError("version", f'this server speaks version {VERSION}. Send {{"v": {VERSION}, ...}}')
 
 
 def _user(user: User, most: int = 20_000) -> dict[str, Any]:

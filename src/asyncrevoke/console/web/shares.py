@@ -53,7 +53,7 @@ class Shares:
         :raises ControlError: if it is unknown, or this user may not
         """
         if not (name := path.partition("/")[0]):  # it would be a path in the file system, looked up with our rights
-            raise ControlError("unknown-path", f"nothing is shared as {path!r}")
+            raise ControlError("unknown-path", f"no share is named {path!r}")
         async with self._sharing(name, user) as control:
             answer = await control.revoke(path, reason)
         report = answer["report"]
