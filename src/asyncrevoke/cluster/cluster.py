@@ -1,4 +1,4 @@
-"""A member: it follows the log, admits by it, and takes away what the log says."""
+"""A member of a cluster. It follows the log, admits by it, and takes away what the log names."""
 
 import contextlib
 import errno
@@ -35,12 +35,12 @@ from .view import LogLostError, View, clock
 
 logger = logging.getLogger("asyncrevoke.cluster")
 
-_SOON = 0.1  # seconds after which a host tells that somebody is still inside
-_KEPT = 60.0  # seconds that acknowledgements are kept for the one who asked
+_SOON = 0.1  # seconds after which a host tells that operations are still inside
+_KEPT = 60.0  # seconds that acknowledgements are kept for the revoker
 _CHUNK = 200  # entries that are written back at once
-_ROOM = 1024  # keys whose positions are noted before those are forgotten that nobody uses
+_ROOM = 1024  # noted positions of keys, before those of unused keys are forgotten
 _SWEEP = 60.0  # seconds between two looks for what has expired
-_UNSENT = 10_000  # acknowledgements that wait to be sent; those before them are dropped
+_UNSENT = 10_000  # acknowledgements that wait to be sent. Older ones are dropped
 _EMPTY = "if it is new, begin it by `asyncrevoke cluster init`. If it has lost what it held, first start a host that has followed it"
 
 
@@ -48,9 +48,9 @@ _EMPTY = "if it is new, begin it by `asyncrevoke cluster init`. If it has lost w
 class ClusterEvent:
     """Something that has happened to a member.
 
-    :ivar what: "caught up": it admits. "cut off": its lease is over; if it is strict, it has failed closed. "lost": the log was
-        wiped, or is another one. "taken": an entry
-    :ivar why: the reason of it, as far as there is one
+    :ivar what: "caught up": it admits. "cut off": its lease is over, and a strict member has failed closed. "lost": the log
+        was wiped, or is another one. "taken": it has taken an entry
+    :ivar why: the reason, if there is one
     """
 
     what: Literal["caught up", "cut off", "lost", "taken"]
@@ -62,11 +62,11 @@ class ClusterEvent:
 
 
 class NotVouchedError(RevokedError):
-    """The member cannot tell whether it was revoked, since it cannot read the log. Try again, here or at another host."""
+    """The member cannot tell whether the session was revoked, because it cannot read the log. Try again, or at another host."""
 
 
 class _Own(str):
-    """A reason that is the member's own, and no entry's."""
+    """A reason of the member itself, not of an entry."""
 
     __slots__ = ()
 
@@ -85,16 +85,16 @@ class Admission(Use):
 
 
 class Cluster(Revoker):
-    """One host's registry, of which entries of a log take away what they name: ``await tasks.start(cluster.run)``
+    """Joins the registry of one host to a log. Entries of the log take away keys: ``await tasks.start(cluster.run)``
 
-    :param live: the registry whose keys the entries name
-    :param log: the engine, such as `RedisLog`. It is yours to close
-    :param host: the name of this member in reports. Default: the name of the machine, and the number of the process
+    :param live: registry with the keys that entries name
+    :param log: the engine, such as `RedisLog`. You must close it yourself
+    :param host: name of this member in reports. Default: the name of the machine, and the number of the process
     :param lease: seconds for which an answered read of the log is good
     :param mode: what happens when the lease is over. "strict": all sessions are taken away, and none are admitted, until the
-        log can be read again. "best_effort": they go on, and so does admission
-    :param observers: are called with each `ClusterEvent`, in the midst of things: they note it, and do not wait. They are in
-        a list of that name, to which you may add
+        log can be read again. "best_effort": sessions go on, and so does admission
+    :param observers: callables that get each `ClusterEvent`. They are called in the midst of things, and must not wait. You
+        may add to the list `observers` later
     :raises ValueError: for a bad lease or mode
     """
 
@@ -130,7 +130,7 @@ class Cluster(Revoker):
 
     @property
     def position(self) -> Position:
-        """Up to where the log was taken. Store it with each token that you issue: ``str(cluster.position)``"""
+        """Position up to which the log was taken. Store it with each token that you issue: ``str(cluster.position)``"""
         return self._view.position
 
     @property
@@ -140,25 +140,25 @@ class Cluster(Revoker):
 
     @property
     def admits(self) -> bool:
-        """Whether it admits: not before it has caught up nor, if strict, when its lease is over. Tell your load balancer so."""
+        """Whether it admits. It does not before it has caught up, or, if strict, after its lease. Tell your load balancer."""
         return clock() < self._view.until
 
     @property
     def denied(self) -> int:
-        """The number of paths that are refused, to all or to those whose tokens were issued before."""
+        """Number of paths that are refused, to everyone or to tokens that were issued earlier."""
         return len(self._view.denied)
 
     def is_own(self, reason: str) -> bool:
-        """Whether this member has taken a session away for itself, as when its lease was over: the token may be good."""
+        """Whether this member took a session away by itself, such as at the end of its lease. The token may still be good."""
         return isinstance(reason, _Own)
 
     def admit(self, *path: str, issued: Position | str | None = None) -> Admission:
-        """Use a key: ``with cluster.admit("alice", "token7", issued=position): await ...``. As `Revokable.using` otherwise.
+        """Use a key: ``with cluster.admit("alice", "token7", issued=position): await ...``. Otherwise it is as `Revokable.using`.
 
         :param issued: the position that was stored when the token was issued. None: it counts as older than any revocation
         :raises RevokedError: from the `with`, if it was revoked, wherever that was
         :raises NotVouchedError: from the `with`, if this member has not caught up, or is strict and its lease is over
-        :raises ValueError: if `issued` is no position
+        :raises ValueError: if `issued` is not a position
         Cancellation: goes through unchanged.
         """
         admission = Admission(self.live[path], False)  # as `using` does; with no `__init__`, since each frame shows
@@ -168,7 +168,7 @@ class Cluster(Revoker):
         return admission
 
     def check(self, *path: str, issued: Position | str | None = None) -> None:
-        """Refuse a session that was revoked. Then open it on `live`, without an await in between, as `admit` does.
+        """Refuse a session that was revoked. If it was not, open it on `live` without an await in between, as `admit` does.
 
         :raises RevokedError, NotVouchedError, ValueError: as `admit`
         """
@@ -189,7 +189,7 @@ class Cluster(Revoker):
         )
 
     def _note(self, path: tuple[str, ...], issued: Position | None) -> None:
-        """Remember when the sessions of a key were issued: of several, the earliest (C7)."""
+        """Remember when the sessions of a key were issued. Of several, the earliest counts (C7)."""
         known = self._issued.get(path)
         if known == issued:
             return
@@ -204,11 +204,11 @@ class Cluster(Revoker):
             self._issued[path] = issued
 
     def _has_sessions(self, node: Revokable, path: tuple[str, ...]) -> bool:
-        """Whether this very key is in use, and not only keys below it."""
+        """Whether this key itself is in use, not only keys below it."""
         return node.in_use > len(self._keys(node, path))
 
     def _keys(self, node: Revokable, path: tuple[str, ...]) -> list[tuple[Revokable, tuple[str, ...]]]:
-        """The keys in use below a node, with their paths; also those that were revoked and are not gone yet."""
+        """Return the keys in use below a node, with their paths. Revoked keys that are not gone yet are among them."""
         keys = [(child, (*path, child.name)) for child in node.children]
         return [(child, there) for child, there in keys if child.revoked or self.live[there] is child]
 
@@ -217,12 +217,12 @@ class Cluster(Revoker):
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follow the log, until cancelled: ``await tasks.start(cluster.run)`` returns when it has caught up.
 
-        At its end all keys are taken away, since nobody follows the log for them any more.
+        At its end all keys are taken away, because nothing follows the log for them any more.
 
-        :raises LogRefusedError: if the engine will not do, another member has this name, or somebody has written to the log
-            what is no entry
-        :raises LogError: if it has not caught up within the lease, also if the log is empty. Later it goes on trying
-        :raises RuntimeError: if it runs already
+        :raises LogRefusedError: if the engine is not suitable, another member has this name, or the log has a text that is
+            not an entry
+        :raises LogError: if it has not caught up within the lease, or the log is empty. After that it keeps trying
+        :raises RuntimeError: if it is running already
         Cancellation: ends it.
         """
         if self._tasks is not None:
@@ -303,7 +303,7 @@ class Cluster(Revoker):
                 await anyio.sleep(self._pause)
 
     async def _read(self, wait: float) -> None:
-        """Ask once for what comes next, and take it."""
+        """Ask once for the next entries, and take them."""
         view = self._view
         me = replace(self._me, position=str(view.position), number=view.number, sessions=self.live.size)
         asked = clock()
@@ -342,7 +342,7 @@ class Cluster(Revoker):
     # -- taking away --
 
     def _take(self, entry: Entry) -> bool:
-        """Take away what an entry speaks of. It reports whether there was anything."""
+        """Take away what an entry names. Report whether anything was there."""
         act = self._revoke(entry.path, entry.reason, entry)
         if act is None and not self._view.known:
             return False  # while it catches up: of a hundred thousand, it tells of those that found somebody
@@ -352,9 +352,9 @@ class Cluster(Revoker):
         return act is not None
 
     def _revoke(self, path: tuple[str, ...], reason: str, entry: Entry | None = None) -> Revocation | None:
-        """Take away what is open on a key and below, or of it what is older than the entry says.
+        """Take away what is open on a key and below. With an entry, only what is older than it says.
 
-        What was revoked before and is not gone yet is waited for, too, and hurried if it has more grace.
+        What was revoked earlier and is not gone yet is waited for too. It is hurried if it has more grace.
         """
         node = self.live.get(*path) if path else self.live.root
         found = [*self.live.draining(*path), *self._older(path, node, entry)] if node is not None else []
@@ -362,7 +362,7 @@ class Cluster(Revoker):
         return revoke_all(found, reason, grace=grace) if found else None
 
     def _older(self, path: tuple[str, ...], node: Revokable, entry: Entry | None) -> list[Revokable]:
-        """The topmost nodes that an entry speaks of. Where old and new sessions use the very same key, all of them."""
+        """Return the topmost nodes that an entry names. Old and new sessions of one key are all among them."""
         if path and (entry is None or node.revoked or not self._issued):
             return [node]
         keys = self._keys(node, path)

@@ -1,4 +1,4 @@
-"""What stands in the log: entries, their positions, and the text of both."""
+"""Entries of the log, their positions, and the text of both."""
 
 import json
 import secrets
@@ -16,16 +16,16 @@ class LogError(Exception):
 
 
 class LogRefusedError(LogError):
-    """The log will not do as it is. The message says what to change; to try again does not help."""
+    """The log cannot be used as it is. The message says what to change. Trying again does not help."""
 
 
 class Position(NamedTuple):
     """A place in the log. Store it with a token when you issue it: ``str(cluster.position)``, and `parse` it later.
 
-    Positions of one epoch are in the order of their numbers. Those of two are ordered by whoever has read both.
+    Positions of one epoch are in the order of their numbers. A member that has read two epochs knows their order.
 
     :ivar epoch: names the log; a log that was wiped and begun again has another one
-    :ivar number: as the engine counts
+    :ivar number: number of the entry, which the engine counts
     """
 
     epoch: str
@@ -36,9 +36,9 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Read what `str` has made. A position stays what it is.
+        """Read what `str` has made. A `Position` is returned as it is.
 
-        :raises ValueError: if it is no position
+        :raises ValueError: if it is not a position
         """
         if isinstance(text, cls):
             return text
@@ -81,11 +81,11 @@ class Entry:
 
     @property
     def expired(self) -> bool:
-        """Whether it has no effect any more (C8)."""
+        """Whether it no longer has an effect (C8)."""
         return self.expires is not None and self.expires <= time.time()
 
     def dump(self) -> str:
-        """As text for the log. No two are the same, or what was read could be taken for what was written back."""
+        """Return the text for the log. No two texts are the same: a copy that is written back must differ from what was read."""
         facts = {name: value for name, value in asdict(self).items() if value not in (None, "", 0.0)}
         if self.before is not None:
             facts["before"] = str(self.before)

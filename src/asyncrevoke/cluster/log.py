@@ -1,4 +1,4 @@
-"""What an engine must do. A log is a list of texts that many append to and read, with a place for acknowledgements."""
+"""The interface of an engine. A log is a list of texts that many append to and read, with room for acknowledgements."""
 
 import json
 from abc import ABC, abstractmethod
@@ -15,9 +15,9 @@ KEPT = 1000  # entries that are never dropped
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What a member says of itself each time it reads.
+    """A member, as it describes itself with each read.
 
-    :ivar id: of this run of it; a host that was started again is another member
+    :ivar id: id of this run. A host that was started again is another member
     :ivar lease: seconds that an answered read is good for
     :ivar position: up to which it has taken the log
     :ivar sessions: how many keys are in use
@@ -42,7 +42,7 @@ class Member:
 
     @classmethod
     def parse(cls, text: str, age: float) -> Self:
-        """Read what `dump` has made. What a later version has added is left out.
+        """Read what `dump` has made. Fields that a later version added are ignored.
 
         :raises LogRefusedError: if it is something else
         """
@@ -88,13 +88,13 @@ class Log(ABC):
 
     @abstractmethod
     async def append(self, *texts: str) -> None:
-        """Write texts at the end, in this order. If it raises, they may have been written: append the same again."""
+        """Write texts at the end, in this order. After an error they may have been written: append the same again."""
 
     @abstractmethod
     async def read(self, after: int, wait: float, member: Member | None = None) -> Batch:
-        """Read what comes after a number, of 0 from the beginning on; wait for it, up to so many seconds.
+        """Read what comes after a number, or after 0 from the beginning. Wait for it up to so many seconds.
 
-        :param member: what is told about the reader, *before* anything is read
+        :param member: the reader, which is made known *before* anything is read
         """
 
     @abstractmethod
@@ -103,14 +103,14 @@ class Log(ABC):
 
     @abstractmethod
     async def told(self, about: str, after: int, wait: float) -> tuple[int, Sequence[str]]:
-        """Read the acknowledgements of an entry; wait for more than were there, up to so many seconds.
+        """Read the acknowledgements of an entry. Wait for new ones up to so many seconds.
 
-        :param after: what this has returned first, or 0 at the beginning
+        :param after: the number that this returned before, or 0 at first
         """
 
     @abstractmethod
     async def members(self) -> list[Member]:
-        """All that have told of themselves within a day, and have not left."""
+        """Return all members that were made known within a day and have not left."""
 
     @abstractmethod
     async def leave(self, member: Member) -> None:
@@ -118,15 +118,15 @@ class Log(ABC):
 
     @abstractmethod
     async def drop(self, numbers: Sequence[int]) -> None:
-        """Remove entries, of which the newest 1,000 stay: to a member whose position is gone, the log looks wiped."""
+        """Remove entries, but never the newest 1,000. If its position is gone, a member takes the log for wiped."""
 
     @abstractmethod
     async def time(self) -> float:
-        """The unix time on the engine's clock."""
+        """Return the unix time of the engine's clock."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close the connections. Twice does no harm."""
+        """Close the connections. You may call it twice."""
 
 
 def place(url: str) -> str:

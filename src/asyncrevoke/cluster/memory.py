@@ -10,7 +10,7 @@ from .log import KEPT, Batch, Log, Member
 
 
 class MemoryLog(Log):
-    """A log for several clusters in one process, as in tests. It is gone with the process."""
+    """A log for several clusters in one process, for tests. It ends with the process."""
 
     name = "memory:"
 
@@ -22,7 +22,7 @@ class MemoryLog(Log):
         self._changed = anyio.Event()
 
     async def check(self) -> None:
-        """It will do."""
+        """Refuse nothing: this engine is always suitable."""
 
     async def append(self, *texts: str) -> None:
         for text in texts:
@@ -61,10 +61,10 @@ class MemoryLog(Log):
         return time.time()
 
     async def aclose(self) -> None:
-        """There is nothing to close."""
+        """Close nothing: there are no connections."""
 
     def wipe(self) -> None:
-        """Lose everything, as an engine that did not write it down."""
+        """Lose everything, like an engine that did not write to a disk."""
         self._texts.clear()
         self._last = 0
         self._change()

@@ -1,4 +1,4 @@
-"""Revoke on every host, and know that it went: for members, and for whoever is none, as the command line."""
+"""Revoke on every host, and know that it is gone. For members, and for others such as the command line."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from .view import clock
 
 T = TypeVar("T")
 
-DRIFT = 0.01  # by which two clocks may differ in their pace
+DRIFT = 0.01  # share by which the pace of two clocks may differ
 LAG = 0.5  # seconds that the loop of a member may be late
 CLOCKS = 30.0  # seconds by which the clock of the engine may be wrong, or be set
 PATIENCE = 2.0  # seconds that an engine may take to answer
@@ -47,14 +47,14 @@ class Revoker:
         session without `issued` counts as older: then it is a lock, until `readmit`. No path at all: everybody.
 
         It returns when each host is done, or has not answered for its lease (and drift, and lag). Hosts whose sessions take
-        longer to leave are reported as draining, after `limit`.
+        longer to leave are reported as draining after `limit`.
 
         :param expires: how long tokens live, or the unix time until which; the entry is dropped then. Default: never
         :param grace: seconds to finish, as of `Revokable.revoke`
-        :param limit: seconds for the report. Default: the longest lease of the members, and a bit
+        :param limit: seconds to wait for the report. Default: the longest lease of the members, and a bit
         :raises LogError: if the log could not be written, or its members not be read. The message tells what is known
-        :raises ValueError: if a part of the path, or a number of seconds, can be none
-        Cancellation: the revocation may have been appended. What is appended goes on.
+        :raises ValueError: for a bad part of the path, or a bad number of seconds
+        Cancellation: the revocation may have been appended. Then it goes on.
         """
         entry = self.entry(*path, reason=reason, expires=expires, grace=grace)
         await self.append(entry)
@@ -63,7 +63,7 @@ class Revoker:
     def entry(
         self, *path: str, reason: str = "", expires: timedelta | float | None = None, grace: float = 0.0
     ) -> Entry:
-        """What `revoke` appends, for whoever appends it otherwise: in a transaction of their own, see `PostgresLog.append_in`.
+        """Make the entry that `revoke` appends. Append it in a transaction of your own with `PostgresLog.append_in`.
 
         :raises ValueError: as `revoke`
         """
@@ -75,7 +75,7 @@ class Revoker:
         return Entry.new("revoke", path, reason=reason, expires=expires, grace=grace)
 
     async def readmit(self, *path: str, reason: str = "") -> None:
-        """Lift what was revoked under exactly this path. Sessions that were taken away do not come back by it.
+        """Lift the revocations of exactly this path. Sessions that were taken away do not come back.
 
         :raises LogError, ValueError: as `revoke`
         """
@@ -83,9 +83,9 @@ class Revoker:
         await self.append(Entry.new("readmit", path, reason=reason))
 
     async def init(self) -> None:
-        """Begin an empty log. Members admit nobody before, since an empty log may be one that has lost everything.
+        """Begin an empty log. Until then members admit nobody, because an empty log may have lost everything.
 
-        :raises LogError: if it is not empty, or cannot be written
+        :raises LogError: if the log is not empty, or cannot be written
         """
         await self.answered(self.log.check())
         if (await self.answered(self.log.read(0, 0.0))).texts:
@@ -93,16 +93,16 @@ class Revoker:
         await self.answered(self.log.append(Entry.new("init").dump()))  # once: it could begin yet another log
 
     async def members(self) -> list[Member]:
-        """All members, sorted by host.
+        """Return all members, sorted by host.
 
         :raises LogError: if the log cannot be read
         """
         return sorted(await self.answered(self.log.members()), key=lambda member: (member.host, member.since))
 
     async def append(self, *entries: Entry) -> None:
-        """Append entries. What is not acknowledged is appended again: a second copy does no harm (C3).
+        """Append entries. Without an answer they are appended again: a second copy does no harm (C3).
 
-        :raises LogError: if it was not acknowledged within some seconds. Whether it was appended is unknown then
+        :raises LogError: if there was no answer within some seconds. Then it is unknown whether they were appended
         """
         texts = [entry.dump() for entry in entries]
         end = clock() + 3 * self._patience
@@ -119,7 +119,7 @@ class Revoker:
     async def report(self, entry: Entry, *, limit: float | None = None) -> ClusterReport:
         """Wait for the reports on an entry that was appended, as `revoke` does.
 
-        :raises LogError: if the members are not known, since the log cannot be read
+        :raises LogError: if the members are not known, because the log cannot be read
         """
         try:
             members = {member.id: member for member in await self.members()}
@@ -137,7 +137,7 @@ class Revoker:
                 break
             if unheard and now >= again:
                 again = math.inf
-                await self.append(entry)  # it may have been lost together with the log
+                await self.append(entry)  # the entry may have been lost together with the log
             until = min([bound, *(ends[key] for key in unheard), *([again] if unheard else ())])
             try:
                 seen, texts = await self.answered(self.log.told(entry.id, seen, until - now), until - now)
@@ -151,7 +151,7 @@ class Revoker:
         return ClusterReport(entry.name, entry.reason, tuple(hosts))
 
     async def answered(self, asked: Awaitable[T], wait: float = 0.0) -> T:
-        """An answer of the engine, or its failure: no answer within the wait and some seconds is one."""
+        """Return the answer of the engine. No answer within the wait and some seconds is a failure."""
         try:
             with anyio.fail_after(max(0.0, wait) + self._patience):
                 return await asked
@@ -160,10 +160,10 @@ class Revoker:
 
 
 def lease_end(member: Member, now: float) -> float:
-    """When a strict member has failed closed that has not told of an entry which was in the log at `now` (C5).
+    """Return when a strict member has failed closed, if it has not acknowledged an entry that was in the log at `now` (C5).
 
-    It cannot have asked again without being told of the entry. Of its age only so much counts as no clock can be wrong by:
-    enough not to wait for a host that has been dead for a while.
+    It cannot have read the log again without getting the entry. Of its age, only what no clock error explains is counted.
+    That is enough not to wait for a host that has been dead for a while.
     """
     return now - max(0.0, member.age - CLOCKS) + member.lease * (1 + DRIFT) + LAG
 

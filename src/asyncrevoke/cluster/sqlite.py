@@ -1,4 +1,4 @@
-"""A log in a file of this machine, by SQLite: for the workers of one host, without any server."""
+"""A log in an SQLite file on this machine. The workers of one host share it without a server."""
 
 import os
 import pathlib
@@ -31,12 +31,12 @@ class SqliteLog(TableLog):
 
     The file must be on a disk of this machine, and all its users must be able to write to it. It may be the database of your
     application: then ``INSERT INTO asyncrevoke (text) VALUES (?)`` with the `dump()` of an entry revokes in your transaction.
-    An acknowledged entry is on the disk. Whoever waits looks 50 times a second whether there is more.
+    An acknowledged entry is on the disk. A waiting member looks 50 times a second for more.
 
-    Make one in each process: what was opened before a fork is refused after it.
+    Make one in each process. A log that was opened before a fork is refused after it.
 
-    :param table: of the entries; the names of two others begin with it
-    :raises ValueError: if the table has a name that would have to be quoted
+    :param table: table of the entries. The names of two other tables begin with it
+    :raises ValueError: if the name of the table needs quotes
     """
 
     def __init__(self, path: str | os.PathLike[str], *, table: str = "asyncrevoke") -> None:
@@ -55,7 +55,7 @@ class SqliteLog(TableLog):
         """Refuse a file that cannot be written or shared.
 
         :raises LogRefusedError: and the message says why
-        :raises LogError: if somebody else writes to it all the time
+        :raises LogError: if another process writes to it all the time
         """
         try:
             await self.leave(Member("", "", "strict", 0.0))  # writes, and nothing is to be seen of it
@@ -99,7 +99,7 @@ class SqliteLog(TableLog):
         return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._threads)
 
     def _connection(self) -> sqlite3.Connection:
-        """The one to work on. A file that is not the one that was opened is another log, and opened instead."""
+        """Return the connection to work on. If the file was replaced, it is another log, and is opened instead."""
         if self._connections and self._opened != self._file():
             pid, *_ = self._opened or ()
             if pid != os.getpid():
@@ -147,7 +147,7 @@ class SqliteLog(TableLog):
                 await anyio.sleep(_LOOK)
 
     def _version(self) -> int | None:
-        """Another one after each transaction of somebody else. It waits for nobody. None: not known now."""
+        """Return a mark that changes with each transaction of others. It never waits. None: not known now."""
         if self._opened is None or self._opened[0] != os.getpid() or not self._looking.acquire(blocking=False):
             return None
         try:

@@ -1,4 +1,4 @@
-"""A log in the tables of a database: what the engines that speak SQL have in common.
+"""A log in the tables of a database, for all engines that speak SQL.
 
 One table has the entries, TABLE_told the acknowledgements, and TABLE_members the last word of each member. The database
 numbers what is written, in the order in which that becomes visible. It has two connections at the most: what waits for
@@ -31,13 +31,13 @@ _LEAVE = "DELETE FROM asyncrevoke_members WHERE id = $1 OR said < unix_now() - 8
 
 
 class TableLog(Log):
-    """What is common to them.
+    """The common part of these engines.
 
-    Each engine puts the names of its tables for "asyncrevoke", and its clock for "unix_now()".
+    Each engine replaces "asyncrevoke" by the names of its tables, and "unix_now()" by its clock.
 
     :param name: for messages
-    :param table: of the entries; the names of the others begin with it
-    :raises ValueError: if the table has a name that would have to be quoted
+    :param table: table of the entries. The names of the other tables begin with it
+    :raises ValueError: if the name of the table needs quotes
     """
 
     def __init__(self, name: str, table: str) -> None:
@@ -47,7 +47,7 @@ class TableLog(Log):
 
     @abstractmethod
     async def _ask(self, sql: str, *values: object) -> Rows:
-        """Execute a statement that waits for nobody."""
+        """Execute a statement that never waits for others."""
 
     @abstractmethod
     async def _write(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
@@ -55,11 +55,11 @@ class TableLog(Log):
 
     @abstractmethod
     async def _mark(self, table: str) -> Any:
-        """What `_changed` compares with."""
+        """Return a mark for `_changed` to compare with."""
 
     @abstractmethod
     async def _changed(self, mark: Any, wait: float) -> None:
-        """Wait until something was perhaps written to the table since the mark: it is but a hint."""
+        """Wait until the table may have changed since the mark. It is only a hint."""
 
     async def append(self, *texts: str) -> None:
         await self._write(APPEND, [(text,) for text in texts])
@@ -96,7 +96,7 @@ class TableLog(Log):
         return float(now)
 
     async def _until(self, enough: Callable[[Rows], bool], wait: float, table: str, sql: str, *values: object) -> Rows:
-        """Ask, and ask again when the table has changed, until it is enough or the wait is over."""
+        """Ask, and ask again when the table has changed, until the answer is enough or the wait is over."""
         end = anyio.current_time() + wait
         while True:
             mark = await self._mark(table)

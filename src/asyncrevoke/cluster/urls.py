@@ -1,4 +1,4 @@
-"""Which engine a url means."""
+"""Finds the engine of a url."""
 
 import importlib
 from typing import Any, cast
@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from .log import Log
 
-#: By scheme: the module, its class, and the extra that it needs.
+#: Module, class and extra of each scheme.
 _ENGINES = {
     **dict.fromkeys(("redis", "rediss", "unix", "valkey", "valkeys"), ("redis", "RedisLog", "redis")),
     **dict.fromkeys(("postgresql", "postgres"), ("postgres", "PostgresLog", "postgres")),
@@ -15,10 +15,10 @@ _ENGINES = {
 
 
 def open_log(url: str, **options: Any) -> Log:
-    """The log that a url names: ``open_log("redis://host:6379/0")``. Nothing is connected yet.
+    """Make the log that a url names: ``open_log("redis://host:6379/0")``. It does not connect yet.
 
-    :param options: of the engine's class
-    :raises ValueError: for a url of no engine, or one that the engine does not take
+    :param options: options of the engine's class
+    :raises ValueError: if no engine has the scheme of the url, or the engine refuses the url
     :raises ModuleNotFoundError: if the engine's library is missing. The message says how to install it
     """
     scheme = urlsplit(url).scheme
