@@ -1,7 +1,11 @@
 """How Sphinx makes the site: ``sphinx-build -W -b html docs site``. Needs ``asyncrevoke[docs]``."""
 
+import re
+
+from sphinx.application import Sphinx
+
 project = "asyncrevoke"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["**/README.md"]
 
 html_theme = "furo"
@@ -22,3 +26,33 @@ autodoc_default_options = {"members": True, "undoc-members": True, "show-inherit
 
 # The site must build without a network: `sphinx-build -b linkcheck` looks at files and anchors, and asks no other host.
 linkcheck_ignore = [r"https?://"]
+
+_SEVERAL = re.compile(r"(?<=,) (?=[\w, ]+: )")  # between the parameters of one field, where Sphinx expects a type
+_NOTES = re.compile(r"^(Cancellation|Deadlock): ")
+
+
+def _fields(_app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
+    """Make fields of what docstrings say about cancellation and deadlocks, and paragraphs of what else follows a field."""
+    told: list[str] = []
+    above = ""  # what goes on until a line is empty: "text", "field" or "note"
+    for line in lines:
+        note = _NOTES.sub(r":\1: ", line)
+        if not line:
+            above = ""
+        elif note[0] == ":":
+            told += [""] if above == "text" else []
+            above = "field" if note == line else "note"
+        elif line[0] != " " and above == "field":
+            told.append("")
+            above = "text"
+        elif above == "note":
+            note = f"    {line.lstrip()}"
+        else:
+            above = above or "text"
+        told.append(_SEVERAL.sub("", note) if note.startswith(":param ") else note)
+    lines[:] = told
+
+
+def setup(app: Sphinx) -> None:
+    """Have the docstrings read as they are written here."""
+    app.connect("autodoc-process-docstring", _fields)

@@ -1,17 +1,25 @@
 """The site, as a reader's browser has it: it is built without a warning, and no link in it is dead."""
 
+import ast
 import html.parser
+import importlib
 import pathlib
 import subprocess
 import sys
 import urllib.parse
+from collections.abc import Iterator
 
 import pytest
 
 pytest.importorskip("furo", reason="needs the extra docs")
 pytest.importorskip("myst_parser", reason="needs the extra docs")
 
+from sphinx.util.inventory import InventoryFile
+
+import asyncrevoke
+
 ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "asyncrevoke"
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +65,47 @@ def test_no_link_is_dead(site: pathlib.Path) -> None:
                 dead.append(f"{path.relative_to(site)}: {link}")
     assert followed > 500
     assert dead == []
+
+
+def _public_modules() -> Iterator[str]:
+    """The modules that users import from. The console is a program."""
+    for folder in PACKAGE, PACKAGE / "adapters", PACKAGE / "compat":
+        for path in folder.iterdir():
+            package = path / "__init__.py"
+            if path.stem[0] != "_" and path.name != "console" and (path.suffix == ".py" or package.exists()):
+                yield ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+def _public_names(module: str) -> Iterator[str]:
+    """What a module defines or hands on: classes, functions, and constants in capitals."""
+    path = ROOT.joinpath("src", *module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                names = [node.name]
+            case ast.ImportFrom():
+                names = [each.asname for each in node.names if each.asname]
+            case ast.Assign() | ast.AnnAssign():
+                assigned = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [each.id for each in assigned if isinstance(each, ast.Name) and each.id[1:].isupper()]
+            case _:
+                names = []
+        yield from (name for name in names if name[0] != "_")
+
+
+def _found(name: str) -> object:
+    module, _, last = name.rpartition(".")
+    return getattr(importlib.import_module(module), last)
+
+
+def test_every_public_name_is_in_the_reference(site: pathlib.Path) -> None:
+    """Whatever the package and its public modules give to users is on a page, by the name that a user imports it by."""
+    with (site / "objects.inv").open("rb") as file:
+        inventory = InventoryFile.load(file, "", lambda *parts: "/".join(parts))
+    told = {name for kind in ("class", "exception", "function", "data") for name in inventory[f"py:{kind}"]}
+    shown = {id(_found(name)) for name in told}
+    public = {f"{module}.{name}" for module in _public_modules() for name in _public_names(module)}
+    public |= {f"asyncrevoke.{name}" for name in vars(asyncrevoke)["__all__"] if name != "answers"}
+    assert len(public) > 150
+    assert sorted(name for name in public if name not in told and id(_found(name)) not in shown) == []
