@@ -4,6 +4,8 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -86,6 +88,13 @@ SAYS = {
         "alice again is closed: good night",
     ],
 }
+PAGES = sorted(path for folder in ("start", "how-to") for path in (ROOT / "docs" / folder).glob("*.md"))
+#: A program that stands in a page or is included, and what it prints: the next block of text, up to the next program.
+PROGRAM = re.compile(
+    r"```(?:python\n(?P<code>.*?)|\{literalinclude\} (?P<file>\S+)\n.*?)```"
+    r"(?:(?:(?!```).)*```text\n(?P<printed>.*?)```)?",
+    re.DOTALL,
+)
 STANDARDS = {"oidc_back_channel_logout", "caep_session_revoked"}
 
 
@@ -112,6 +121,23 @@ def test_readme_block_runs() -> None:
     assert "'ttyUSB0/alice' was revoked: unplugged" in printed
     assert "'ttyUSB0' revoked (unplugged): 2 kicked, 3 released" in printed
     assert len([line for line in block.splitlines() if line.strip()]) <= 25
+
+
+def programs() -> Iterator[Any]:
+    """Each program of the pages that show some, and what its page says that it prints."""
+    for page in PAGES:
+        for number, found in enumerate(PROGRAM.finditer(page.read_text())):
+            code = found["code"] or (page.parent / found["file"]).read_text()
+            yield pytest.param(code, found["printed"], id=f"{page.stem}-{number}")
+
+
+@pytest.mark.parametrize(("code", "expected"), list(programs()))
+def test_program_of_a_page_prints_what_the_page_says(code: str, expected: str | None) -> None:
+    """Line by line, but for times, and for what the page leaves out by three dots."""
+    assert expected, "the page does not say what its program prints"
+    pattern = re.sub(r"\d+\\\.\d{3}\\ s", r"[\\d.]+\\ s", re.escape(expected.strip())).replace(r"\.\.\.", ".*")
+    printed = run(code).strip()
+    assert re.fullmatch(pattern, printed, re.DOTALL), printed
 
 
 def test_readme_links_lead_somewhere() -> None:
