@@ -19,7 +19,9 @@ myst_enable_extensions = ["deflist"]
 
 default_role = "py:obj"  # docstrings name what they mean in single backticks
 add_module_names = False
+maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
+autodoc_mock_imports = ["pyfuse3"]  # which is built on installation, of C
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True}

@@ -22,12 +22,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "asyncrevoke"
 
 
+pytestmark = pytest.mark.timeout(300)  # the site is built before the first test
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The site, built as CONTRIBUTING.md says, into a folder of the tests."""
     folder = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "docs", str(folder / "site")]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return folder / "site"
 
