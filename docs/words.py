@@ -1,10 +1,12 @@
 """How long our sentences are: of the README, the docs and the docstrings. `python docs/words.py [FILE ...]` lists them.
 
-Tables, code, headings and the changelog do not count. What stands in backticks is one word.
+Tables, code, headings and the changelog do not count. What stands in backticks is one word. Without files, it also checks the
+glossary: its terms are sorted, each is defined once and used, and no word that it rules out is written anywhere.
 """
 
 import ast
 import dataclasses
+import itertools
 import pathlib
 import re
 import sys
@@ -111,6 +113,48 @@ def rooms() -> dict[str, list[pathlib.Path]]:
     }
 
 
+GLOSSARY = ROOT / "docs" / "glossary.md"
+_TERM = re.compile(r"^- \*\*(.+?)\*\*: (.+?)(?=^- \*\*|\Z)", re.MULTILINE | re.DOTALL)
+_NOT = re.compile(r" Not: (.+)\.$", re.DOTALL)
+
+
+def glossary(text: str) -> list[tuple[str, list[str]]]:
+    """Return the terms of a glossary, in its order, each with the words that must not be used for it."""
+    found = []
+    for term, told in _TERM.findall(text):
+        ruled_out = _NOT.search(told.strip())
+        words = re.findall(r"\*(.+?)\*", ruled_out[1], re.DOTALL) if ruled_out else []
+        found.append((term, [" ".join(each.split()) for each in words]))
+    return found
+
+
+def faults(text: str, pages: str, written: Iterable[Sentence]) -> Iterator[str]:
+    """Yield what is wrong with a glossary.
+
+    :param pages: where each term must be used
+    :param written: where no word must be used that the glossary rules out
+    """
+    known = glossary(text)
+    terms = [term for term, _ in known]
+    yield from (f"{term}: is defined after {before}" for before, term in itertools.pairwise(terms) if term < before)
+    yield from (f"{term}: is defined more than once" for term in sorted({*terms}) if terms.count(term) > 1)
+    yield from (f"{term}: is not used" for term in terms if not re.search(rf"\b{term}", pages, re.IGNORECASE))
+    rivals = {rival: term for term, ruled_out in known for rival in ruled_out}
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, rivals))})(?!\w)", re.IGNORECASE)
+    for sentence in written:
+        for rival in pattern.findall(sentence.text):
+            yield f"{sentence}: {rival!r} is not our word: see {rivals[rival.lower()]!r}"
+
+
+def wrong_words(paths: Iterable[pathlib.Path] | None = None) -> Iterator[str]:
+    """Yield what is wrong with our glossary, and where these files, or all, use a word that it rules out."""
+    measured = rooms()
+    pages = [path for path in (*measured["pages"], *measured["docs"]) if path != GLOSSARY]
+    chosen = itertools.chain(*measured.values()) if paths is None else paths
+    written = [each for path in chosen if path != GLOSSARY for each in of(path)]
+    return faults(GLOSSARY.read_text(), "\n".join(path.read_text() for path in pages), written)
+
+
 def average(found: Iterable[Sentence]) -> float:
     words = [each.words for each in found]
     return sum(words) / max(len(words), 1)
@@ -128,6 +172,10 @@ def main(names: list[str]) -> int:
         if names:
             print(*long, sep="\n")
         bad = bad or bool(long) or average(found) > AVERAGE
+    if not names:
+        wrong = list(wrong_words())
+        print(*wrong, sep="\n", end="\n" * bool(wrong))
+        bad = bad or bool(wrong)
     return int(bad)
 
 
