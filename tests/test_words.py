@@ -8,8 +8,6 @@ import words
 
 ROOMS = words.rooms()
 UNFINISHED = {
-    "docs",
-    "pages",
     "src",
     "src/_core",
     "src/_registry",
