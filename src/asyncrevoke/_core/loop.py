@@ -317,7 +317,7 @@ async def checkpoint() -> None:
 
 
 def task_name(task: Task) -> str:
-    """What the task is called in a report."""
+    """The name of the task in a report."""
     return str(task.get_name() if isinstance(task, asyncio.Task) else task.name)
 
 
@@ -334,7 +334,7 @@ def where(task: Task) -> str:
 
 @functools.cache  # it is asked for each of ten thousand users; trio may come later
 def _plumbing(*loops: ModuleType | None) -> tuple[str, ...]:
-    """What the paths of code begin with that is a loop's or ours."""
+    """The beginnings of the paths of a loop's code, and of ours."""
     files = [each.__file__ for each in loops if each is not None and each.__file__]
     here = __file__.rpartition("/_core/")[0]
     return (*(f"{file.rpartition('/')[0]}/" for file in files), f"{here}/_", f"{here}/adapters/")

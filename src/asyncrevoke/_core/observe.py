@@ -90,7 +90,7 @@ async def observe(
 
 
 class Observation:
-    """What one call of `observe` sees, for as long as its loop runs."""
+    """The state of one call of `observe`, as long as its loop runs."""
 
     def __init__(self, node: Revokable, observers: tuple[Observer, ...], patience: float) -> None:
         self._node = node

@@ -39,7 +39,7 @@ def look(path: Path) -> os.stat_result:
 
 
 def file_of(status: os.stat_result) -> list[object]:
-    """What identifies a file even after another file has got its inode number."""
+    """Identify a file, even after another file has got its inode number."""
     return [status.st_dev, status.st_ino, place_of(status)]
 
 

@@ -37,7 +37,7 @@ T = TypeVar("T")
 #: Values that lead nowhere: they pass as they are, if they are exactly of these types, not of one derived from them.
 PLAIN: set[type] = {type(None), type(...), type(NotImplemented), bool, int, float, complex, str, bytes, range}
 PLAIN |= {dt.date, dt.time, dt.datetime, dt.timedelta, dt.timezone, decimal.Decimal, fractions.Fraction, uuid.UUID}
-#: And so do all of these: to compare, to catch and to raise; and the loop, which a future is asked for by what awaits it.
+#: All of these pass, too: to compare, to catch and to raise. So does the loop: code that awaits a future asks it for that.
 PLAIN_KINDS = (type, BaseException, enum.Enum, asyncio.AbstractEventLoop)
 
 
@@ -184,7 +184,7 @@ def _itself(obj: T) -> T:
     return obj
 
 
-#: By the handle's id: a side keeps its handle, and is kept by its proxies.
+#: Sides by the id of their handle. A side keeps its handle alive, and its proxies keep the side alive.
 _sides: weakref.WeakValueDictionary[int, _Side] = weakref.WeakValueDictionary()
 
 
@@ -403,7 +403,7 @@ _BLOCKS_AND_AWAITS = {
     "__aexit__": _aexit,
 }
 
-#: What the interpreter does without a special method, and by which others.
+#: Special methods that the interpreter replaces by others if they are missing, and by which.
 _BY_OTHERS: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "__int__": (int, {"__index__", "__trunc__"}),
     "__float__": (float, {"__index__"}),

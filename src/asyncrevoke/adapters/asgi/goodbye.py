@@ -16,11 +16,11 @@ from .interface import App, Message, Receive, Scope, Send
 logger = logging.getLogger("asyncrevoke")
 
 GOES, CANNOT_VOUCH = 1012, 1013  # close codes, "service restart" and "try again later"
-#: How requests are refused: tokens that are not good, and those that are, by the code that closes websockets.
+#: How requests are refused, by the code that closes websockets: for tokens that are not good, and for those that are.
 _REFUSED = 401, (b"www-authenticate", b'Bearer error="invalid_token"')
 _LATER = dict.fromkeys((GOES, CANNOT_VOUCH), (503, (b"retry-after", b"5")))
 _ROOM = 123  # bytes for the reason in the close frame of a websocket (RFC 6455, 5.5)
-#: What may be the last message of a response, and what says in it that it is not.
+#: Messages that may be the last of a response, and the field in each that says that it is not.
 _LAST = {
     "http.response.body": "more_body",
     "http.response.zerocopysend": "more_body",

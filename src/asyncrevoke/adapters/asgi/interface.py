@@ -7,5 +7,5 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-#: Of a scope, a receive and a send. Frameworks have types of their own for these.
+#: Called with a scope, a receive and a send. Frameworks have types of their own for these.
 App = Callable[[Any, Any, Any], Awaitable[None]]

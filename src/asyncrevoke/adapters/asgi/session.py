@@ -19,7 +19,7 @@ logger = logging.getLogger("asyncrevoke")
 
 #: Seconds after which a timer looks at the clock again: it may be set, and a machine that sleeps stops timers.
 _LOOK = 60.0
-#: Of the times at which something expires. A smaller one, of 2001 or before, may be meant as seconds from now.
+#: The earliest time at which something may expire. A smaller one, from 2001 or before, may be meant as seconds from now.
 _EARLIEST = 1e9
 _NOTHING: Message = {"type": ""}  # was sent yet
 _BEGIN = {"http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start"}  # an answer

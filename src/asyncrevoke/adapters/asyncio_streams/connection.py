@@ -15,7 +15,7 @@ from .transport import SerialTransport
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 T = TypeVar("T", bound=SerialTransport)
 W = TypeVar("W", bound=SerialWriter)
-#: Options of pyserial's and serialx's that say nothing to a transport here: its reads and writes wait for nobody.
+#: Options of pyserial's and serialx's that have no effect on a transport here: its reads and writes never wait.
 _VOID = (
     *("timeout", "read_timeout", "write_timeout", "writeTimeout", "inter_byte_timeout", "do_not_open"),
     *("connect_timeout", "receive_buffer_size", "read_buffer_size", "write_buffer_size"),

@@ -36,7 +36,7 @@ NUMBERS = {
     for machine, calls in _CALLS.items()
 }
 _NAMES = {number: name for name, number in NUMBERS.get(platform.machine(), {}).items()}
-#: Where the other descriptor stands, of those that have two.
+#: The place of the other descriptor, in calls that have two.
 _SECOND = {"sendfile": 1, "splice": 2, "tee": 1, "copy_file_range": 2, "epoll_ctl": 2}
 _P_PIDFD = 3
 

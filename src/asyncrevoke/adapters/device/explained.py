@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from asyncrevoke.linux import termios
 
-#: What to do, where the kernel's own words do not say it.
+#: Advice for errors, if the kernel's own words do not say what to do.
 HINTS: Mapping[int, str] = {
     errno.ENOENT: "there is no such device: is it plugged in?",
     errno.ENXIO: "the device behind it is gone: wait until it is plugged in again",

@@ -30,7 +30,7 @@ _MESSAGE = struct.Struct("=IIIQ")  # struct usbtmc_message (include/uapi/linux/u
 _ASYNC = 1
 _WRITE, _READ = (3 << 30 | _MESSAGE.size << 16 | 91 << 8 | number for number in (13, 14))
 _WRITE_RESULT, _CLEANUP_IO = 0xC0045B0F, 0x5B24
-#: What transfers fail by from an unplug until the driver is told of it (Documentation/driver-api/usb/error-codes.rst).
+#: The errors of transfers after an unplug, until the driver knows of it (Documentation/driver-api/usb/error-codes.rst).
 _LOST = (errno.ENOENT, errno.ECONNRESET, errno.EPROTO, errno.EILSEQ, errno.ETIME)
 
 

@@ -58,7 +58,7 @@ def _shut_down(fd: int) -> None:
 
 EVDEV = Means("EVIOCREVOKE", False, True, _reopened, lambda fd: fcntl.ioctl(fd, _EVIOCREVOKE, 0))
 HIDRAW = Means("HIDIOCREVOKE", False, False, _reopened, lambda fd: fcntl.ioctl(fd, _HIDIOCREVOKE, 0))
-#: By what `driver_of` tells.
+#: By the result of `driver_of`.
 DRIVERS = {"evdev": EVDEV, "hidraw": HIDRAW}
 TERMINAL = Means("TIOCVHANGUP", True, True, os.dup, lambda fd: fcntl.ioctl(fd, _TIOCVHANGUP))
 SOCKET = Means("shutdown", True, True, os.dup, _shut_down)

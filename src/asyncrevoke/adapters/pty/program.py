@@ -22,7 +22,7 @@ from asyncrevoke.linux import O_PATH, pidfd_open
 from asyncrevoke.lowlevel import Fd, Revokable
 
 _LEADER = (pkgutil.get_data(__package__, "leader.py") or b"").decode()
-#: Seconds that the kernel gets to end what was killed: a process that waits for a dead disk stays until that answers.
+#: Seconds that the kernel gets to end a killed process. One that waits for a dead disk stays until the disk answers.
 STUCK = 5.0
 
 

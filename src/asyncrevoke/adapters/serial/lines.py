@@ -13,7 +13,7 @@ from asyncrevoke.linux import fcntl, termios
 _LOW_LATENCY, _FLAGS = 1 << 13, 16  # ASYNC_LOW_LATENCY, and the place of `flags` in include/uapi/linux/serial.h
 _TIOCSBRK, _TIOCCBRK = 0x5427, 0x5428  # include/uapi/asm-generic/ioctls.h
 _PARITY, _ODD, _STICK = termios.PARENB, termios.PARODD, 0o10000000000  # CMSPAR in include/uapi/asm-generic/termbits.h
-#: Where the settings are in c_cflag: the bits, and what they are for each.
+#: The settings in c_cflag: the bits of each, and their values.
 _IN_CFLAG: dict[str, tuple[int, dict[Any, int]]] = {
     "bytesize": (termios.CSIZE, {5: termios.CS5, 6: termios.CS6, 7: termios.CS7, 8: termios.CS8}),
     "parity": (

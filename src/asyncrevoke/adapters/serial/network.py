@@ -7,7 +7,7 @@ import urllib.parse
 SCHEMES = ("socket://", "rfc2217://")
 FINISHED = "closed by the far end"  # an orderly end
 _CONNECT = 5.0  # seconds
-#: A far end that answers nothing, or takes nothing, is noticed after half a minute, as a stalled line ends in the kernel.
+#: Half a minute, as the kernel gives a stalled line: then a far end that answers or accepts nothing is noticed.
 _OPTIONS = {
     socket.TCP_KEEPIDLE: 10,
     socket.TCP_KEEPINTVL: 5,

@@ -32,7 +32,7 @@ else:
     except ImportError:  # serialx does without pyserial
         SerialException = OSError
 
-#: What the kernel answers when the device behind a port is gone; EPERM while its driver lets go of it.
+#: The kernel's answers when the device behind a port is gone; EPERM while its driver releases it.
 GONE = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EPERM))
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class Port(Line, Protocol):
         """Begin or end a break."""
 
 
-#: Opens a port, and has its node release it as soon as there is something to release.
+#: Opens a port, and gives its node a release as soon as there is something to release.
 Backend = Callable[[str, Revokable, dict[str, Any], AtOpen], Awaitable[Port]]
 
 
