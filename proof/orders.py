@@ -48,7 +48,20 @@ def main() -> int:
     os.chdir(HERE)
     figures = Figures()
     done = pytest.main(
-        ["-o", "addopts=", "-o", "faulthandler_timeout=0", "-p", "no:terminal", "-n", options.processes, "-k", options.words, *ROOMS], plugins=[figures]
+        [
+            "-o",
+            "addopts=",
+            "-o",
+            "faulthandler_timeout=0",
+            "-p",
+            "no:terminal",
+            "-n",
+            options.processes,
+            "-k",
+            options.words,
+            *ROOMS,
+        ],
+        plugins=[figures],
     )
     print(f"{figures.schedules:9,} schedules of {figures.scenarios} scenarios, {options.deviations} deviations")
     if not figures.schedules:
