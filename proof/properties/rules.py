@@ -414,13 +414,13 @@ class Tree(RuleBasedStateMachine):
         self.command(who, "use", told, do=lambda actor: actor.use(self.real[node], told), more=more)
 
     @_some(_inside)
-    @rule(who=_one_of(_inside), node=_one_of(lambda machine: _inside(machine)[0].inside[:1]), more=more)
-    def uses_again(self, who: Person, node: Use, more: bool) -> None:
-        """Nested in an operation on the same node, or on another's."""
+    @rule(who=_one_of(_inside), idle=st.booleans(), more=more)
+    def uses_again(self, who: Person, idle: bool, more: bool) -> None:
+        """Nested in an operation on the same node."""
         if who.lingers:
             return
         self.count("use again")
-        told = Use(self.fresh("use"), who.inside[0].node if who.inside else node.node, who)
+        told = Use(self.fresh("use"), who.inside[0].node, who, idle)
         self.command(who, "use", told, do=lambda actor: actor.use(self.real[told.node], told), more=more)
 
     @_some(_inside)
