@@ -1,5 +1,6 @@
 """The README: what it shows runs, where it points to is there, and its picture is the demo's."""
 
+import contextlib
 import getpass
 import json
 import os
@@ -37,7 +38,10 @@ def test_a_port_that_is_unplugged() -> None:
     """The program prints what comes from the port, and then why it is gone."""
     cable, port = os.openpty()  # plays the device
     program = block("A port that is unplugged").replace("/dev/ttyUSB0", os.ttyname(port))
-    with subprocess.Popen([sys.executable, "-W", "error", "-c", program], stdout=-1, stderr=-1, text=True) as process:
+    command = [sys.executable, "-W", "error", "-c", program]
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(command, stdout=-1, stderr=-1, text=True))
+        stack.callback(process.kill)
         assert process.stdout
         os.write(cable, b"17.3 kWh\n")
         while not select.select([process.stdout], [], [], 0.01)[0]:
@@ -105,20 +109,29 @@ def test_a_console_for_a_lab(tmp_path: pathlib.Path) -> None:
         assert (ended.returncode, ended.stderr) == (0, "")
         return ended.stdout
 
-    with subprocess.Popen(share, env=environment, stdout=-1, stderr=-1, text=True) as server:
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, cable)
+        stack.callback(os.close, port)
+
+        def running(command: list[str]) -> subprocess.Popen[str]:
+            program = stack.enter_context(
+                subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, stderr=-1, text=True)
+            )
+            stack.callback(program.kill)
+            return program
+
+        server = running(share)
         assert server.stdout
         assert server.stdout.readline().startswith("sharing")
-        with subprocess.Popen(attach, env=environment, stdin=-1, stdout=-1, stderr=-1, text=True) as client:
-            assert client.stderr
-            assert "attached as" in client.stderr.readline()
-            assert f"router/{getpass.getuser()}" in done(ls)
-            assert "released" in done(take_off)
-            assert "her slot is over" in client.stderr.read()
-            assert client.wait(60) == 1
+        client = running(attach)
+        assert client.stderr
+        assert "attached as" in client.stderr.readline()
+        assert f"router/{getpass.getuser()}" in done(ls)
+        assert "released" in done(take_off)
+        assert "her slot is over" in client.stderr.read()
+        assert client.wait(60) == 1
         assert "the lab closes" in done(take_away)
         assert "the lab closes" in server.communicate(timeout=60)[1]
-    os.close(port)
-    os.close(cable)
 
 
 def test_links_lead_somewhere() -> None:
