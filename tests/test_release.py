@@ -98,4 +98,4 @@ def test_the_wheel_works_where_nothing_else_is_installed(wheel: pathlib.Path, tm
     assert where.strip() == str(packages / "asyncrevoke/__init__.py")
     assert done(tmp_path / "bin/asyncrevoke", "--version", cwd=tmp_path) == f"asyncrevoke {VERSION}\n"
     demo = done(tmp_path / "bin/asyncrevoke", "demo", cwd=tmp_path)
-    assert "it is really gone: shell" in demo
+    assert "it has really gone: shell" in demo

@@ -49,7 +49,7 @@ def test_demo_shows_who_saw_what_in_order() -> None:
     steps = [
         r"alice +\| we are 3",
         r"us +bob is revoked",
-        r"bob +RevokedError: 'shell/sh/bob' \(generation 1\) was revoked: his shift is over",
+        r"bob +RevokedError: 'shell/sh/bob' \(generation 1\) was revoked: the shift is over",
         r"us +report: .* 1 kicked, 1 released",
         r"alice +\| we are 2",
         r"us +operation of .* in 'shell/sh/alice' for .* s at demo.py:\d+",
@@ -243,7 +243,7 @@ def test_escape_key_detaches(key: str) -> None:
         client.sees("ctrl-] q detaches")
         client.sees("you have the keyboard")
         client.types("\x1d?")
-        client.sees("q       detach, as does a dot")
+        client.sees("q       detach. A dot does the same")
         client.types("one\x1d\x1dtwo")
         client.sees("one\x1dtwo")
         client.types("\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[?2004l.")
@@ -649,7 +649,7 @@ def test_ls_watch_shows_what_happens(folder: pathlib.Path) -> None:
         ("ls --socket /nowhere", 1, "/nowhere: no control server can be reached: No such file"),
         ("ls --socket /\x1b[2J", 1, r"/\x1b[2J: no control server can be reached: No such file"),
         ("share -- no-such-program", 1, "no-such-program: No such file"),
-        ("share --name a/b", 1, "'a/b' is no name"),
+        ("share --name a/b", 1, "'a/b' is not a name"),
         ("share --group no-such-group", 1, "there is no group 'no-such-group'"),
         ("share --config /nowhere.toml", 1, "/nowhere.toml: No such file"),
         ("share --", 2, "a command after --"),

@@ -903,7 +903,7 @@ async def test_group_that_is_not_there(tmp_path: pathlib.Path) -> None:
 def test_share_that_makes_no_sense_is_refused() -> None:
     """A name is short and printable, and has no place in a path."""
     for name in ("", "a/b", "*", "a\nb", "x" * 65):
-        with pytest.raises(ValueError, match="is no name"):
+        with pytest.raises(ValueError, match="is not a name"):
             Share(name)
     Share("x" * 64)
     with pytest.raises(ValueError, match="a command and a device"):
@@ -929,7 +929,7 @@ def test_shares_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
         ('[share.a]\ncommand = "sh"', "command must be a list, and not 'sh'"),
         ("[share.a]\nbaudrate = true", "baudrate = True"),
         ("share.a = 1", "a"),
-        ('[share."a/b"]', "'a/b' is no name"),
+        ('[share."a/b"]', "'a/b' is not a name"),
         ("[share", "lab.toml"),
     ]:
         file.write_text(text)

@@ -413,7 +413,7 @@ SOUND = '[share.lab]\ncommand = ["cat"]\n[share.more]\n'
         (SOUND + 'log = "/no/such/folder/log"', "/no/such/folder/log: No such file"),
         (SOUND + '[share.new]\ndevice = "x"\nbaudrate = -1', "baudrate"),
         (SOUND + 'restart = "sometimes"', "restart = 'sometimes': give one of never, on-failure, always"),
-        (SOUND + '[share.new]\ndevice = "x"\nrestart = "always"', "'new' is a device, which comes back anyway"),
+        (SOUND + '[share.new]\ndevice = "x"\nrestart = "always"', "'new' is a device, which comes back by itself"),
         (SOUND + 'look = ["no-such-user"]', "no user 'no-such-user'"),
         ('group = "no-such-group"\n' + SOUND, "no group 'no-such-group'"),
         (

@@ -160,7 +160,7 @@ def test_device_is_unplugged_and_comes_back(panes: list[Pane]) -> None:
             alice.sees("login:")
             alice.presses("C-]", "d")
             alice.types("flashing\r")
-            alice.sees("port down, because: flashing\n", "is down: flashing, 9600n8]")
+            alice.sees("taking the port down: flashing\n", "is down: flashing, 9600n8]")
             bob.sees("[away: flashing]")
             alice.presses("C-]", "u")
             bob.sees("[back again]")
@@ -204,7 +204,7 @@ def test_port_is_shown_and_changed(panes: list[Pane]) -> None:
             assert breaks == [True, False]
             bob.attaches()
             bob.presses("C-]", "b")
-            bob.sees("[not done: that needs the keyboard, which you do not have: take it first]")
+            bob.sees("[not done: that needs the keyboard. You do not have it: take it first]")
             assert breaks == [True, False]
 
 

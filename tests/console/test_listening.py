@@ -403,7 +403,7 @@ def test_addresses_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
         ('listen = "127.0.0.1:1?read-only&take"', "'take' is none of read-only, take (one of them) and limit=NUMBER"),
         ('listen = "127.0.0.1:1?limit=0"', "'limit=0' is none of"),
         ("listen = 1", "listen must be a list, and not 1"),
-        ('listen = "0.0.0.0:1"', "'a': tcp://0.0.0.0:1 is open to other machines: say so by listen_anywhere"),
+        ('listen = "0.0.0.0:1"', "'a': tcp://0.0.0.0:1 is open to other machines. Set listen_anywhere"),
         ('listen = "tcp+tls://127.0.0.1:1"', "'a': tcp+tls://127.0.0.1:1 needs a tls_certificate"),
         ('listen = "127.0.0.1:1"\ntls_clients = "people.pem"', "'a' has files for TLS, and no address"),
     ):

@@ -266,7 +266,7 @@ def test_top_needs_a_terminal_and_a_server() -> None:
     done = subprocess.run([*COMMAND, "top"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         1,
-        "asyncrevoke: top needs a terminal: for a file or a pipe there is `asyncrevoke ls`\n",
+        "asyncrevoke: top needs a terminal. For a file or a pipe, use `asyncrevoke ls`\n",
     )
     with Client("top") as top:
         assert top.ends("nothing is shared. Looked in ") == 1

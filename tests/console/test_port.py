@@ -78,7 +78,10 @@ def test_what_is_not_given_stays() -> None:
         ({"parity": "evn"}, "parity = 'evn': give one of none, even, odd, mark, space"),
         ({"stopbits": True}, "stopbits = True: give one of 1, 1.5, 2"),
         ({"flow": "cts"}, "flow = 'cts': give one of none, rtscts, xonxoff"),
-        ({"speed": 9600}, "'speed' is no setting: give some of settings, baudrate, databits, parity, stopbits, flow"),
+        (
+            {"speed": 9600},
+            "'speed' is not a setting: give some of settings, baudrate, databits, parity, stopbits, flow",
+        ),
     ],
 )
 def test_settings_that_are_none_say_what_is_right(given: dict[str, Any], says: str) -> None:
@@ -100,8 +103,8 @@ def test_settings_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
         ("[share.b]\nrts = 'on'", "[share.b]: rts must be true or false, and not 'on'"),
         ("[share.b]\ndevce = 'x'", "[share.b]: there is no key 'devce': did you mean device?"),
         ("[share.b]\nzzz = 'x'", "baudrate or databits"),
-        ("[share.b]\ncommand = ['sh']\nbaudrate = 300", "'b' is no serial device: leave its settings and lines out"),
-        ("[share.b]\ndtr = true", "'b' is no serial device: leave"),
+        ("[share.b]\ncommand = ['sh']\nbaudrate = 300", "'b' is not a serial device: remove its settings and lines"),
+        ("[share.b]\ndtr = true", "'b' is not a serial device: remove"),
     ]:
         file.write_text(text + more)
         with pytest.raises(ValueError, match=r"lab\.toml: ") as info:
@@ -238,7 +241,7 @@ async def test_what_a_device_cannot_do_is_refused_and_changes_nothing(plug: Plug
         assert "a pty has no modem lines" in await refused(admin, lines={"dtr": True})
         nonsense: list[tuple[dict[str, Any], str]] = [
             ({"settings": "9600x"}, "bad-request: settings = '9600x': give bits per second"),
-            ({"settings": {"speed": 1}}, "bad-request: 'speed' is no setting"),
+            ({"settings": {"speed": 1}}, "bad-request: 'speed' is not a setting"),
             ({"lines": {"cts": True}}, "bad-request: 'lines' must have 'dtr' or 'rts'"),
             ({"lines": {"dtr": 1}}, "bad-request: 'lines' must have"),
             ({"lines": True}, "bad-request: 'lines' must have"),
@@ -580,8 +583,8 @@ def test_command_shows_and_changes_a_port(capsys: pytest.CaptureFixture[str]) ->
             "settings = '9600x8': give bits per second, parity and bits, such as 115200n8",
         ),
         ("share --parity evn /dev/x", 1, "parity = 'evn': give one of none, even"),
-        ("share --baudrate 300", 1, "'loopback' is no serial device: leave its settings and lines out"),
-        ("share --dtr on -- sh", 1, "'sh' is no serial device: leave"),
+        ("share --baudrate 300", 1, "'loopback' is not a serial device: remove its settings and lines"),
+        ("share --dtr on -- sh", 1, "'sh' is not a serial device: remove"),
         ("share --config x --flow none", 2, "with --config, give only"),
         ("share --config x --dtr off", 2, "with --config, give only"),
     ],

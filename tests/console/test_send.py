@@ -81,7 +81,7 @@ def test_late_answer_is_a_timeout() -> None:
         booted()
         done = send("lab", "hello", "--until", "never", "--timeout", "3")
         assert (done.returncode, done.stdout) == (3, "you said hello\nrouter# ")
-        assert done.stderr == "asyncrevoke: lab: 'never' has not come, in 3 s\n"
+        assert done.stderr == "asyncrevoke: lab: 'never' did not come within 3 s\n"
 
 
 def test_search_that_would_not_end_is_a_timeout() -> None:
@@ -99,7 +99,7 @@ def test_device_that_takes_nothing_is_a_timeout() -> None:
         done = send("lab", "x" * 100_000, "--timeout", "3")
     assert (done.returncode, done.stderr) == (
         3,
-        "asyncrevoke: lab: not all that was typed has been taken, in 3 s\n",
+        "asyncrevoke: lab: not all text was taken within 3 s\n",
     )
 
 
@@ -211,7 +211,7 @@ def test_keyboard_that_is_taken_away_for_good_is_not_waited_for(capsys: pytest.C
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["a", "--until", "("], "--until is no regular expression: missing )"),
+        (["a", "--until", "("], "--until is not a regular expression: missing )"),
         (["a", "b", "--until", "1", "c", "--until", "2"], "give one --until for each TEXT, or one for all"),
         (["a", "--frob"], "unrecognized arguments: --frob"),
         ([], "the following arguments are required: TEXT"),

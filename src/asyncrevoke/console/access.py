@@ -30,7 +30,7 @@ class People:
 def people(names: Sequence[str]) -> People:
     """Look names up: "bob" is a user, "@lab" a group.
 
-    :raises ValueError: naming the one that there is not
+    :raises ValueError: naming the user or group that does not exist
     """
     return People(
         frozenset(user_number(name) for name in names if not name.startswith("@")),
@@ -39,12 +39,12 @@ def people(names: Sequence[str]) -> People:
 
 
 class Rights:
-    """What a share allows whom. The owner of the server and root have them all.
+    """The rights of a share. The owner of the server and root have all of them.
 
-    Who may type or take away may look, too. What the share does not say is as for the whole server: its groups look and
-    type. So where a share says who may look, of the groups only those type who may.
+    Users that may type or revoke may also look. By default the groups of the server look and type. If a share says who may
+    look, members of the groups type only if they may look.
 
-    :param groups: the server's
+    :param groups: groups of the server
     :raises ValueError: if there is no such user or group
     """
 
@@ -58,7 +58,7 @@ class Rights:
         }
 
     def allows(self, peer: Peer, right: Right) -> bool:
-        """Whether somebody may do that."""
+        """Whether a peer has the right."""
         return peer.owner or (peer in self._look and peer in self._may[right])
 
 

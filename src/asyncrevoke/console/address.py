@@ -1,4 +1,4 @@
-"""Where a share is reached over the network, as its file says."""
+"""An address where a share listens on the network."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _MODES = {"read-only": "watch", "take": "force"}
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address of this machine, and what those get who connect there.
+    """An address of this machine, and what its clients get.
 
-    :ivar telnet: with RFC 2217; else the bytes as they are
-    :ivar mode: as of `attach` in the control protocol: write, watch or force
-    :ivar limit: how many may be connected
+    :ivar telnet: whether telnet with RFC 2217 is spoken. Otherwise the bytes are plain
+    :ivar mode: write, watch or force, as for `attach` in the control protocol
+    :ivar limit: number of clients that may be connected
     """
 
     host: str
@@ -28,9 +28,9 @@ class Address:
 
     @classmethod
     def of(cls, text: str) -> Address:
-        """Read ``telnet+tls://127.0.0.1:4001?take&limit=5``; without a protocol it is raw TCP.
+        """Read ``telnet+tls://127.0.0.1:4001?take&limit=5``. Without a protocol it is raw TCP.
 
-        :raises ValueError: if it makes no sense
+        :raises ValueError: if the text is not an address
         """
         if (found := _FORM.fullmatch(text)) is None or not 0 < (port := int(found["port"])) < 65536:
             raise ValueError(f"{text!r} is no address: give telnet://127.0.0.1:4001, tcp://[::1]:4001 or the like")
@@ -47,7 +47,7 @@ class Address:
 
     @property
     def loopback(self) -> bool:
-        """Whether only programs of this machine can connect there."""
+        """Whether only programs of this machine can connect."""
         return ipaddress.ip_address(self.host).is_loopback
 
     def __str__(self) -> str:
@@ -55,5 +55,5 @@ class Address:
 
 
 def joined(host: str, port: int) -> str:
-    """An address and a port as one word."""
+    """Join an address and a port to one word."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

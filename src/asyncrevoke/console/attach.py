@@ -1,4 +1,4 @@
-"""The client's own terminal, attached to a share: raw, with an escape key, and as it was before when that ends."""
+"""Attaches the user's terminal to a share. The terminal is raw, has an escape key, and is restored at the end."""
 
 import base64
 import contextlib
@@ -20,9 +20,9 @@ from .escape import HINT
 from .menu import Menu, present
 from .terminal import Terminal
 
-QUIET = 1.0  # seconds without output after which who has nothing more to send detaches
-_LONGEST = 10.0  # seconds after which he does so in any case
-_PATIENCE = 2.0  # seconds for the server to let go, and for the terminal to take the last output
+QUIET = 1.0  # seconds without output, after which a client with nothing more to send detaches
+_LONGEST = 10.0  # seconds after which it detaches in any case
+_PATIENCE = 2.0  # seconds for the server to answer, and for the terminal to take the last output
 _PAUSE = 0.4  # seconds after the escape key until the menu shows itself
 
 
@@ -31,13 +31,13 @@ async def attach(
 ) -> str:
     """Attach standard input and output to a share. Needs the main thread, for signals.
 
-    Where standard input is no terminal, it is sent when the keyboard comes, and its end, followed by a second without
-    output, or by ten of them, detaches; what was shown before is left out. With "watch" it is not read.
+    If standard input is not a terminal, it is sent when the keyboard comes. Earlier output is not shown then. After its end
+    this waits for a second without output, ten seconds at most, and detaches. With "watch" it is not read.
 
     :param mode, wait: as in docs/control-protocol.md
-    :returns: how it ended: "detached", or as the share did
-    :raises ControlError: why, if it was taken away, or the server has gone
-    :raises InterruptedError: by which signal it was ended
+    :returns: "detached", or how the share ended
+    :raises ControlError: if it was taken away, or the server has gone. The message says why
+    :raises InterruptedError: if a signal ended it
     :raises OSError: if standard output takes no more
     """
     with (
@@ -53,7 +53,7 @@ async def attach(
 
 
 def _whence() -> str:
-    """From where we are: the terminal, and the host by SSH, as who(1) has it."""
+    """Say where we are: the terminal, and the host by SSH, as in who(1)."""
     terminal = os.ttyname(0).removeprefix("/dev/") if os.isatty(0) else ""
     return " ".join(filter(None, (terminal, *os.environ.get("SSH_CONNECTION", "").split()[:1])))
 
@@ -65,8 +65,8 @@ class _Attachment:
         self._watches = watches
         self._menu = Menu(self, watches=watches)
         self._name = ""
-        self._excuse = ""  # what who types now is told, once
-        self._denied = "you only watch here" if watches else ""  # why this one never types
+        self._excuse = ""  # shown once to a user who types now
+        self._denied = "you only watch here" if watches else ""  # why this client never types
         self._yours = False
         self._here = True
         self._may_type = anyio.Event()
@@ -118,7 +118,7 @@ class _Attachment:
         try:
             outcome = await self._take_all()
             self._terminal.line = None
-            await self._terminal.write(b"")  # what has waited for it
+            await self._terminal.write(b"")  # output that has waited for it
             with anyio.move_on_after(_PATIENCE):
                 await self._terminal.room()
             self._end(outcome)
@@ -164,8 +164,8 @@ class _Attachment:
         if what != "type":
             self._menu.refused(why)
         elif self._terminal.raw:
-            self._denied = why  # which is told with who has the keyboard
-        else:  # the keyboard would be waited for in vain
+            self._denied = why  # shown with the holder of the keyboard
+        else:  # waiting for the keyboard would be in vain
             self._end(ControlError("forbidden", why))
 
     async def _hand(self, holder: str | None, yours: bool, why: str, by: str) -> None:
@@ -210,7 +210,7 @@ class _Attachment:
         await self._detach()
 
     async def _obey(self, keys: bytes) -> bool:
-        """Type and ask for what the keys mean, and report whether they detach."""
+        """Do what the keys mean, and report whether they detach."""
         typed = b""
         for each in self._menu.keys(keys):
             if isinstance(each, bytes):
@@ -241,7 +241,7 @@ class _Attachment:
         await self._detach()
 
     async def _type(self, data: bytes) -> None:
-        if data:  # what is typed without the keyboard, the server throws away
+        if data:  # the server throws away what is typed without the keyboard
             self._excuse_once()
             await self._unsent.send({"data": base64.b64encode(data).decode()})
 
@@ -251,7 +251,7 @@ class _Attachment:
             self._excuse = ""
 
     async def _interrupt(self) -> None:
-        """Have ctrl-C typed before all that was typed so far, which is thrown away."""
+        """Throw away what was typed so far and not sent, and have ctrl-C typed."""
         with contextlib.suppress(anyio.WouldBlock):
             while True:
                 self._to_send.receive_nowait()
@@ -259,7 +259,7 @@ class _Attachment:
         await self._unsent.send({"interrupt": True})
 
     async def _detach(self) -> None:
-        """What was typed comes first; a server that does not answer is left alone."""
+        """Detach after all that was typed. A server that does not answer is not waited for."""
         with anyio.move_on_after(_PATIENCE):
             await self._unsent.send({"detach": True})
             await anyio.sleep_forever()

@@ -1,4 +1,4 @@
-"""Somebody who is attached to a share."""
+"""A client: a person or program that is attached to a share."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _AHEAD = 256  # lines that a client may type ahead, and an interrupt passes
 
 
 class Client:
-    """Somebody who is attached.
+    """A person or program that is attached.
 
-    :ivar peer: whose rights it has, if the kernel says who that is
-    :ivar origin: from where it came, as it says itself
+    :ivar peer: process at the other end, whose rights it has, if the kernel tells it
+    :ivar origin: where it comes from, as it says itself
     :ivar since: when it came, by the loop's clock
-    :ivar handle: pinned to the name: who takes it away takes all that the client has
-    :ivar writes: whether the keyboard may come to this one
-    :ivar keyboard: a handle on it, for as long as this one has it
-    :ivar leaves: it goes by itself, and what it has typed stays
-    :ivar end: that it was taken off, by whom and why
-    :ivar why: it alone was taken away from this one
-    :ivar by: who has taken it
-    :ivar news: set when it may have changed hands, or somebody has said something
+    :ivar handle: handle that is pinned to the name. Revoking it takes away everything that the client has
+    :ivar writes: whether the client may have the keyboard
+    :ivar keyboard: handle on the keyboard, while the client has it
+    :ivar leaves: whether it goes by itself. Then its typed bytes are kept
+    :ivar end: says that it was taken off, by whom and why
+    :ivar why: why only the keyboard was taken from it
+    :ivar by: user that took the keyboard
+    :ivar news: set when the keyboard may have changed hands, or another client has said something
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Client:
         )
 
     async def run(self, *, force: bool) -> str:
-        """Show it all that comes, take what it types, until it ends; it returns why.
+        """Show all output and take what is typed, until the client ends. Return why it ended.
 
         :raises ControlError: if it was taken away
         """
@@ -167,7 +167,7 @@ class Client:
         return await self._front.hear(self)
 
     async def type(self, data: bytes) -> None:
-        """Type this, after all before it; without the keyboard, it is thrown away."""
+        """Type data, after all before it. Without the keyboard it is thrown away."""
         if self.keyboard is not None:
             await self._typed.send((self.keyboard, data))
 
@@ -211,17 +211,17 @@ class Client:
             self._console.discard()
 
     def forget(self) -> None:
-        """Throw away what has come for this one and was not shown."""
+        """Throw away output for this client that was not shown yet."""
         if self._stream is not None:
             self._stream.forget()
 
     async def ask_port(self, request: Request) -> Mapping[str, Any]:
-        """Have the share's port do what a request says, as `obey`; what changes something needs the keyboard.
+        """Have the port of the share obey a request, as `obey` does. A change needs the keyboard.
 
         :raises ControlError: "refused", "bad-request"
         """
         if request.fields.keys() & CHANGES and self.keyboard is None:
-            raise ControlError("refused", "that needs the keyboard, which you do not have: take it first")
+            raise ControlError("refused", "that needs the keyboard. You do not have it: take it first")
         return await obey(self._console, request, self.name, [self.keyboard or self.handle])
 
     def resize(self, size: tuple[int, int] | None) -> None:
@@ -237,7 +237,7 @@ class Client:
                 session.resize(*self._size)
 
     def told(self) -> dict[str, Any]:
-        """Who it is and what it does, as the control protocol has it."""
+        """Return who it is and what it does, as a record of the control protocol."""
         return {
             "name": self.name,
             "keyboard": self._console.keyboard is self,
@@ -247,7 +247,7 @@ class Client:
         }
 
     def review(self) -> None:
-        """Take from it what its rights do not allow, or not any more."""
+        """Take away what its rights do not allow, or no longer allow."""
         if self.peer is None:
             return
         if not self._console.allows(self.peer, "look"):
@@ -261,9 +261,9 @@ class Client:
     # -- the keyboard, and the others --
 
     def take(self) -> None:
-        """Take the keyboard from whoever has it. It goes back there when this one gives it back, or leaves.
+        """Take the keyboard from its holder. It goes back there when this client gives it back, or leaves.
 
-        :raises Refused: if this one may not type, or has it
+        :raises Refused: if this client may not type, or has the keyboard
         """
         if not self.writes:
             raise Refused("take", self.why or "you only watch here")
@@ -272,18 +272,18 @@ class Client:
         self._console.hand_to(self, by=self.name)
 
     def give(self) -> None:
-        """Give the keyboard back: to whom it was taken from, or else to who has been here longest.
+        """Give the keyboard back to the client it was taken from. If that has gone, it goes to the one attached longest.
 
-        :raises Refused: if another has it
+        :raises Refused: if this client does not have it
         """
         if self._console.keyboard is not self:
             raise Refused("give", "you do not have the keyboard")
         self._console.hand_on()
 
     def say(self, text: str) -> None:
-        """Tell a line to all others.
+        """Tell a line to all other clients.
 
-        :raises Refused: if there are none
+        :raises Refused: if there are no others
         """
         others = [each for each in self._console.clients if each is not self]
         if not others:
@@ -292,12 +292,12 @@ class Client:
             each.learn({"said": text, "by": self.name})
 
     def learn(self, news: Mapping[str, Any]) -> None:
-        """Be told something that others have said or done."""
+        """Take a message about what another client has said or done."""
         self._said.append(news)
         self.news.set()
 
     def who(self) -> list[dict[str, Any]]:
-        """Who is here, as the control protocol tells it."""
+        """Return the attached clients, as records of the control protocol."""
         return self._console.who()
 
     async def _tell(self) -> str:

@@ -1,4 +1,4 @@
-"""What a shell offers when Tab is pressed. Names of shares are asked of the servers, quickly and silently."""
+"""What a shell offers when you press Tab. The servers are asked for names of shares, quickly and silently."""
 
 import argparse
 import contextlib
@@ -15,16 +15,16 @@ from asyncrevoke.control.lines import ControlError
 from .sockets import look, shares
 
 _BY_ID = pathlib.Path("/dev/serial/by-id")
-_PATIENCE = 1.0  # seconds; whoever has pressed Tab waits
+_PATIENCE = 1.0  # seconds that the shell hangs at most
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Write to the shell what may come next, and exit."""
+    """Write to the shell what may follow, and exit."""
     argcomplete.autocomplete(parser, always_complete_options=False, default_completer=_Offer())
 
 
 class _Offer(BaseCompleter):
-    """What may be given for an argument, by its name in the usage."""
+    """Return completers of arguments, by their names in the usage."""
 
     def __call__(
         self, *, prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_: object
@@ -48,15 +48,15 @@ def _shared(args: argparse.Namespace, depth: int) -> Iterable[str]:
 
 
 async def _ask(socket: str, depth: int) -> set[str]:
-    """Shares, or what is so deep below them. A server that does not answer is left out."""
+    """Return the shares, or the names that many levels below them. A server that does not answer is skipped."""
     found: set[str] = set()
 
     async def ask(control: Control) -> None:
         with contextlib.suppress(ControlError):
             nodes = [node for node in await control.list() if node["path"].count("/") == depth]
-            # below a share, clients alone: what else is open there belongs to a generation
+            # below a share, only clients: all else belongs to a generation
             found.update(n["path"] for n in nodes if (n["generation"] is None if depth else n["kind"] == "name"))
-            if not depth:  # what is over, too
+            if not depth:  # shares that are over too
                 found.update(share["name"] for share in await shares(control))
 
     with anyio.move_on_after(_PATIENCE), contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A live session, shared by several clients and taken away from them: what `asyncrevoke demo` shows."""
+"""The session that `asyncrevoke demo` shows: several clients share it, and it is taken away from them."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ _COLOURS = {"alice": "32", "bob": "33", "carol": "36", "dave": "35", "us": "1"}
 
 
 class _Timeline:
-    """Prints who saw what, and when; in colour on a terminal, plain in a pipe."""
+    """Prints who saw what, and when. It uses colour on a terminal, and none in a pipe."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -34,7 +34,7 @@ class _Client:
         self.name = stream.handle.name
         self._say = say
         self._heard = ""  # all of it
-        self._line = ""  # what has no end yet
+        self._line = ""  # the line that has no end yet
         self._news = anyio.Event()
 
     async def read(self) -> None:
@@ -57,12 +57,12 @@ class _Client:
 
 
 async def demo(out: TextIO = sys.stdout) -> None:
-    """Run the demonstration; it takes about a second, and neither hardware nor privilege."""
+    """Run the demonstration. It takes about a second, and needs no hardware and no privilege."""
     say = _Timeline(out)
     registry = Registry()
     env = {"PATH": os.defpath, "PS1": "$ ", "TERM": "dumb"}
     async with registry.name("shell") as name, anyio.create_task_group() as readers:
-        say("us", "a shell on a pseudo terminal, shared by three; each of them waits for its output")
+        say("us", "three clients share a shell on a pseudo terminal. Each waits for its output")
         session = open_pty(["sh"], owner=name, env=env)
         clients = alice, bob, carol = [_Client(session.open(who), say) for who in ("alice", "bob", "carol")]
         for client in clients:
@@ -75,8 +75,8 @@ async def demo(out: TextIO = sys.stdout) -> None:
             await client.hears("we are 3\r\n$ ")
 
         await anyio.wait_all_tasks_blocked()
-        say("us", "bob is revoked; the others notice nothing")
-        report = await bob.stream.revoke("his shift is over")
+        say("us", "bob is revoked. The others notice nothing")
+        report = await bob.stream.revoke("the shift is over")
         say("us", f"report: {report}")
         await alice.stream.send(b"echo we are $((3 - 1))\n")
         for client in (alice, carol):
@@ -88,13 +88,13 @@ async def demo(out: TextIO = sys.stdout) -> None:
             say("us", f"  {user}")
         report = await registry.revoke("shell", reason="maintenance")
         say("us", f"report: {report}")
-        say("us", f"it is really gone: shell {session.pid} ended by signal {-(await session.wait())} and is reaped")
+        say("us", f"it has really gone: shell {session.pid} ended by signal {-(await session.wait())} and is reaped")
         try:
             await alice.stream.send(b"echo still there?\n")
         except RevokedError as error:
             say("alice", f"RevokedError: {error}")
 
-        say("us", "the same name, the next generation")
+        say("us", "the same name has a new generation")
         async with open_pty(["sh"], owner=name, env=env) as session:
             dave = _Client(session.open("dave"), say)
             async with anyio.create_task_group() as reader:

@@ -1,6 +1,6 @@
-"""The key that tells an attached terminal itself something, and how that is explained."""
+"""The escape key of an attached terminal, and the help about it."""
 
-ESCAPE = 0x1D  # ctrl-], as telnet has it
+ESCAPE = 0x1D  # ctrl-], as in telnet
 KEYS = {
     "w": "show who is here",
     "t": "take the keyboard",
@@ -12,7 +12,7 @@ KEYS = {
     "d": "take the port down, to lend it to another program",
     "u": "bring the port up again",
     "c": "throw away input that is stuck, and type ctrl-C",
-    "q": "detach, as does a dot",
+    "q": "detach. A dot does the same",
     "?": "show this help",
     "ctrl-]": "type one ctrl-]",
 }

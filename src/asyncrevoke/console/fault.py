@@ -1,8 +1,8 @@
-"""An error that people read, in one line."""
+"""An error in one line, for people."""
 
 
 def told(error: BaseException | str) -> str:
-    """What is wrong, with the name of the file first, without its number."""
+    """Say what is wrong. The name of the file comes first, and the error number is dropped."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)

@@ -1,4 +1,4 @@
-"""Through what a client sees a share and types: a control socket, or whatever else there may be."""
+"""The connection through which a client sees a share and types. A control socket is one."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class Front(Protocol):
     """One person's end: what a `Client` needs of it."""
 
     def show_now(self, data: bytes) -> bytes:
-        """Show output as far as it is taken at once, and return the rest. It never waits."""
+        """Show as much output as is taken at once, and return the rest. It never waits."""
 
     async def show(self, data: bytes) -> None:
         """Show output. If the person does not take it for too long, revoke this end."""
 
     async def tell(self, news: Mapping[str, Any]) -> None:
-        """Tell what the control protocol calls a record, as far as there is a way to tell it here."""
+        """Tell a record of the control protocol, as far as this connection can."""
 
     async def hear(self, client: Client) -> str:
-        """Have the client do what the person does, until this end has gone; it returns how."""
+        """Have the client do what the person does, until this end has gone. Return how it went."""
 
 
 class Refused(Exception):
-    """What a person asked for is not done; the person stays attached.
+    """A request of a person is refused. The person stays attached.
 
-    :ivar what: the field of the line that asked for it
+    :ivar what: field of the line that made the request
     """
 
     def __init__(self, what: str, why: str) -> None:
@@ -49,7 +49,7 @@ class Refused(Exception):
 
 
 class SocketFront:
-    """A connection of the control protocol, in whose lines everything is told."""
+    """A connection of the control protocol. Its lines tell everything."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -128,7 +128,7 @@ def _text(value: object) -> str:
 
 
 def size(value: object) -> tuple[int, int] | None:
-    """Rows and columns of a window, as the control protocol has them.
+    """Return the rows and columns of a window, as in the control protocol.
 
     :raises ControlError: "bad-request"
     """

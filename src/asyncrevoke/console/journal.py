@@ -1,4 +1,4 @@
-"""What a server says: on standard error, which may be the journal's."""
+"""Logs to standard error, which may be the journal's."""
 
 import contextlib
 import logging
@@ -12,10 +12,10 @@ _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, loggin
 
 @contextlib.contextmanager
 def logging_to_stderr() -> Iterator[None]:
-    """Have all that is logged on standard error, from now on and until the exit."""
+    """Log to standard error until the exit."""
     logger, handler = logging.getLogger("asyncrevoke"), logging.StreamHandler()
     handler.setFormatter(_Lines())
-    # By whom somebody is taken off, the share says: the control server need not say it, too.
+    # The share logs who takes a client off. The control server need not log it again.
     handler.addFilter(lambda record: record.name != "asyncrevoke.control" or record.levelno > logging.INFO)
     level = logger.level
     logger.addHandler(handler)
@@ -28,7 +28,7 @@ def logging_to_stderr() -> Iterator[None]:
 
 
 class _Lines(logging.Formatter):
-    """A line, and those of a traceback, which begin as their reader expects it. No name in it begins another."""
+    """Formats a message and its traceback. Each line has the prefix, and a name cannot start a line of its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # as logging has it
         return printable(super().formatMessage(record))
@@ -39,7 +39,7 @@ class _Lines(logging.Formatter):
 
 
 def prefix(level: int) -> str:
-    """How a line begins: with the name of this program or, for the journal, which knows it, the priority (sd-daemon(3))."""
+    """Return the prefix of a line: the name of this program. For the journal, it is the priority (sd-daemon(3))."""
     with contextlib.suppress(OSError):
         stderr = os.fstat(2)
         if os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}":

@@ -16,12 +16,12 @@ logger = logging.getLogger("asyncrevoke")
 
 
 class Listener:
-    """Where a share is reached over the network. It is there once it listens.
+    """A listener of a share on the network.
 
-    :ivar context: of TLS, if that is spoken there
-    :ivar warning: who can do what there from other machines, if it is open to them
-    :ivar socket: once it listens
-    :raises ValueError: if the files for TLS are none
+    :ivar context: context of TLS, if TLS is spoken there
+    :ivar warning: says who can do what from other machines, if the address is open to them
+    :ivar socket: the socket, once it listens
+    :raises ValueError: if the files for TLS cannot be used
     """
 
     def __init__(self, share: Share, address: Address) -> None:
@@ -36,9 +36,9 @@ class Listener:
             self.warning = f"{share.name!r} is open to the network on {address}: everybody {who} can {does}"
 
     def listen(self) -> None:
-        """Keep whoever comes waiting until somebody accepts.
+        """Listen. Clients wait until they are accepted.
 
-        :raises OSError: naming the share and the address, if it is taken, or not of this machine
+        :raises OSError: if the address is in use, or not of this machine. The message names the share and the address
         """
         address = self.address
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -53,7 +53,7 @@ class Listener:
 
     def close(self) -> None:
         if self.socket is not None:
-            anyio.notify_closing(self.socket)  # whoever waits for it gets ClosedResourceError
+            anyio.notify_closing(self.socket)  # a waiting task gets ClosedResourceError
             self.socket.close()
 
 
@@ -61,7 +61,7 @@ def _context(share: Share) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=share.tls_clients or None)
         context.load_cert_chain(share.tls_certificate, share.tls_key or None, password="")
-    except (OSError, ValueError) as exc:  # which do not say of which file
+    except (OSError, ValueError) as exc:  # its message does not name the file
         files = ", ".join(filter(None, (share.tls_certificate, share.tls_key, share.tls_clients)))
         raise ValueError(f"{share.name!r}: no certificate and key of TLS in {files}: {exc}") from exc
     if share.tls_clients:

@@ -1,4 +1,4 @@
-"""The menu of an attached terminal: keys after the escape key, and lines that are typed to us and not to the share."""
+"""The menu of an attached terminal: keys after the escape key, and lines that are typed into the menu."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .escape import ESCAPE, HELP, MENU
 from .person import does
 from .settings import Settings
 
-#: The escape key where a program has asked for keys in another form: of xterm's modifyOtherKeys, or kitty's, with locks.
+#: The escape key in the forms that a program may ask for: of xterm's modifyOtherKeys, or kitty's, with locks.
 _ENCODED = re.compile(rb"\x1b\[(?:27;5;93~|93;(?:5|69|133|197)(?::[12])?u|(93;(?:5|69|133|197):3u))")
-#: What a terminal says unasked, or because a program has asked: arrows, marks around a paste, the mouse, the focus.
+#: What a terminal sends by itself or because a program asked: arrows, marks around a paste, the mouse, the focus.
 _SEQUENCE = re.compile(rb"\x1b(?:\[M.{3}|[\[O][0-?]*[ -/]*[@-~])", re.DOTALL)
 _BREAK = 0.25  # seconds
 _LONGEST = 1000  # characters of a line
@@ -33,19 +33,19 @@ _ACTS: dict[int, Record] = {
 
 
 class Screen(Protocol):
-    """Where a menu shows itself. It never waits there, so that keys work if the terminal takes nothing."""
+    """The screen that shows a menu. Its methods never wait, so keys work even if the terminal takes nothing."""
 
     def say_soon(self, *lines: str) -> None:
-        """Show lines of our own."""
+        """Show lines of the menu."""
 
     def ask_soon(self, line: str, *, over: bool = False) -> None:
-        """Show the line that is typed to us, as it is now, or as it was when it ended."""
+        """Show the line that is typed into the menu, as it is now or as it ended."""
 
 
 class Menu:
-    """What keys mean, one after the other.
+    """Tells what keys mean, one after the other.
 
-    :ivar waits: the escape key was the last, and nothing was shown yet
+    :ivar waits: whether the escape key came last, and the menu is not shown yet
     """
 
     def __init__(self, screen: Screen, *, watches: bool) -> None:
@@ -57,11 +57,13 @@ class Menu:
         self._answers: Callable[[str], Record | None] | None = None
         self._typed = ""
         self._decode = codecs.getincrementaldecoder("utf-8")("ignore").decode
-        self._then: Callable[[Record], None] | None = None  # when the port is known
+        self._then: Callable[[Record], None] | None = None  # called when the port is known
 
     def keys(self, data: bytes) -> Iterator[bytes | Record]:
-        """What is to be typed, and what is to be sent. A line that is typed to us takes all that came with its end."""
-        data = _ENCODED.sub(lambda found: b"" if found[1] else bytes([ESCAPE]), data)  # no key is let go of here
+        """Yield what to type and what to send. A line that is typed into the menu takes all bytes that came with its end."""
+        data = _ENCODED.sub(
+            lambda found: b"" if found[1] else bytes([ESCAPE]), data
+        )  # releases of keys are dropped here
         if not (self._answers or self._escaped or self._watches or ESCAPE in data):  # a paste
             yield data
             return
@@ -84,7 +86,7 @@ class Menu:
                 yield data[at : at + 1]
 
     def show(self) -> None:
-        """Show the choice, as no key has come."""
+        """Show the menu, because no key has come."""
         self.waits = False
         self._screen.say_soon(MENU)
 
@@ -99,7 +101,7 @@ class Menu:
         elif key == ord("s"):
             self._ask("say: ", lambda text: {"say": text} if text else None)
         elif key == ord("d"):
-            self._ask("take the port down, because: ", lambda text: {"down": text})
+            self._ask("reason for taking the port down: ", lambda text: {"down": text})
         elif key in b"pl":
             self._then = self._ask_settings if key == ord("p") else self._ask_line
             yield {"port": True}
@@ -112,7 +114,7 @@ class Menu:
     # -- the port --
 
     def port(self, port: Record) -> None:
-        """The port is like this: the answer to all that is asked of it."""
+        """Take the state of the port: it answers every request about the port."""
         then, self._then = self._then or self._show, None
         then(port)
 
@@ -123,7 +125,7 @@ class Menu:
         self._screen.say_soon(f"{state}{why}, {Settings(**port['settings'])}", *([lines] if lines else []))
 
     def refused(self, why: str) -> None:
-        """What was asked for is not done."""
+        """Say that a request was not carried out."""
         self._then = None
         self._screen.say_soon(f"not done: {why}")
 
@@ -144,7 +146,7 @@ class Menu:
 
         self._ask("toggle dtr or rts: ", toggle)
 
-    # -- a line that is typed to us --
+    # -- a line that is typed into the menu --
 
     def _ask(self, question: str, answers: Callable[[str], Record | None]) -> None:
         self._question, self._answers, self._typed = question, answers, ""
@@ -168,7 +170,7 @@ class Menu:
 
 
 def present(who: list[Record], own: str) -> list[str]:
-    """Who is here, a line each."""
+    """Return a line for each person who is attached."""
     now, lines = time.time(), []
     for each in who:
         you = " (you)" if each["name"] == own else ""

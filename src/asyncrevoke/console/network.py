@@ -1,7 +1,7 @@
-"""A share over the network: each connection is a client like any other.
+"""A share over the network. Each connection is a client like any other.
 
-An address admits whoever reaches it, as ser2net's do; where TLS asks for certificates, whoever has one. Who takes nothing of
-what is sent is taken off as everybody who is too slow, and who has gone without a word is noticed by the kernel.
+An address admits every client that reaches it, as with ser2net. If TLS asks for certificates, the client needs one. A client
+that receives nothing is taken off as too slow. The kernel notices a client that has gone without a word.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OVER = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError
 
 
 async def run(console: Console) -> None:
-    """Run a console, and let in who comes to its addresses, until it has ended."""
+    """Run a console, and accept clients at its addresses, until it has ended."""
     async with Revokable("connections") as connections, anyio.create_task_group() as tasks:
         for listener in console.listeners:
             tasks.start_soon(_Door(console, listener, connections, tasks).stand_open)
@@ -45,7 +45,7 @@ async def run(console: Console) -> None:
 
 
 class _Door:
-    """Where clients come in."""
+    """Accepts the clients of one address."""
 
     def __init__(
         self, console: Console, listener: Listener, connections: Revokable, tasks: anyio.abc.TaskGroup
@@ -67,9 +67,9 @@ class _Door:
                 self._let_in()
             except anyio.ClosedResourceError:
                 return
-            except (BlockingIOError, ConnectionAbortedError):  # who came has gone
+            except (BlockingIOError, ConnectionAbortedError):  # the client has gone already
                 pass
-            except OSError as exc:  # too many files are open; who waits is let in when some are closed
+            except OSError as exc:  # too many files are open: clients wait until some are closed
                 logger.warning("%r, %s: %s", self._console.share.name, self._address, exc)
                 await anyio.sleep(1)
 
@@ -80,7 +80,7 @@ class _Door:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
             stream = FdStream(connection.fileno(), self._connections)
             connection.detach()
-        if len(self._coming) == self._address.limit:  # who says nothing shall not keep others out
+        if len(self._coming) == self._address.limit:  # silent connections must not keep others out
             next(iter(self._coming)).revoke("others have come")
         self._coming[stream] = None
         self._tasks.start_soon(self._talk, stream, f"tcp:{joined(*address[:2])}")
@@ -110,7 +110,7 @@ class _Door:
             self._inside.discard(stream)
 
     async def _attend(self, front: RawFront, name: str, peer: str) -> str:
-        """Have a client attached until it goes, or is taken off; it returns why."""
+        """Attach a client until it goes or is taken off. Return why it ended."""
         mode = self._address.mode
         client = Client(self._console, front, name, writes=mode != "watch", wait=True, history=False, origin=peer)
         try:
@@ -119,7 +119,7 @@ class _Door:
             return str(error)
 
     async def _secured(self, stream: FdStream, peer: str) -> tuple[anyio.abc.ByteStream, str]:
-        """What is talked over, and the name of who is there."""
+        """Return the stream to talk over, and the name of the client."""
         context = self._context
         if context is None:
             return stream, peer
@@ -130,7 +130,7 @@ class _Door:
 
 
 def _common_name(wire: TLSStream) -> str:
-    """The name in the certificate of whoever is there, if it can be a client's."""
+    """Return the name in the certificate of the client, if a client may have that name."""
     certificate: Any = wire.extra_attributes[TLSAttribute.peer_certificate]() or {}
     names = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
     return next((name for name in names if is_name(name)), "")

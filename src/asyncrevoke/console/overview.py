@@ -1,4 +1,4 @@
-"""What is shared, and who is there: as programs read it, and in the columns that people want."""
+"""Shares and their clients, as records for programs and as columns for people."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,10 @@ from .sockets import Servers
 
 @dataclass(frozen=True)
 class Found:
-    """What one server has told.
+    """The answers of one server.
 
-    :ivar shares: of a console server
-    :ivar nodes: all that is open there
+    :ivar shares: its shares, if it is a console server
+    :ivar nodes: all nodes that are open there
     """
 
     socket: str
@@ -28,9 +28,9 @@ class Found:
 
 
 async def ask(servers: Servers, *, who: bool) -> list[Found]:
-    """Ask all of them.
+    """Ask all servers.
 
-    :param who: also who is inside of each node
+    :param who: whether to ask for the users of each node too
     """
     nodes = await servers.nodes(who=who)
     shares = await servers.shares()
@@ -38,7 +38,7 @@ async def ask(servers: Servers, *, who: bool) -> list[Found]:
 
 
 def summary(found: Sequence[Found]) -> Iterator[list[str]]:
-    """A line for each share; of another service for each of its names."""
+    """Yield a line for each share. Other services have a line for each name."""
     yield ["NAME", "DEVICE", "SETTINGS", "STATE", "KEYBOARD", "USERS", "SINCE"]
     for server in found:
         for share in sorted(server.shares, key=lambda share: share["name"]):
@@ -50,14 +50,14 @@ def summary(found: Sequence[Found]) -> Iterator[list[str]]:
 
 
 def warnings(found: Sequence[Found]) -> Iterator[str]:
-    """What is open to other machines, and to whom."""
+    """Yield what is open to other machines, and to whom."""
     for server in found:
         for share in server.shares:
             yield from share.get("open", ())
 
 
 def people(found: Sequence[Found]) -> Iterator[list[str]]:
-    """A line for each who is attached; of another service for each handle below its names."""
+    """Yield a line for each attached client. Other services have a line for each handle below a name."""
     yield ["NAME", "DOES", "SINCE", "FROM"]
     for server in found:
         for share in sorted(server.shares, key=lambda share: share["name"]):
@@ -69,7 +69,7 @@ def people(found: Sequence[Found]) -> Iterator[list[str]]:
 
 
 def internals(found: Sequence[Found]) -> Iterator[list[str]]:
-    """A line for each node, and for each operation inside."""
+    """Yield a line for each node, and for each operation inside."""
     yield ["NAME", "STATE", "GENERATION", "CLIENTS", "IN USE", "SINCE", "REASON"]
     for record in records(found, internals=True):
         name = "  " * record["path"].count("/") + record["path"]
@@ -80,7 +80,7 @@ def internals(found: Sequence[Found]) -> Iterator[list[str]]:
 
 
 def records(found: Sequence[Found], *, internals: bool) -> Iterator[Record]:
-    """A record for each name, or each node, with what a console server tells of the share. One that is over has no node."""
+    """Yield a record for each name, or each node, with its share. A share that is over has no node of its own."""
     for server in found:
         shares = {share["name"]: share for share in server.shares}
         nodes = [node for node in server.nodes if node["kind"] != "generation"]
@@ -99,7 +99,7 @@ def _node_of(share: Record) -> Record:
 
 
 def state(record: Record) -> str:
-    """The state of a share, or a node, and why."""
+    """Say the state of a share or a node, and the reason."""
     return str(record["state"]) + (f": {record['reason']}" if record["reason"] else "")
 
 

@@ -1,4 +1,4 @@
-"""The serial port of a share, from outside: what it is like, and what is to be done to it."""
+"""Shows and changes the serial port of a share, from outside of its server."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from .sockets import look
 
 
 def run(args: argparse.Namespace) -> int:
-    """Have a server do what was asked for, and print how the port is then; it returns the exit status.
+    """Have a server change the port, and print its state afterwards. Return the exit status.
 
     :raises ControlError: if the server refuses it
     """
@@ -45,9 +45,9 @@ def _wishes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def ask(control: Control, name: str, **wishes: Any) -> Record:
-    """How the port of a share is, once what is wished for is done.
+    """Ask for changes of a port, and return its state afterwards.
 
-    :raises ControlError: if the server refuses it, or answers what makes no sense
+    :raises ControlError: if the server refuses, or its answer makes no sense
     """
     (*_, last) = [record async for record in control.request("port", name=name, **wishes)]
     if not isinstance(port := last.get("port"), dict):

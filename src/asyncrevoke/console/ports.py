@@ -1,4 +1,4 @@
-"""The serial ports of this machine: what is behind each, and who has it. None is opened."""
+"""Lists the serial ports of this machine, with their devices and holders. It opens no port."""
 
 import argparse
 import contextlib
@@ -18,16 +18,16 @@ from .kernel import Holder, holders_of
 from .port import ask
 from .sockets import look
 
-_PATIENCE = 5.0  # seconds for the servers to say what they share
+_PATIENCE = 5.0  # seconds for the servers to tell of their shares
 
 
 @dataclass(slots=True)
 class SerialPort:
     """A serial port, as sysfs tells it.
 
-    :ivar by_id: its name in /dev/serial/by-id, if udev has given it one
-    :ivar serial: the serial number of its USB device
-    :ivar number: of its node
+    :ivar by_id: its name in /dev/serial/by-id, if udev gave it one
+    :ivar serial: serial number of its USB device
+    :ivar number: device number of its node
     """
 
     path: str
@@ -41,9 +41,9 @@ class SerialPort:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print them; it returns the exit status.
+    """Print them, and return the exit status.
 
-    :raises OSError: if there is no server at the socket that was given
+    :raises OSError: if no server is at the given socket
     """
     ports = sorted(serial_ports(), key=lambda port: (len(port.path), port.path))
     shares = anyio.run(_shares, args.socket)
@@ -67,13 +67,13 @@ def _row(port: SerialPort) -> list[str]:
 
 
 def serial_ports() -> Iterator[SerialPort]:
-    """All that have something behind them."""
+    """Return all ports that have a device behind them."""
     names = {}
     for link in (identity.DEV / "serial/by-id").glob("*"):
         names[link.resolve()] = link.name
     for tty in (identity.SYS / "class/tty").glob("*"):
-        device = tty / "device"  # which virtual terminals do not have
-        if not device.exists() or _read(tty / "type") == "0":  # a place of the 8250's without a chip
+        device = tty / "device"  # virtual terminals have none
+        if not device.exists() or _read(tty / "type") == "0":  # a port of the 8250 driver without a chip
             continue
         path, above = identity.DEV / tty.name, [device.resolve(), *device.resolve().parents]
         usb = next((each for each in above if (each / "idVendor").exists()), None)
@@ -99,25 +99,28 @@ def _chip(tty: pathlib.Path) -> str:
 
 
 def _driver(above: list[pathlib.Path]) -> str:
-    """Of the device, and not of the bus that new kernels put between it and its terminal."""
+    """Return the driver of the device, not of the bus that new kernels put between it and its terminal."""
     links = (each / "driver" for each in above)
     drivers = (link.resolve() for link in links if link.exists())
     return next((driver.name for driver in drivers if driver.parent.parent.name != "serial-base"), "")
 
 
 def _read(file: pathlib.Path) -> str:
-    with contextlib.suppress(OSError):  # it is not there, or the device has just gone
+    with contextlib.suppress(OSError):  # it is missing, or the device has just gone
         return file.read_text(errors="replace").strip()
     return ""
 
 
 async def _shares(socket: str) -> dict[str, list[str]]:
-    """The names under which each path is shared, by servers that say so."""
+    """Return the names of the shares of each path, as the servers tell them."""
     found: dict[str, list[str]] = {}
     async with await look(socket) as servers:
         for where, nodes in (await servers.nodes()).items():
             for name in {node["path"] for node in nodes if node["kind"] == "name" and "/" not in node["path"]}:
-                with contextlib.suppress(ControlError), anyio.move_on_after(_PATIENCE):  # a program's share, for one
+                with (
+                    contextlib.suppress(ControlError),
+                    anyio.move_on_after(_PATIENCE),
+                ):  # such as the share of a program
                     path = str((await ask(servers.controls[where], name)).get("path"))
                     found.setdefault(path, []).append(name)
     return found

@@ -1,4 +1,4 @@
-"""A share over the network as bytes, and nothing else."""
+"""A share over the network, as plain bytes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LAST_KEYS = 10.0  # seconds for what was typed, once the connection is closed
 
 
 class RawFront:
-    """A connection over the network that has bytes as they are, and no way to tell anything else.
+    """A connection over the network with plain bytes, and no way to tell anything else.
 
     :param stream: the connection
-    :param wire: what is talked over: `stream`, or TLS on it
+    :param wire: stream to talk over: `stream`, or TLS on it
     """
 
     def __init__(self, stream: FdStream, wire: anyio.abc.ByteStream) -> None:
@@ -45,10 +45,10 @@ class RawFront:
         await self.send(data)
 
     async def tell(self, news: Mapping[str, Any]) -> None:
-        """There is no way."""
+        """Tell nothing: plain bytes have no way to."""
 
     async def hear(self, client: Client) -> str:
-        """Type all that comes. At its end, what was typed before still goes to the device."""
+        """Type all that comes. At its end, all that was typed still goes to the device."""
         try:
             while True:
                 await self._heard(client, await self._wire.receive(_TYPED))
@@ -59,7 +59,7 @@ class RawFront:
         return "the connection is closed"
 
     async def end(self, why: str) -> None:  # noqa: ARG002  # others can tell it
-        """End the connection in order: the far end gets all that was sent, whatever it sends meanwhile."""
+        """End the connection in order. The far end gets all that was sent, whatever it sends meanwhile."""
         if isinstance(self._wire, TLSStream):
             await self._wire.unwrap()
         await self._stream.send_eof()
@@ -70,9 +70,9 @@ class RawFront:
         await client.type(data)
 
     async def send(self, data: bytes) -> None:
-        """Send this as a whole. What was cut off before is the end of the connection.
+        """Send data as a whole. Once a sending was cut off, the connection is at its end.
 
-        :raises ~anyio.BrokenResourceError: if it was, or the far end has gone
+        :raises ~anyio.BrokenResourceError: if it was cut off, or the far end has gone
         """
         async with self._turn:
             if self._broken:

@@ -1,4 +1,4 @@
-"""Servers are told to read their configuration files again."""
+"""Makes servers read their configuration files again."""
 
 import argparse
 
@@ -11,12 +11,12 @@ from asyncrevoke.lowlevel import printable
 from .commands import FAILED, complain
 from .sockets import look
 
-_PATIENCE = 60.0  # seconds; programs that are taken away have five to end
+_PATIENCE = 60.0  # seconds. Programs that are taken away have five to end
 _NO_FILE = ("bad-request", "unknown-request")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Have them read by the server that shares a name, or by all that have one. It prints what was done."""
+    """Ask the server that shares a name, or all servers that have a file. Print what was done."""
     return anyio.run(_run, args.name, args.socket)
 
 
@@ -31,14 +31,14 @@ async def _run(name: str, socket: str) -> int:
                     await _reload(control)
                 reloaded += 1
             except TimeoutError:
-                complain(f"{path}: it does not answer, and may still do it later")
+                complain(f"{path}: it does not answer, and may still reload later")
                 faults += 1
             except ControlError as error:
                 if error.code not in _NO_FILE or len(asked) == 1:
                     complain(f"{path}: {error}")
                     faults += 1
         if not reloaded and not faults:
-            complain(f"no server has a configuration file: looked in {servers}")
+            complain(f"no server has a configuration file. Looked in {servers}")
         return 0 if reloaded and not faults else FAILED
 
 

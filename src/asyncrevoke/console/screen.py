@@ -1,13 +1,13 @@
-"""What programs have changed in a terminal, read off their output, and what puts it back.
+"""Reads from the output of programs what they changed in a terminal, and tells how to undo it.
 
-A program that is taken away puts nothing back itself. Only what was changed is put back: a sequence that was never
-used may mean something else to an unusual terminal.
+A program that is taken away undoes nothing itself. Only what was changed is undone. A sequence that was never used may
+mean something else to an unusual terminal.
 """
 
 import re
 
-_ALTERNATE, _MODES, _REGION, _SCREEN, _MAIN, _LAST = range(6)  # the order in which it is put back
-#: Sequences that change what lasts. Not cursor movements and colours, of which there are most.
+_ALTERNATE, _MODES, _REGION, _SCREEN, _MAIN, _LAST = range(6)  # the order of undoing
+#: Sequences with lasting effects. Most sequences are cursor movements and colours, which are not among them.
 _LASTING = re.compile(
     rb"\x1b(?:\[(?:[?<=>]?[0-9;]{0,99}+(?: q|[hlrtunf])|>[0-9;]{0,99}+m)"
     rb"|[()*+][ -/]?[0-~]|%[@G8]|[no=>c]"
@@ -15,17 +15,17 @@ _LASTING = re.compile(
 )
 _CSI = re.compile(rb"\x1b\[([?<=>]?)([0-9;]*)(.*)")
 _PEN = re.compile(rb"\x1b\[[0-9:;]*m")
-_LONGEST = 256  # bytes of a sequence that comes in pieces
-_KINDS = 1000  # of changes; no program knows so many
-_MOST = 16  # pushes that are counted; terminals keep fewer
-#: On when a terminal begins: wrapping, repeated keys, the cursor, no local echo, meta keys; VT52 is off by "on".
+_LONGEST = 256  # bytes of a sequence that arrives in pieces
+_KINDS = 1000  # of changes. No program uses so many
+_MOST = 16  # pushes that are counted. Terminals keep fewer
+#: Modes that are on at the start: wrapping, repeated keys, the cursor, no local echo, meta keys. "On" means VT52 is off.
 _ON = {b"?2", b"?7", b"?8", b"?25", b"12", b"?1034", b"?1035", b"?1036"}
 _OTHER_SCREEN = {b"?47", b"?1047", b"?1049"}
-_SAVED_CURSOR = b"?1048"  # is no state: to put it back would move the cursor
+_SAVED_CURSOR = b"?1048"  # is no state. Undoing it would move the cursor
 
 
 class Screen:
-    """What is different in a terminal from before."""
+    """The differences of a terminal from its state before."""
 
     def __init__(self) -> None:
         self._undo: dict[tuple[int, bytes], bytes] = {}
@@ -45,24 +45,24 @@ class Screen:
         last = seen.rfind(b"\x1b")
         whole = (found and seen.startswith(found[-1], last)) or len(seen) - last > _LONGEST
         self._tail = b"" if whole else seen[last:]
-        if not any(each[-1] in b"ut" for each in found):  # of what is not counted, the last of a kind is enough
+        if not any(each[-1] in b"ut" for each in found):  # without counted sequences, the last of each kind is enough
             found = [*dict.fromkeys(reversed(found))][::-1]
         for each in found:
             self._note(each)
 
     def undo(self) -> bytes:
-        """What puts the terminal back, to be written to it."""
+        """Return the bytes that restore the terminal when written to it."""
         return b"".join(self._undo[each] for each in sorted(self._undo))
 
     def _change(self, order: int, what: bytes, undo: bytes) -> None:
-        """Remember what puts it back; nothing, if it is as before."""
+        """Remember how to undo a change. With nothing to undo, forget it."""
         if undo and (len(self._undo) < _KINDS or (order, what) in self._undo):
             self._undo[order, what] = undo
         else:
             self._undo.pop((order, what), None)
 
     def _push(self, order: int, what: bytes, undo: bytes, *, pops: int = 0) -> None:
-        """Remember one more of it, or so many less."""
+        """Count one push more, or so many fewer."""
         before = self._undo.get((order, what), b"")
         self._change(order, what, before[len(undo) * pops :] if pops else (before + undo)[: len(undo) * _MOST])
 
@@ -119,7 +119,7 @@ class Screen:
         undo = b"" if switch == before else b"\x1b[%b%b" % (mode, before)
         if mode in _OTHER_SCREEN:
             self._change(_SCREEN, mode, undo)
-            if not undo:  # what is left there is not reached from here
+            if not undo:  # what remains on that screen cannot be reached from here
                 self._change(_ALTERNATE, b"u", b"")
                 self._change(_ALTERNATE, b"=", b"")
         elif mode == b"?6":  # it moves the cursor
@@ -129,7 +129,7 @@ class Screen:
             self._change(_MODES, mode, undo)
 
     def _kitty(self, act: bytes, flags: bytes) -> None:
-        """Note what is done to kitty's keyboard protocol. Each screen has a stack of flags of its own."""
+        """Note a change of kitty's keyboard protocol. Each screen has its own stack of flags."""
         order = _ALTERNATE if self._on_other_screen() else _MAIN
         if act == b"=":
             self._change(order, b"=", b"\x1b[=0u" if flags.strip(b"0") else b"")

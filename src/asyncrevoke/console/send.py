@@ -1,4 +1,4 @@
-"""Text that is typed into a share, and what it answers: for scripts."""
+"""Types text into a share and prints the answers, for scripts."""
 
 import argparse
 import base64
@@ -20,7 +20,7 @@ from .sockets import look
 _ENDS = {"cr": b"\r", "lf": b"\n", "crlf": b"\r\n", "none": b""}
 _FOUND = 0
 _STATUS = {"forbidden": 1, "timeout": 3, "revoked": 4, "away": 5, "keyboard": 6}
-_LONGEST = 1024  # bytes of what `until` may match, so that the cost of a byte of output is bounded
+_LONGEST = 1024  # bytes that `until` may match, which bounds the cost of a byte of output
 _QUIET = 1.0  # seconds without output after which no echo is expected any more
 _PIECE = 32768  # bytes that are typed with one line of the protocol
 
@@ -28,7 +28,7 @@ Until = re.Pattern[bytes] | None
 
 
 def run(args: argparse.Namespace) -> int:
-    """Type texts in turn, each when the one before has been answered; it returns the exit status."""
+    """Type texts in turn, each after the answer to the one before. Return the exit status."""
     steps = _steps(args)
 
     async def talk() -> None:
@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _steps(args: argparse.Namespace) -> list[tuple[bytes, Until]]:
-    """What is typed, each with what ends its answer."""
+    """Yield each text to type, with the pattern that ends its answer."""
     try:
         untils: list[Until] = [re.compile(os.fsencode(each), re.MULTILINE) for each in args.until] or [None]
     except re.error as error:
-        args.usage(f"send: --until is no regular expression: {error}")
+        args.usage(f"send: --until is not a regular expression: {error}")
     if len(untils) == 1:
         untils *= len(args.text)
     if len(untils) != len(args.text):
@@ -65,11 +65,11 @@ def _steps(args: argparse.Namespace) -> list[tuple[bytes, Until]]:
 
 
 class Answer:
-    """What is shown after a text was typed, from the echo of the text on. It is fed piece by piece.
+    """The output after a text was typed, from the echo of the text on. It is fed piece by piece.
 
-    :ivar until: what ends it
-    :ivar found: that has come, after the echo
-    :ivar likely: that has come, but no echo before it: perhaps there is none
+    :ivar until: pattern that ends it
+    :ivar found: whether the pattern has come, after the echo
+    :ivar likely: whether the pattern has come, but no echo before it. Perhaps there is none
     """
 
     def __init__(self, echo: bytes, until: re.Pattern[bytes], *, prompt: bool = True) -> None:
@@ -82,9 +82,9 @@ class Answer:
         self._return = b""  # which may belong to a line's end
 
     def feed(self, data: bytes, *, last: bool = False) -> bytes:
-        """Take what has come, and return what is certainly part of the answer, with lines that end in a newline alone.
+        """Take output, and return what is certainly part of the answer. Its lines end in a newline only.
 
-        :param last: no echo comes any more
+        :param last: whether no echo is expected any more
         """
         data = self._return + data
         self._return = b"\r" if data.endswith(b"\r") and not last else b""
@@ -111,7 +111,7 @@ class _Talk:
         self._args = args
         self._answer: Answer | None = None
         self._patient = False  # whether to wait for the keyboard and the device
-        self._yours: bool | None = None  # not told yet
+        self._yours: bool | None = None  # not known yet
         self._holder = self._why = ""
         self._away = ""
         self._leaving = self._left = False
@@ -126,10 +126,10 @@ class _Talk:
             await self._hear_until(lambda: bool(self._yours) and not self._away, "the server does not answer")
             self._patient = False
             await self._type(text, until)
-        if not self._left:  # else the server may have gone with the share
+        if not self._left:  # otherwise the server may have gone with the share
             self._leaving = True
             await self._control.send({"detach": True})
-            await self._hear_until(lambda: self._left, "not all that was typed has been taken")
+            await self._hear_until(lambda: self._left, "not all text was taken")
 
     async def _type(self, text: bytes, until: Until) -> None:
         end = _ENDS[self._args.end]
@@ -141,7 +141,7 @@ class _Talk:
             await self._control.send({"data": base64.b64encode(typed[start : start + _PIECE]).decode()})
         if (answer := self._answer) is not None:
             try:
-                await self._hear_until(lambda: answer.found, f"{os.fsdecode(answer.until.pattern)!r} has not come")
+                await self._hear_until(lambda: answer.found, f"{os.fsdecode(answer.until.pattern)!r} did not come")
             except ControlError:
                 with contextlib.suppress(TimeoutError):
                     self._print(answer, b"", 1.0, last=True)
@@ -150,9 +150,9 @@ class _Talk:
             self._answer = None
 
     async def _hear_until(self, ready: Callable[[], bool], else_: str) -> None:
-        """Take what the server sends, until that is so.
+        """Take what the server sends, until `so` is true.
 
-        :raises ControlError: "timeout", or what else is in the way
+        :raises ControlError: "timeout", or another error
         """
         try:
             with anyio.fail_after(self._args.timeout) as scope:
@@ -162,7 +162,7 @@ class _Talk:
                         self._check()
         except TimeoutError:
             self._check()
-            raise ControlError("timeout", f"{else_}, in {self._args.timeout:g} s") from None
+            raise ControlError("timeout", f"{else_} within {self._args.timeout:g} s") from None
 
     async def _hear(self, within: anyio.CancelScope) -> None:
         answer = self._answer
@@ -193,11 +193,11 @@ class _Talk:
 
     def _check(self) -> None:
         if self._away:
-            raise ControlError("away", f"away: {self._away}; --wait waits until it is back")
+            raise ControlError("away", f"away: {self._away}. --wait waits until it is back")
         if self._why:
             raise ControlError("keyboard", f"you may not type there: {self._why}")
         if self._yours is False:
-            raise ControlError("keyboard", f"{self._holder} has the keyboard; --force takes it, --wait waits for it")
+            raise ControlError("keyboard", f"{self._holder} has the keyboard. --force takes it, --wait waits for it")
 
     def _print(self, answer: Answer, data: bytes, left: float, *, last: bool = False) -> None:
         with _alarm(left):
@@ -206,7 +206,7 @@ class _Talk:
 
 @contextlib.contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` after so long. A search that would not end in years heeds signals, and nothing else."""
+    """Raise `TimeoutError` after so many seconds. Only a signal ends a search that would take years."""
 
     def ring(*_: object) -> None:
         raise TimeoutError

@@ -1,4 +1,4 @@
-"""The settings of a serial line: read as ser2net, tio, minicom and the kernel write them, printed as 115200n8."""
+"""The settings of a serial line. It reads the forms of ser2net, tio, minicom and the kernel, and prints 115200n8."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-#: What each may be, in all spellings.
+#: The values of each setting, in all spellings.
 _WORDS: dict[str, dict[str, object]] = {
     "databits": {"5": 5, "6": 6, "7": 7, "8": 8},
     "parity": {way: word for word in ("none", "even", "odd", "mark", "space") for way in (word, word[0])},
@@ -42,9 +42,9 @@ class Settings:
         return f"{self.baudrate}{self.parity[0]}{self.databits}{stopbits}{flow}"
 
     def changed(self, given: Mapping[str, object]) -> Settings:
-        """The same, but for what is given by name, and in a text such as 9600e7, as "settings"; None is not given.
+        """Return these settings with changes, by name or by a text such as 9600e7 as "settings". None changes nothing.
 
-        :raises ValueError: what is wrong, and what is right
+        :raises ValueError: if a value is wrong. The message gives right ones
         """
         told = {name: each for name, each in given.items() if each is not None}
         if (text := told.pop("settings", None)) is not None:
@@ -52,7 +52,7 @@ class Settings:
         return replace(self, **{name: _value(name, each) for name, each in told.items()})
 
     def options(self) -> dict[str, Any]:
-        """As `open_serial` takes them."""
+        """Return them as options of `open_serial`."""
         return {
             "baudrate": self.baudrate,
             "bytesize": self.databits,
@@ -63,7 +63,7 @@ class Settings:
         }
 
 
-#: What `Settings.changed` knows.
+#: The names that `Settings.changed` knows.
 NAMES = ("settings", *(each.name for each in fields(Settings)))
 SWITCH = {"on": True, "off": False}
 
@@ -85,7 +85,7 @@ def _value(name: str, given: object) -> Any:
             return int(text)
         raise ValueError(f"baudrate = {given!r}: give bits per second, such as 115200")
     if name not in _WORDS:
-        raise ValueError(f"{name!r} is no setting: give some of {', '.join(NAMES)}")
+        raise ValueError(f"{name!r} is not a setting: give some of {', '.join(NAMES)}")
     if (word := text.removesuffix(".0")) in _WORDS[name]:
         return _WORDS[name][word]
     raise ValueError(f"{name} = {given!r}: give one of {', '.join(map(str, dict.fromkeys(_WORDS[name].values())))}")

@@ -1,4 +1,4 @@
-"""What is shared by a console server, and how a file tells it."""
+"""The shares of a console server, and the file that lists them."""
 
 import difflib
 import re
@@ -16,28 +16,28 @@ RESTARTS = ("never", "on-failure", "always")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What is shared.
+    """A share.
 
-    :ivar name: under which it is attached to
-    :ivar command: a program with its arguments, on a pty of its own
-    :ivar device: or a serial device, as `serial_device` finds it; neither: a loopback, which gives back what is typed
-    :ivar restart: whether a program is started again when it has ended: never, on-failure or always
-    :ivar log: the file to which all output is appended
-    :ivar settings: of the device's line
-    :ivar log_times: whether each line there begins with the time
-    :ivar log_marks: whether it is said there who comes and goes, has the keyboard, is taken off, and the like
-    :ivar log_size: at what size the file is begun anew, such as "10M"; left out: never
-    :ivar log_keep: how many old files there are
-    :ivar history: bytes of the last output that a client gets first
-    :ivar dtr, rts: how these lines are whenever the device opens; None: as Linux makes them
-    :ivar look: users ("bob") and groups ("@lab") that may attach and list it; None: the server's groups
-    :ivar type: those that may have the keyboard; None: the server's groups, where they may look
-    :ivar revoke: those that may take it, and who is attached, away
-    :ivar listen: where it is reached over the network, as `Address.of` reads it
-    :ivar listen_anywhere: also from other machines
-    :ivar tls_certificate: the file of the server's certificate, and perhaps of its key
-    :ivar tls_key: the file of that key
-    :ivar tls_clients: the file of the authorities whose certificates clients must have
+    :ivar name: name that clients attach to
+    :ivar command: program with its arguments, on a pty of its own
+    :ivar device: serial device, as `serial_device` finds it. Without a device or command, input is echoed back
+    :ivar restart: whether an ended program is started again: never, on-failure or always
+    :ivar log: file that all output is appended to
+    :ivar settings: settings of the device's line
+    :ivar log_times: whether each line of the log begins with the time
+    :ivar log_marks: whether the log says who comes, goes, gets the keyboard, is taken off, and the like
+    :ivar log_size: size at which a new log is started, such as "10M". Default: never
+    :ivar log_keep: number of old logs to keep
+    :ivar history: bytes of earlier output that a new client gets first
+    :ivar dtr, rts: state of these lines whenever the device opens. None: as Linux sets them
+    :ivar look: users ("bob") and groups ("@lab") that may attach and list it. None: the groups of the server
+    :ivar type: users and groups that may have the keyboard. None: the groups of the server, if they may look
+    :ivar revoke: users and groups that may take away the share and its clients
+    :ivar listen: addresses on the network, as `Address.of` reads them
+    :ivar listen_anywhere: whether other machines may reach those addresses
+    :ivar tls_certificate: file of the server's certificate, and perhaps its key
+    :ivar tls_key: file of that key
+    :ivar tls_clients: file of the authorities. Every client needs a certificate from one of them
     """
 
     name: str
@@ -64,29 +64,27 @@ class Share:
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
-            raise ValueError(f"{self.name!r} is no name: give up to 64 printable characters, none of them / or *")
+            raise ValueError(f"{self.name!r} is not a name: give 1 to 64 printable characters, without / and *")
         if self.command and self.device:
             raise ValueError(f"{self.name!r} has a command and a device: give one of them")
         if not self.device and (self.settings, self.dtr, self.rts) != (Settings(), None, None):
-            raise ValueError(f"{self.name!r} is no serial device: leave its settings and lines out")
+            raise ValueError(f"{self.name!r} is not a serial device: remove its settings and lines")
         if not self.log and (self.log_times or self.log_marks or self.log_size):
-            raise ValueError(f"{self.name!r} has no log: give its file, or leave the rest about it out")
+            raise ValueError(f"{self.name!r} has no log: give its file, or remove the other log options")
         if self.log_size and not self.log_bytes:
-            raise ValueError(f"{self.log_size!r} is no size of a log: give bytes, or such as 500k, 10M or 1G")
+            raise ValueError(f"{self.log_size!r} is not a log size: give bytes, or a size such as 500k, 10M or 1G")
         if self.log_keep < 1:
             raise ValueError(f"{self.name!r} keeps {self.log_keep} old logs: keep 1 or more")
         self._check_network()
         if self.restart not in RESTARTS:
             raise ValueError(f"{self.name!r}: restart = {self.restart!r}: give one of {', '.join(RESTARTS)}")
         if self.device and self.restart != "never":
-            raise ValueError(f"{self.name!r} is a device, which comes back anyway: leave restart out")
+            raise ValueError(f"{self.name!r} is a device, which comes back by itself: remove restart")
 
     def _check_network(self) -> None:
         for each in self.addresses:
             if not (each.loopback or self.listen_anywhere):
-                raise ValueError(
-                    f"{self.name!r}: {each} is open to other machines: say so by listen_anywhere, if you mean it"
-                )
+                raise ValueError(f"{self.name!r}: {each} is open to other machines. Set listen_anywhere if you mean it")
             if each.tls and not self.tls_certificate:
                 raise ValueError(f"{self.name!r}: {each} needs a tls_certificate")
         if (self.tls_certificate or self.tls_key or self.tls_clients) and not any(each.tls for each in self.addresses):
@@ -94,15 +92,15 @@ class Share:
 
     @property
     def log_bytes(self) -> int:
-        """The size at which its file is begun anew; 0 if it never is."""
+        """Size at which a new log is started. 0: never."""
         found = re.fullmatch(r"([0-9]{1,15})([kKmMgG]?)", self.log_size)
         return int(found[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[found[2].lower()] if found else 0
 
     @property
     def addresses(self) -> list[Address]:
-        """Where it is reached over the network.
+        """The addresses on the network.
 
-        :raises ValueError: if one makes no sense
+        :raises ValueError: if one is not an address
         """
         return [Address.of(each) for each in self.listen]
 
@@ -117,10 +115,10 @@ def is_name(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Socket:
-    """A control socket through which shares are reached.
+    """A control socket that clients reach shares through.
 
-    :ivar group: that it is given to; left out: the server's
-    :ivar mode: of its file; left out: as the group and the shares need it
+    :ivar group: group of its file. Default: the group of the server
+    :ivar mode: mode of its file. Default: as the group and the shares need it
     """
 
     path: str
@@ -134,10 +132,10 @@ class Socket:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What a console server is to do.
+    """The configuration of a console server.
 
-    :ivar group: whose members may connect, look and type, where a share does not say otherwise
-    :ivar sockets: none: one in the user's own folder
+    :ivar group: group whose members may connect, look and type, unless a share says otherwise
+    :ivar sockets: sockets to serve at. Default: one in the user's own folder
     """
 
     shares: tuple[Share, ...]
@@ -151,11 +149,11 @@ class Config:
 
     @property
     def names_people(self) -> bool:
-        """Whether a share says who may do something, so that those may come whom no group of a socket has."""
+        """Whether a share names people. They may come even if no group of a socket has them."""
         return any(share.look or share.type or share.revoke for share in self.shares)
 
     def complete_sockets(self) -> list[Socket]:
-        """The sockets with all that they leave out. Where a share names people, everybody may connect: the server asks who."""
+        """Return the sockets with their defaults. If a share names people, everybody may connect, and the server checks who."""
         complete = []
         for each in self.sockets:
             group = each.group or self.group or ""
@@ -168,7 +166,7 @@ def read_config(path: str) -> Config:
     """Read a TOML file: ``[share.lab]`` with the fields of `Share`, perhaps ``group`` and ``sockets``.
 
     :raises OSError: if it cannot be read
-    :raises ValueError: naming the file and what is wrong there
+    :raises ValueError: naming the file and its fault
     """
     with open(path, "rb") as file:  # noqa: PTH123
         try:
@@ -197,9 +195,9 @@ def _share(name: str, given: Any) -> Share:
 
 
 def _table(kind: type[Share | Socket], where: str, given: Any) -> dict[str, Any]:
-    """The fields of a table, each of its type.
+    """Return the fields of a table, each of its type.
 
-    :raises ValueError, TypeError: if it is no such table
+    :raises ValueError, TypeError: if the table has a fault
     """
     kinds = {}
     for name, hint in get_type_hints(kind).items():

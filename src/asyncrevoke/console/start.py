@@ -1,4 +1,4 @@
-"""A share that is over is started again."""
+"""Starts a share again that is over."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from .sockets import look
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start it; it returns the exit status."""
+    """Start it, and return the exit status."""
 
     async def start() -> None:
         async with await look(args.socket) as servers:

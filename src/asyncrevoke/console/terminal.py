@@ -1,4 +1,4 @@
-"""The terminal, file or pipe of a client: it is read and written without blocking, and is as it was before in the end."""
+"""The terminal, file or pipe of a client. It is read and written without blocking, and restored at the end."""
 
 import contextlib
 import os
@@ -14,23 +14,23 @@ from asyncrevoke.lowlevel import os_errors, printable
 
 from .screen import Screen
 
-_PIECE = 4096  # bytes; a pipe that is ready takes so many
-_HELD = 65536  # bytes of output that wait while a line is typed to us
+_PIECE = 4096  # bytes that a ready pipe takes
+_HELD = 65536  # bytes of output that wait while a line is typed into the menu
 
 
 class Terminal:
-    """Standard input and output. A terminal is raw until the exit, which also undoes what the program did to the screen.
+    """Standard input and output. A terminal is raw until the exit. The exit also undoes what the program did to the screen.
 
-    :ivar line: what is typed to us, and not to the program, with the question; None: nothing is
-    :ivar over: it has ended
+    :ivar line: the line that is typed into the menu, with its question. None: no line is typed
+    :ivar over: whether that line has ended
     """
 
     def __init__(self) -> None:
         self.raw = os.isatty(0)
         self.line: str | None = None
         self.over = False
-        self._asks = False  # that line is the last that is shown
-        self._fresh = True  # the cursor begins a line
+        self._asks = False  # that line is the last one shown
+        self._fresh = True  # the cursor is at the start of a line
         self._held = b""
         self._shows = os.isatty(1)
         self._screen = Screen()
@@ -46,32 +46,32 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError, termios.error):  # it has gone itself
+        with contextlib.suppress(OSError, termios.error):  # the terminal has gone
             if self.raw:
                 termios.tcsetattr(0, termios.TCSANOW, self._settings)
             if self._shows:
-                if not select.select([], [self._out], [], 0)[1]:  # nobody reads there: our last words are not to wait
+                if not select.select([], [self._out], [], 0)[1]:  # nobody reads there, so our last words do not wait
                     termios.tcflush(self._out, termios.TCOFLUSH)
                 os.write(self._out, b"\n" * (self.raw and not self._fresh) + self._screen.undo())
         for fd in {self._out, self._err} - {1, 2}:
             os.close(fd)
 
     def size(self) -> Record:
-        """The size of the window as it is sent; nothing where it is not known, as on a serial line."""
+        """Return the size of the window as it is sent. It is empty if the size is unknown, as on a serial line."""
         rows, columns = (min(each, 999) for each in reversed(os.get_terminal_size(0)))
         return {"size": (rows, columns)} if rows and columns else {}
 
     async def read(self) -> bytes:
-        """Read what was typed; nothing, at the end."""
+        """Read what was typed. The result is empty at the end."""
         try:
-            with contextlib.suppress(PermissionError):  # a file does not let one wait: it is ready
+            with contextlib.suppress(PermissionError):  # a file cannot be waited for: it is ready
                 await anyio.wait_readable(0)
             return os.read(0, _PIECE)
         except OSError:  # EIO: the terminal has gone
             return b""
 
     async def write(self, data: bytes) -> None:
-        """Write what the program has sent; while a line is typed to us, later."""
+        """Write what the program sent. While a line is typed into the menu, this is put off."""
         if self._shows:
             self._screen.feed(data)
         self._held += data
@@ -82,12 +82,12 @@ class Terminal:
                 await self.draw()
 
     async def room(self) -> None:
-        """Wait until a terminal takes more: what it has not shown when it is full is thrown away in the end."""
+        """Wait until a terminal takes more. Output that a full terminal has not shown is thrown away at the end."""
         if self._shows:
             await anyio.wait_writable(self._out)
 
     async def say(self, *lines: str) -> None:
-        """Say something of our own, on standard error."""
+        """Say a message on standard error."""
         form = "[{}]\r\n" if self.raw else "asyncrevoke: {}\n"
         async with self._writing:
             await self._tell("".join(form.format(printable(line)) for line in lines))
@@ -95,7 +95,7 @@ class Terminal:
             await self.draw()
 
     async def draw(self) -> None:
-        """Show the line that is typed to us as it is now; if it has ended, what has come meanwhile, too."""
+        """Show the line that is typed into the menu. If it has ended, also show the output that came meanwhile."""
         async with self._writing:
             if self.line is not None:
                 room = os.get_terminal_size(0).columns or 80
@@ -113,7 +113,7 @@ class Terminal:
             await _write(self._out, held)
 
     async def _tell(self, text: str, *, asks: bool = False) -> None:
-        """Write a text of our own, which begins a line, unless it is a line that is typed to us, as before."""
+        """Write a text of our own. It starts a line, unless it goes on with the line that is typed into the menu."""
         if self.raw and not self._fresh and not (asks and self._asks):
             text = "\r\n" + text
         self._asks = asks
@@ -122,7 +122,7 @@ class Terminal:
 
 
 def _unblocked(fd: int) -> int:
-    """The same, not to block if it is a terminal; that must not be forced on the others who use it."""
+    """Return a descriptor that does not block, if this is a terminal. Other users of the terminal keep theirs."""
     if os.isatty(fd):
         with contextlib.suppress(OSError):
             return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

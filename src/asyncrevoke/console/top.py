@@ -1,4 +1,4 @@
-"""A live view of what is shared, and who is there; whoever is chosen can be taken off."""
+"""A live view of shares and their clients. You can choose one and take it away."""
 
 import argparse
 import contextlib
@@ -22,8 +22,8 @@ from .person import does
 from .sockets import Servers, look
 from .terminal import Terminal
 
-_EVERY = 1.0  # seconds; events come at once
-_PAUSE = 0.1  # seconds from one view to the next, at the least
+_EVERY = 1.0  # seconds. Events are shown at once
+_PAUSE = 0.1  # seconds between two views, at least
 _KEY = re.compile(r"\x1b[\[O].|.", re.DOTALL)
 _STEPS = {"\x1b[A": -1, "\x1bOA": -1, "\x1b[B": 1, "\x1bOB": 1}
 _HEAD = ["NAME", "STATE", "KEYBOARD", "IN B/S", "OUT B/S", "SINCE", "DEVICE, FROM"]
@@ -31,9 +31,9 @@ _HELP = "up and down choose, k takes away, q quits"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show it until somebody quits; it returns the exit status."""
+    """Show it until the user quits. Return the exit status."""
     if not (os.isatty(0) and os.isatty(1)):
-        raise OSError(errno.ENOTTY, "top needs a terminal: for a file or a pipe there is `asyncrevoke ls`")
+        raise OSError(errno.ENOTTY, "top needs a terminal. For a file or a pipe, use `asyncrevoke ls`")
     anyio.run(_run, args.socket)
     return 0
 
@@ -61,7 +61,7 @@ async def _end_by(ends: AsyncIterator[signal.Signals], scope: anyio.CancelScope)
 
 @dataclass
 class _Row:
-    """A share, or somebody who is attached, with what `revoke` takes to take it away."""
+    """A share or an attached client, with the path that revokes it."""
 
     socket: str
     path: str
@@ -69,12 +69,12 @@ class _Row:
 
     @property
     def key(self) -> tuple[str, str]:
-        """By which it is found again in a later view."""
+        """The key that finds the row again in a later view."""
         return self.socket, self.path
 
 
 class _View:
-    """What is seen, and what is typed."""
+    """The screen, and the keys."""
 
     def __init__(self, terminal: Terminal, servers: Servers) -> None:
         self._terminal = terminal
@@ -86,16 +86,16 @@ class _View:
         self._message = _HELP
         self._news = anyio.Event()
         self._drawing = anyio.Lock()
-        self._counts: dict[tuple[str, str], list[float]] = {}  # when it was last looked at, and the bytes until then
+        self._counts: dict[tuple[str, str], list[float]] = {}  # time of the last look, and the bytes until then
 
     async def watch(self, control: Control) -> None:
-        """Look anew whenever something happens there."""
+        """Have the view drawn again whenever an event comes."""
         with contextlib.suppress(ControlError):
             async for _ in control.watch():
                 self._news.set()
 
     async def show(self) -> None:
-        """Look every second, and draw.
+        """Ask the servers every second, and draw.
 
         :raises ControlError: if no server is left
         """
@@ -135,7 +135,7 @@ class _View:
             await self._terminal.write(b"\x1b[H" + "\r\n".join(f"{line}\x1b[K" for line in shown).encode())
 
     async def obey(self) -> None:
-        """Do what is typed, until somebody quits."""
+        """Obey keys, until the user quits."""
         while typed := await self._terminal.read():
             for key in _KEY.findall(typed.decode(errors="replace")):
                 if self._asking is not None:
@@ -149,7 +149,7 @@ class _View:
             await self._draw()
 
     async def _answer(self, row: _Row, key: str) -> None:
-        """Go on with the reason; at its end, take it away."""
+        """Take a key of the reason. After the last one, take the row away."""
         if key in "\r\n":
             self._asking, self._message = None, await _revoke(row, self._typed)
         elif key in "\x03\x1b":

@@ -4,11 +4,11 @@ from .peer import Peer, group_number
 
 
 class Access:
-    """The owner of this process and root may do everything; the members of one group may connect, and look.
+    """The owner of this process and root may do everything. Members of one group may connect and look.
 
-    A server asks each time, so a service may give `serve` one of its own whose answers change.
+    A server asks each time. So a service may give `serve` an access of its own, with answers that change.
 
-    :param group: its name
+    :param group: name of the group. Default: no group
     :raises ValueError: if there is no such group
     """
 
@@ -20,13 +20,13 @@ class Access:
         return "the owner and root may" + (f", and the group {self._group}" if self._group else "")
 
     def connects(self, peer: Peer) -> bool:
-        """Whether somebody may connect."""
+        """Whether a peer may connect."""
         return peer.owner or self._gid in peer.groups
 
     def looks(self, _peer: Peer, _path: str) -> bool:
-        """Whether somebody may know what is at a path. What he may not, is not there for him."""
+        """Whether a peer may know what is at a path. If not, the path does not exist for that peer."""
         return True
 
     def revokes(self, peer: Peer, _path: str) -> bool:
-        """Whether somebody may take away what is at a path."""
+        """Whether a peer may take away what is at a path."""
         return peer.owner

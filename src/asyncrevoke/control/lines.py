@@ -1,4 +1,4 @@
-"""The lines of the control protocol: one JSON object each. What they say is in docs/control-protocol.md."""
+"""The lines of the control protocol, one JSON object each. docs/control-protocol.md explains them."""
 
 import json
 import os
@@ -22,7 +22,7 @@ _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class ControlError(Exception):
-    """What the other side of a control socket answered, or what is wrong with what it sent.
+    """An error that the other side of a control socket reported, or a fault in what it sent.
 
     :ivar code: one of those in docs/control-protocol.md
     """
@@ -60,12 +60,12 @@ class Lines:
                 raise ControlError("too-long", _TOO_LONG)
             if line.strip():
                 return decode(line)
-            await anyio.lowlevel.checkpoint()  # who sends nothing but newlines shall not have the loop for himself
+            await anyio.lowlevel.checkpoint()  # a peer that sends only newlines must not keep the loop busy
 
     async def send(self, *records: Mapping[str, Any] | bytes) -> None:
-        """Send records, a line each; bytes are lines already, as `encode` makes them.
+        """Send records, a line each. Bytes are lines already, as `encode` makes them.
 
-        :raises ValueError, TypeError: if one is too long for a line, or JSON has no such thing; nothing was sent
+        :raises ValueError, TypeError: if a record is too long for a line, or not JSON. Then nothing was sent
         :raises: what the stream raises
         Cancellation: any part may have been sent.
         """
@@ -73,10 +73,10 @@ class Lines:
 
 
 class Connection(Lines):
-    """The lines to and from a client, which is revoked if it does not take what it is sent.
+    """The lines to and from a client. It is revoked if it does not receive what it is sent.
 
     :param room: bytes that the socket keeps, its SO_SNDBUF
-    :ivar whole: bytes of a line that it takes as a whole or not at all
+    :ivar whole: longest line, in bytes, that the socket takes as a whole or not at all
     """
 
     def __init__(self, stream: FdStream, peer: Peer, patience: float, room: int) -> None:
@@ -92,7 +92,7 @@ class Connection(Lines):
         self._turn = anyio.Lock()
 
     def send_now(self, line: bytes) -> bool:
-        """Send a line at once, and report whether that was done: not if it is long, or the socket full, or in use.
+        """Send a line at once, and report whether that was done. It is not if the line is long, or the socket full or in use.
 
         It never waits, so it needs no operation.
         """
@@ -106,7 +106,7 @@ class Connection(Lines):
     async def send(self, *records: Mapping[str, Any] | bytes, why: str = "") -> None:
         """Send them, as `Lines.send`.
 
-        :param why: what the client is told if he does not receive them, in the last line that he gets
+        :param why: reason that the client gets in its last line, if it does not receive the records
         """
         with anyio.move_on_after(self._patience) as waiting:
             async with self._turn:
@@ -154,9 +154,9 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def short(text: str, most: int = 20_000) -> str:
-    """A name or a reason as it fits in a line, three to a record; those of nodes may be of any length.
+    """Cut a name or a reason so that three of them fit in a line. Those of nodes may be of any length.
 
-    :param most: bytes, as JSON; a character takes up to twelve
+    :param most: bytes as JSON, where a character takes up to twelve
     """
     if len(text) <= most // 12 or (len(text) <= most and len(json.dumps(text)) <= most):
         return text

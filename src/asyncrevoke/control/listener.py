@@ -1,4 +1,4 @@
-"""A Unix socket to listen on, where perhaps a dead server has left one."""
+"""A Unix socket to listen on. A socket that a dead server left is replaced."""
 
 import contextlib
 import errno
@@ -16,10 +16,10 @@ from .peer import group_number
 
 @contextlib.asynccontextmanager
 async def listening(path: str, group: str | None, mode: int) -> AsyncIterator[socket.socket]:
-    """A listening socket at `path`, which goes with it. One that nobody listens on is replaced.
+    """Open a listening socket at `path`, and remove it at the end. A dead socket there is replaced.
 
-    :param group: that it is given to, if any
-    :raises OSError: if there is a live server at `path`, or something that is no socket, or it cannot be made there
+    :param group: group that the socket is given to, if any
+    :raises OSError: if a live server or a file that is not a socket is at `path`, or no socket can be made there
     :raises ValueError: if there is no such group
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -40,10 +40,10 @@ async def listening(path: str, group: str | None, mode: int) -> AsyncIterator[so
 
 
 def permit(path: str, group: str | None, mode: int) -> None:
-    """Let those connect who may by this group and mode, from now on.
+    """Give the socket this group and mode, which say who may connect.
 
     :raises OSError: if it cannot be given to that group
-    :raises ValueError: if there is none
+    :raises ValueError: if there is no such group
     """
     if group is not None:
         os.chown(path, -1, group_number(group))
@@ -51,7 +51,7 @@ def permit(path: str, group: str | None, mode: int) -> None:
 
 
 async def remove_dead(path: str) -> None:
-    """Remove a socket whose server is dead. One at which another has just begun stays."""
+    """Remove a socket of a dead server. The socket of a server that has just begun stays."""
     with contextlib.suppress(OSError):  # it lives, is no socket, or is not ours to remove
         async with _alone_at(path):
             _refuse_what_lives(path)
@@ -60,11 +60,11 @@ async def remove_dead(path: str) -> None:
 
 @contextlib.asynccontextmanager
 async def _alone_at(path: str) -> AsyncIterator[None]:
-    """One server at a time begins: of two that find the same stale socket, one must not replace the other's."""
+    """Hold a lock so that two servers cannot claim one stale socket."""
     lock = path + ".lock"
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, await _lock(lock))
-        undo.callback(os.unlink, lock)  # before that; who waits for it makes another
+        undo.callback(os.unlink, lock)  # before the lock is released: a waiter makes another file
         yield
 
 
@@ -83,16 +83,16 @@ async def _lock(lock: str) -> int:
 
 
 def _refuse_what_lives(path: str) -> None:
-    """See that nothing is at `path`, or a socket whose server is dead.
+    """Check that `path` is free, or the socket of a dead server.
 
-    :raises OSError: EEXIST if there is something else, EADDRINUSE if a server listens there
+    :raises OSError: EEXIST if another file is there, EADDRINUSE if a server listens there
     """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "there is something that is no socket: remove it, or choose another path")
+        raise OSError(errno.EEXIST, "the file there is not a socket: remove it, or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -101,11 +101,11 @@ def _refuse_what_lives(path: str) -> None:
             return
         except BlockingIOError:
             pass  # its queue is full: it lives
-    raise OSError(errno.EADDRINUSE, "a server listens there already: end that, or choose another path")
+    raise OSError(errno.EADDRINUSE, "a server listens there already: end it, or choose another path")
 
 
 def _listen(listener: socket.socket, path: str, group: str | None, mode: int) -> os.stat_result:
-    """Listen at `path`, where nobody is ever refused: what does not listen yet has another name."""
+    """Listen at `path`. The socket has another name until it listens, so no client is ever refused."""
     beside = path + "~"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(beside)  # noqa: PTH108  # its server died as it began

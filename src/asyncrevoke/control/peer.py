@@ -13,7 +13,7 @@ _SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A process that has connected; what it was when it did."""
+    """A process that has connected, with its rights at that time."""
 
     pid: int
     uid: int
@@ -26,11 +26,11 @@ class Peer:
 
     @property
     def name(self) -> str:
-        """The user's login name, or its number where there is none."""
+        """Login name of the user, or the number of a user without one."""
         return user_name(self.uid)
 
     def acting_as(self, user: str) -> "Peer":
-        """The same process with the rights of another user of this machine.
+        """Return the same process with the rights of another user of this machine.
 
         :raises ValueError: if there is no such user
         """
@@ -51,7 +51,7 @@ def peer_of(connection: socket.socket) -> Peer:
 
 
 def user_name(uid: int) -> str:
-    """The login name of a user, or its number where there is none."""
+    """Return the login name of a user, or the number of a user without one."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -59,9 +59,9 @@ def user_name(uid: int) -> str:
 
 
 def group_number(group: str) -> int:
-    """The number of a group.
+    """Return the number of a group.
 
-    :raises ValueError: if there is none of that name
+    :raises ValueError: if there is no group of that name
     """
     try:
         return grp.getgrnam(group).gr_gid
@@ -70,9 +70,9 @@ def group_number(group: str) -> int:
 
 
 def user_number(user: str) -> int:
-    """The number of a user.
+    """Return the number of a user.
 
-    :raises ValueError: if there is none of that name
+    :raises ValueError: if there is no user of that name
     """
     try:
         return pwd.getpwnam(user).pw_uid

@@ -1,4 +1,4 @@
-"""A request of the control protocol, and its fields, checked."""
+"""A request of the control protocol, with checks of its fields."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from .peer import Peer
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that a command of the service's own answers.
+    """A request, as a command of the service gets it.
 
-    :ivar peer: who asks
-    :ivar connection: what is sent there goes to the client; what it sends meanwhile is received there
+    :ivar peer: the peer that asks
+    :ivar connection: the connection to the client, both ways
     """
 
     peer: Peer
@@ -23,7 +23,7 @@ class Request:
     fields: Mapping[str, Any]
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A field that is text without control characters.
+        """Return a field that is text without control characters.
 
         :raises ControlError: "bad-request"
         """
@@ -35,7 +35,7 @@ class Request:
         return value
 
     def path(self, default: str | None = None) -> str:
-        """The field `path`: any text, as names may have anything in them.
+        """Return the field `path`. It is any text, because names may contain anything.
 
         :raises ControlError: "bad-request"
         """
@@ -45,7 +45,7 @@ class Request:
         return value
 
     def places(self) -> list[Place]:
-        """The field `places`: what a path in the file system leads to, as `asyncrevoke.places` gives it; none if it is left out.
+        """Return the field `places`: where a path in the file system leads, as from `asyncrevoke.places`. Default: no places.
 
         :raises ControlError: "bad-request"
         """
@@ -65,7 +65,7 @@ class Request:
         return found
 
     def number(self, name: str, default: float, most: float) -> float:
-        """A field that is a number from 0 to `most`; null stands for `most`.
+        """Return a field that is a number from 0 to `most`. null stands for `most`.
 
         :raises ControlError: "bad-request"
         """
@@ -77,7 +77,7 @@ class Request:
         return float(value)
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """A field that is true or false.
+        """Return a field that is true or false.
 
         :raises ControlError: "bad-request"
         """
@@ -87,5 +87,5 @@ class Request:
         return value
 
 
-#: Answers a request: sends records, and returns the fields of the last line.
+#: Answers a request. It may send records, and returns the fields of the last line.
 Command = Callable[[Request], Awaitable[Mapping[str, Any]]]

@@ -1,4 +1,4 @@
-"""The workers of a service on one machine: each serves the registry of its own, and all are asked at once."""
+"""The workers of a service on one machine. Each serves its own registry, and all are asked at once."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ _ON_ITS_WAY = 1.0  # seconds that an answer may take, beyond what it is about
 async def serving(registry: Registry, folder: str | os.PathLike[str], **options: Any) -> AsyncIterator[None]:
     """Let `revoke_in_all` reach this process: ``FastAPI(lifespan=lambda app: serving(live, "/run/shop"))``
 
-    It runs `serve` at ``folder/PID.sock``. The folder is made if there is none, and is yours alone then.
+    It runs `serve` at ``folder/PID.sock``. A missing folder is made, and only you may use it then.
 
     :param options: of `serve`
     :raises OSError: if the folder cannot be made
@@ -49,16 +49,16 @@ async def revoke_in_all(
 ) -> dict[str, Record]:
     """Revoke in all workers that are `serving` in a folder, at once: ``await revoke_in_all("/run/shop", "alice/t1", "...")``
 
-    A worker that was killed holds nothing any more: its socket is removed. One that does not answer keeps no other waiting.
+    A worker that was killed holds nothing any more, so its socket is removed. A silent worker does not delay the others.
 
-    :param path: as of `Control.revoke`; that of the key ``live["alice", "t1"]`` is ``alice/t1``
-    :param grace: seconds until those are kicked who are not idle, a part of the limit
+    :param path: path, as for `Control.revoke`. The key ``live["alice", "t1"]`` has the path ``alice/t1``
+    :param grace: seconds until users that are not idle are kicked. They are part of the limit
     :param limit: seconds for each worker, and one more for its answer
     :returns: by worker, as in ``{"4711": {"done": True, ...}}``: `done`, `report` and `stragglers` as of `Control.revoke`, and
         an `error`. If nothing is open there, that is done, with an empty report. Not done: it may still serve that key, because
         of the stragglers or the error. A revocation that was begun goes on
     :raises OSError: if the folder cannot be read
-    :raises ValueError: if `grace` or `limit` is not from 0 to 86400; then nobody was asked
+    :raises ValueError: if `grace` or `limit` is not from 0 to 86400. Then no worker was asked
     Cancellation: some workers may have been asked.
     """
     for name, seconds in ("grace", grace), ("limit", limit):
