@@ -277,6 +277,14 @@ def test_an_entry_is_taken_before_the_number_moves_past_it() -> None:
     assert view.number == 2
 
 
+def test_a_log_with_another_text_at_the_last_number_is_another_log() -> None:
+    """C6: it may be as long as the one that was read."""
+    view = View(10.0, strict=True)
+    list(view.answered(Batch(None, [(1, Entry.new("init").dump())], whole=True), 100.0))
+    with pytest.raises(LogError, match="another one"):
+        list(view.answered(Batch(Entry.new("init").dump(), [], whole=True), 200.0))
+
+
 def test_no_two_copies_of_an_entry_are_the_same_text() -> None:
     """C6: a log is known by the text at the last number, which what was written back must not resemble."""
     entry = Entry.new("revoke", ("alice",))
