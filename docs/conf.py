@@ -1,7 +1,10 @@
 """How Sphinx makes the site: ``sphinx-build -W -b html docs site``. Needs ``asyncrevoke[docs]``."""
 
+import pathlib
 import re
 
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 
 project = "asyncrevoke"
@@ -55,6 +58,18 @@ def _fields(_app: Sphinx, _what: str, _name: str, _obj: object, _options: object
     lines[:] = told
 
 
+def _outside(app: Sphinx, doctree: nodes.document) -> None:
+    """Name what a page links to in the repository and the site has no page for: a folder, or a page beside the docs."""
+    for link in list(doctree.findall(addnodes.pending_xref)):
+        if link["reftype"] != "myst":
+            continue
+        target = pathlib.Path(app.srcdir, link["refdoc"]).parent / link["reftarget"]
+        known = target.is_dir() or pathlib.Path(f"{target}.md").is_file()
+        if known and not target.resolve().is_relative_to(app.srcdir):
+            link.replace_self(link.children)
+
+
 def setup(app: Sphinx) -> None:
-    """Have the docstrings read as they are written here."""
+    """Have docstrings and links read as they are written here."""
     app.connect("autodoc-process-docstring", _fields)
+    app.connect("doctree-read", _outside)
