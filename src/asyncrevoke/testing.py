@@ -1,4 +1,4 @@
-"""The contract of everything revocable, as a check to run on your own resource: `check_revokable`."""
+"""The contract of everything revokable, as a check to run on your own resource: `check_revokable`."""
 
 import asyncio
 import contextlib

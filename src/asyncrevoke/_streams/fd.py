@@ -1,4 +1,4 @@
-"""A revocable stream over a descriptor, with waits of our own: the same face, kicked by waiter.
+"""A revokable stream over a descriptor, with waits of our own: the same face, kicked by waiter.
 
 The system call comes first. Only if it would block is a waiter linked to the handle, and the kick resolves it. On
 asyncio the readiness callback stays registered from one wait to the next. It is removed when it finds nobody waiting.

@@ -1,4 +1,4 @@
-"""A revocable stream over any AnyIO byte stream, kicked by cancel scope."""
+"""A revokable stream over any AnyIO byte stream, kicked by cancel scope."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import EllipsisType
@@ -16,7 +16,7 @@ from .face import Face, Owner, handle_of
 
 
 class RevokableStream(Face):
-    """A revocable stream over any AnyIO byte stream. Every await on it is an operation of `handle`, kicked by cancel
+    """A revokable stream over any AnyIO byte stream. Every await on it is an operation of `handle`, kicked by cancel
     scope.
 
     :param inner: the stream; this one owns it from now on

@@ -50,7 +50,7 @@ async def open_serial_connection(
 ) -> tuple[SerialReader, SerialWriter]:
     """Open a serial port as a pair of reader and writer, as pyserial-asyncio's function of this name and serialx's do.
 
-    They are revocable, like those of `wrap_streams`. Their errors are `serial.SerialException` too. As with other
+    They are revokable, like those of `wrap_streams`. Their errors are `serial.SerialException` too. As with other
     writers, a `close` sends everything written before; on a stalled line this never ends. `writer.transport.abort()`
     and a revocation of `writer.handle` end that.
 

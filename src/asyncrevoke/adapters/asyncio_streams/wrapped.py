@@ -1,4 +1,4 @@
-"""An existing pair of asyncio's reader and writer, made revocable in place."""
+"""An existing pair of asyncio's reader and writer, made revokable in place."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def wrap_streams(
     also: Iterable[Revokable] = (),
     answers: Answers | EllipsisType = ...,
 ) -> tuple[R, W]:
-    """Make a connection of asyncio's revocable, as a handle of `owner`: its reader and writer, in place.
+    """Make a connection of asyncio's revokable, as a handle of `owner`: its reader and writer, in place.
 
     From now on they answer as our streams do. Operations that wait are kicked, and later ones are refused, with a fresh
     `RevokedError` each time. Every operation is a checkpoint, even at the end of data. `writer.handle` is the node, and
@@ -55,14 +55,14 @@ def wrap_streams(
     :param answers: a profile of `asyncrevoke.answers`. If it says end of data, `read` returns ``b""``
     :param also: further parents. Whichever is revoked first takes the connection along
     :raises RevokedError: if the owner was revoked. You still own the connection then
-    :raises TypeError: if they are not asyncio's, or are revocable already, or both are None
+    :raises TypeError: if they are not asyncio's, or are revokable already, or both are None
     """
     given: list[Any] = [each for each in (writer, reader) if each is not None]
     typed = isinstance(reader, asyncio.StreamReader | None) and isinstance(writer, asyncio.StreamWriter | None)
     if not typed or not given:
         raise TypeError(f"{reader!r} and {writer!r}: give asyncio's StreamReader and StreamWriter, or None for one")
     if any(isinstance(getattr(each, "handle", None), Revokable) for each in given):
-        raise TypeError(f"{reader!r} and {writer!r} are revocable already")
+        raise TypeError(f"{reader!r} and {writer!r} are revokable already")
     transports = [transport for each in given if (transport := each._transport) is not None]
     alive = [each for each in transports if not each.is_closing()]  # uvloop knows nothing of others
     extra = (transport.get_extra_info(key) for transport in alive for key in ("peername", "pipe"))
@@ -74,10 +74,10 @@ def wrap_streams(
         return _closed(handle, {each.lost for each in given})
 
     handle = handle_of(owner, name, also, release, answers)
-    return revocable(reader, writer, handle, lambda error: error)
+    return revokable(reader, writer, handle, lambda error: error)
 
 
-def revocable(reader: R, writer: W, handle: Revokable, convert: Convert) -> tuple[R, W]:
+def revokable(reader: R, writer: W, handle: Revokable, convert: Convert) -> tuple[R, W]:
     each: Any
     uses = handle.open("streams")
     lost: dict[object, asyncio.Future[None]] = {}
@@ -147,7 +147,7 @@ def _answered(face: _Reader | _Writer, kind: Literal["read", "write"], error: Ex
 
 
 class _Reader(asyncio.StreamReader):
-    """The methods that a revocable reader replaces. The reader may be of any subclass.
+    """The methods that a revokable reader replaces. The reader may be of any subclass.
 
     A read whose data is there already is no operation, because it ends at once. `readline` is made of `readuntil`.
     """
@@ -224,7 +224,7 @@ class _Reader(asyncio.StreamReader):
 
 
 class _Writer(asyncio.StreamWriter):
-    """The methods that a revocable writer replaces. The writer may be of any subclass."""
+    """The methods that a revokable writer replaces. The writer may be of any subclass."""
 
     handle: Revokable
     uses: Revokable  # closed by a close that goes on sending: what its operations are on, too
