@@ -66,10 +66,12 @@ def _uvloop_has_its_pipe() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _what_stays_is_not_collected() -> None:
+def _what_stays_is_not_collected() -> Iterator[None]:
     """The collector, which many tests run, need not go through all modules and tests each time."""
     gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()  # pytest's plugins look for referrers at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,15 +79,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_vm.py")
 
 
-def _held() -> tuple[set[str], int, set[str]]:
-    """Open descriptors with what they are, the number of threads (trio keeps some for later), and the children."""
+def _held() -> tuple[set[str], set[threading.Thread], set[str]]:
+    """Open descriptors with what they are, the threads (trio keeps some for later), and the children."""
     files = set()
     for entry in pathlib.Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one that lists
             files.add(f"{entry.name} {entry.readlink()}")
     children = set(pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
-    threads = [thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")]
-    return files, len(threads), children
+    threads = {thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
+    return files, threads, children
 
 
 @pytest.fixture(autouse=True)
@@ -95,13 +97,12 @@ def _nothing_leaks() -> Iterator[None]:
     yield
     after = _held()
     if after != before:
-        for thread in threading.enumerate():
-            if thread.name.startswith("off loop"):
-                thread.join(1)  # its call has ended, or should have
+        for thread in after[1] - before[1]:
+            thread.join(1)  # it has been told to end, or its call has ended, or should have
         gc.collect()
         after = _held()
     assert after[0] - before[0] == set(), "descriptors were left open"
-    assert after[1] <= before[1], "threads were left running"
+    assert after[1] - before[1] == set(), "threads were left running"
     assert after[2] - before[2] == set(), "children were not reaped"
 
 

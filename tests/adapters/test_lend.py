@@ -467,7 +467,7 @@ def test_memory_that_its_borrower_has_sealed_cannot_be_cut_off() -> None:
     memory = os.memfd_create("lent", os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(memory, 4096)
-        with pytest.raises(OSError, match="who can prevent it by a seal"):
+        with pytest.raises(OSError, match="which can prevent it by a seal"):
             means_for(memory)
         theirs = os.dup(memory)
         fcntl.fcntl(theirs, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)

@@ -164,7 +164,7 @@ class Revocation:
             released=whole._released - released,
             remaining=self.remaining,
             seconds=max(0.0, (whole._ended or time.monotonic()) - self._began),
-            unclosed=sum(node.unclosed for node in self._roots),
+            unclosed=sum(len(node._unclosed or ()) for node in self._roots),
             errors=self._raised(),
         )
 

@@ -145,7 +145,7 @@ class Revokable:
         self._bare = 0  # operations of start_using, which are only counted
         self._children: dict[Revokable, None] | None = None  # open, in order of opening
         self._owed: object = None if at_close is None else object()  # stands for it, until it has run
-        self._unclosed: set[object] = set() if at_close is None else {self._owed}  # those not run, here and below
+        self._unclosed: set[object] | None = None if at_close is None else {self._owed}  # not run, here and below
         self._home: loop.Home | None = None
         self._observers: tuple[Told, ...] = ()  # who observe this node, or a node above it
 
@@ -162,7 +162,7 @@ class Revokable:
     @property
     def unclosed(self) -> int:
         """The number of files opened with `at_close` whose owner has not closed them, here and below."""
-        return len(self._unclosed)
+        return len(self._unclosed or ())
 
     @property
     def revoked(self) -> bool:
@@ -330,6 +330,8 @@ class Revokable:
             parent._link(self)
         if self._unclosed:
             for node in self._above():
+                if node._unclosed is None:
+                    node._unclosed = set()
                 node._unclosed |= self._unclosed
         tell("opened", self)
 
@@ -349,7 +351,7 @@ class Revokable:
         """Release what was never opened: join it to its parents, some of which may be dead, and revoke it."""
         if self._at_close is not None:
             self._at_close = None
-            self._unclosed.discard(self._owed)
+            self._owner_left()
         if not self.released:
             self._join(tuple(parent for parent in parents if not parent.released))
             for act in dict.fromkeys(act for parent in self._parents() for act in parent._acts):
@@ -586,11 +588,16 @@ class Revokable:
         at_close, self._at_close = self._at_close, None
         if at_close is not None:
             self._call(at_close)
-            above = self._above()
-            for node in above:
+            self._owner_left()
+
+    def _owner_left(self) -> None:
+        """Count it no more as unclosed, here and above."""
+        above = self._above()
+        for node in above:
+            if node._unclosed:
                 node._unclosed.discard(self._owed)
-            for act in dict.fromkeys(act for node in above for act in node._acts):
-                act._progress()
+        for act in dict.fromkeys(act for node in above for act in node._acts):
+            act._progress()
 
 
 def revoke_all(nodes: Iterable[Revokable], reason: str = "", *, grace: float = 0.0, by: str = "") -> Revocation:
