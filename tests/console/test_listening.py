@@ -987,7 +987,8 @@ async def test_who_speaks_of_the_port_has_agreed_to(tmp_path: pathlib.Path) -> N
         assert far.port.baudrate == 9600
 
 
-async def test_break_ends_with_the_keyboard_and_the_connection(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("goes", [True, False])
+async def test_break_ends_with_the_keyboard_and_the_connection(tmp_path: pathlib.Path, goes: bool) -> None:
     """However a client goes that holds the line in a break, it is not left so."""
     async with remote(tmp_path) as (opened, port, far):
 
@@ -996,17 +997,16 @@ async def test_break_ends_with_the_keyboard_and_the_connection(tmp_path: pathlib
                 while far.port.break_condition is not so:
                     await anyio.sleep(0)
 
-        for goes in True, False:
-            async with connected(port) as client:
-                await client.stream.send(IAC + WILL + COM_PORT + IAC + SB + COM_PORT + b"\x05\x05" + IAC + SE)
-                await client.hears(b"\x69\x05" + IAC + SE)
-                await is_broken(so=True)
-                if goes:
-                    await client.stream.aclose()
-                else:
-                    other = await opened.attach("force")
-                    await other.is_told(yours=True)
-                await is_broken(so=False)
+        async with connected(port) as client:
+            await client.stream.send(IAC + WILL + COM_PORT + IAC + SB + COM_PORT + b"\x05\x05" + IAC + SE)
+            await client.hears(b"\x69\x05" + IAC + SE)
+            await is_broken(so=True)
+            if goes:
+                await client.stream.aclose()
+            else:
+                other = await opened.attach("force")
+                await other.is_told(yours=True)
+            await is_broken(so=False)
 
 
 async def test_telnets_own_break_is_sent(tmp_path: pathlib.Path) -> None:
