@@ -766,6 +766,79 @@ async def test_a_hang_up_while_it_is_opened_is_no_end(plug: Plug, monkeypatch: p
             assert device.node.generation == 2
 
 
+@pytest.mark.parametrize("during", ["before", "wait", "look", "turn"])
+async def test_a_device_that_is_down_is_not_opened_until_it_is_up(
+    plug: Plug, looks: list[str], monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    """Whatever the loop does just then, and although the device is plugged in meanwhile. It is closed when that was awaited."""
+    find, token = replugged._find, anyio.lowlevel.current_token()
+
+    def look(by_id: str) -> str:
+        path = find(by_id)
+        if len(looks) == 1:
+            anyio.from_thread.run_sync(devices.down, "firmware", token=token)
+        return path
+
+    monkeypatch.setattr(random, "uniform", lambda *_: 0.0)  # it is looked for without a pause
+    devices, opened = plug.device(), list[SerialDevice]()
+
+    async def follow() -> None:
+        async for device in devices:
+            opened.append(device)
+            assert await unplugged(device) is not None
+
+    if during in ("look", "turn"):
+        plug.plug_in()
+    if during == "look":
+        monkeypatch.setattr(replugged, "_find", look)
+    with anyio.fail_after(20):
+        async with devices, anyio.create_task_group() as tasks:
+            if during == "before":
+                await devices.down("firmware")
+            tasks.start_soon(follow)
+            if during != "before":
+                await until(lambda: looks)
+            if during == "look":
+                await until(lambda: devices.is_down)
+            if during == "turn":
+                await until(lambda: opened and opened[0].node.in_use)
+            await devices.down("firmware")
+            assert [(device.node.released, device.node.reason) for device in opened] == [(True, "firmware")] * len(opened)
+            if during in ("before", "wait"):
+                plug.plug_in()
+            seen, before = len(looks), len(opened)
+            for _ in range(20):
+                await anyio.to_thread.run_sync(settled)  # as long as a look takes
+            assert (devices.is_down, len(looks), len(opened)) == (True, seen, before)
+            devices.up()
+            assert not devices.is_down
+            await until(lambda: len(opened) > before and opened[-1].node.in_use)
+            devices.up()  # it is, already
+            assert opened[-1].url == os.path.realpath(plug.link)
+            tasks.cancel_scope.cancel()
+
+
+async def test_what_comes_up_is_opened_at_once(plug: Plug, delays: Delays) -> None:
+    """However often it has come and gone before."""
+    plug.plug_in()
+    async with plug.device(debounce=1, max_delay=30) as devices:
+        for _ in range(5):
+            await anext(devices)
+        await devices.down()
+        devices.up()
+        await anext(devices)
+    assert delays.asked[::2] == [1, 2, 4, 8, 1]
+
+
+def settled() -> None:
+    """Nothing, in another thread."""
+
+
+async def until(ready: Callable[[], object]) -> None:
+    while not ready():
+        await anyio.lowlevel.checkpoint()
+
+
 async def test_where_events_cannot_be_watched_it_is_looked_for_at_intervals(
     plug: Plug, source: Source, looks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

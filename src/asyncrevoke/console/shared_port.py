@@ -54,22 +54,15 @@ class SharedPort:
         )
         self.node = self._devices.node
         self.device: SerialDevice | None = None
-        self._opening = anyio.CancelScope()
-        self._wanted = anyio.Event()
-        self._wanted.set()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> SerialDevice:
         """Wait until it is open again."""
-        while True:
-            with self.node.using(idle=True):
-                await self._wanted.wait()
-            with anyio.CancelScope() as self._opening:
-                self.device = await anext(self._devices)
-                self.lent = ""
-                return self.device
+        self.device = await anext(self._devices)
+        self.lent = ""
+        return self.device
 
     async def lend(self, reason: str) -> None:
         """Close it, so that another program may open it, and leave it closed. When this returns, it is closed.
@@ -77,10 +70,7 @@ class SharedPort:
         :raises ControlError: "refused", if it does not close, as its line is stalled; it is not opened again either
         """
         self.lent = reason
-        if self._wanted.is_set():
-            self._wanted = anyio.Event()
-        self._opening.cancel()
-        closing = self.node.hangup(reason)
+        closing = self._devices.down(reason)
         self._changed()
         try:
             await closing
@@ -91,7 +81,7 @@ class SharedPort:
         """Open it again as soon as it is there."""
         if self.is_down:
             self.lent = "it is not back yet"
-            self._wanted.set()
+            self._devices.up()
 
     async def configure(self, settings: Settings, also: Iterable[Revokable] = ()) -> None:
         """Change the settings, now and for later.
@@ -106,7 +96,7 @@ class SharedPort:
     @property
     def is_down(self) -> bool:
         """Whether it is lent to another program."""
-        return not self._wanted.is_set()
+        return self._devices.is_down
 
     @property
     def is_open(self) -> bool:

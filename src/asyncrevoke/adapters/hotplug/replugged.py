@@ -21,7 +21,7 @@ from asyncrevoke.adapters.device.character import S
 from asyncrevoke.adapters.device.identity import only
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
 from asyncrevoke.adapters.serial.port import SerialException, explained
-from asyncrevoke.lowlevel import Name, Registry, Resource, Watch, off_loop, revoke_threadsafe
+from asyncrevoke.lowlevel import Name, Registry, Resource, Revocation, Watch, off_loop, revoke_threadsafe
 
 from . import uevents
 from .uevents import Kind, Source, check_kind, next_event
@@ -172,7 +172,8 @@ class Devices(Resource, Generic[D]):
     """The generations of one device, one after another, as `serial_device` and `follow_device` return them. One task at
     a time waits for the next, and so revokes the present one.
 
-    To lend the device to another program, revoke the turn's device. Begin the next turn when it should be opened again.
+    If you revoke the device or hang up the name, the next turn opens the device again at once. To keep it closed, as while
+    another program writes its firmware, call `down`, then `up`.
 
     :ivar node: the name, which stays. Revoke it to revoke the device for good, also while it is waited for
     :ivar options: of each opening. Changes count from the next turn on
@@ -191,6 +192,8 @@ class Devices(Resource, Generic[D]):
         self._latest: D | None = None  # of this turn
         self._lasts_at = 0.0  # when this turn has lasted so long that the device is no flapping one
         self._told = ""
+        self._opening: anyio.CancelScope | None = None
+        self._back: anyio.Event | None = None  # while it is down
 
     def __aiter__(self) -> Self:
         return self
@@ -203,26 +206,58 @@ class Devices(Resource, Generic[D]):
         """
         await anyio.lowlevel.checkpoint()
         with self._guard, self.node.using(idle=True):
-            if self._events is None:
-                self._events = _Events(self.node, self._subsystems, self._turns.source)
-            else:
-                await self._end_turn()
-                if not self._turns.reconnect:
-                    raise StopAsyncIteration
-                await self._wait(self._events)
             while True:
-                try:
-                    return await self._open(self._events)
-                except OSError as exc:
-                    if not self._turns.reconnect:
-                        raise
-                    if str(exc) != self._told:
-                        self._told = str(exc)
-                        missing = exc.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV)
-                        logger.log(
-                            logging.INFO if missing else logging.WARNING, "%s is waited for: %s", self.node.name, exc
-                        )
-                await self._wait(self._events)
+                if self._back is not None:
+                    await self._back.wait()
+                with anyio.CancelScope() as self._opening:
+                    return await self._next()
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it is kept closed."""
+        return self._back is not None
+
+    def down(self, reason: str = "down") -> Revocation:
+        """Close the device and keep it closed until `up`: ``await devices.down("firmware")``. It need not be there.
+
+        Its streams raise `RevokedError`. The loop waits for `up` then, and opens nothing, even if the device is plugged
+        in anew. A second call is another hang-up, and it stays down.
+
+        :return: the hang-up of the name. When you have awaited it, the device is closed
+        """
+        self._back = self._back or anyio.Event()
+        if self._opening is not None:
+            self._opening.cancel()
+        return self.node.hangup(reason)
+
+    def up(self) -> None:
+        """Let the loop open the device again, as soon as it is there. If it is not down, nothing happens."""
+        if self._back is not None:
+            self._delay = self._turns.debounce
+            self._back.set()
+            self._back = None
+
+    async def _next(self) -> D:
+        if self._events is None:
+            self._events = _Events(self.node, self._subsystems, self._turns.source)
+        else:
+            await self._end_turn()
+            if not self._turns.reconnect:
+                raise StopAsyncIteration
+            await self._wait(self._events)
+        while True:
+            try:
+                return await self._open(self._events)
+            except OSError as exc:
+                if not self._turns.reconnect:
+                    raise
+                if str(exc) != self._told:
+                    self._told = str(exc)
+                    missing = exc.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV)
+                    logger.log(
+                        logging.INFO if missing else logging.WARNING, "%s is waited for: %s", self.node.name, exc
+                    )
+            await self._wait(self._events)
 
     def __del__(self) -> None:
         if not self.node.revoked:
