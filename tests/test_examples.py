@@ -93,7 +93,11 @@ SAYS = {
         "alice again is closed: good night",
     ],
 }
-PAGES = sorted(path for where in ("index.md", "start/*.md", "how-to/*.md") for path in (ROOT / "docs").glob(where))
+PAGES = sorted(
+    path
+    for where in ("index.md", "control-protocol.md", "start/*.md", "how-to/*.md")
+    for path in (ROOT / "docs").glob(where)
+)
 #: A program that stands in a page or is included, and what it prints: the next block of text, up to the next program.
 PROGRAM = re.compile(
     r"```(?:python\n(?P<code>.*?)|\{literalinclude\} (?P<file>\S+)\n.*?)```"

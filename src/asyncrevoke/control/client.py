@@ -80,7 +80,9 @@ class Control(anyio.abc.AsyncResource):
             pass
 
     async def list(self, path: str = "", *, who: bool = False) -> list[Record]:
-        """Return a record for each node at `path` and below. With `who`, each has its `users`."""
+        """Return a record for each node at `path` and below: the object that the protocol has under ``node``. With `who`,
+        each has its `users`.
+        """
         nodes: list[Record] = []
         async for record in self.request("list", path=path, who=who):
             if "node" in record:

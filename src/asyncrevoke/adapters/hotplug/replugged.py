@@ -61,7 +61,8 @@ def serial_device(
     :param reconnect: False: one turn, if the device is there
     :param debounce: seconds without further events until it is opened
     :param max_delay: the longest time between two looks, in seconds. Each wait is twice as long as the one before,
-        minus up to a quarter by chance. The first is short again after an event, or after a turn as long as this
+        minus up to a quarter by chance. It begins at `debounce` again after an event, after `up`, and after a turn that
+        has lasted longer than `max_delay`
     :param source: of events, as for `watch_devices`
     :param registry: makes it findable by its name, and while it is open by path and device number
     :param name: Default: the last part of `by_id`
@@ -175,7 +176,8 @@ class Devices(Resource, Generic[D]):
     If you revoke the device or hang up the name, the next turn opens the device again at once. To keep it closed, as while
     another program writes its firmware, call `down`, then `up`.
 
-    :ivar node: the name, which stays. Revoke it to revoke the device for good, also while it is waited for
+    :ivar node: the name, which stays. Revoke it to revoke the device for good, also while it is waited for. Each turn
+        opens a file below it, named after the device node, such as ``meter/ttyUSB0``
     :ivar options: of each opening. Changes count from the next turn on
     """
 
