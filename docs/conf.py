@@ -32,7 +32,6 @@ autodoc_default_options = {"members": True, "undoc-members": True, "show-inherit
 # The site must build without a network: `sphinx-build -b linkcheck` looks at files and anchors, and asks no other host.
 linkcheck_ignore = [r"https?://"]
 
-_SEVERAL = re.compile(r"(?<=,) (?=[\w, ]+: )")  # between the parameters of one field, where Sphinx expects a type
 _NOTES = re.compile(r"^(Cancellation|Deadlock): ")
 
 
@@ -54,7 +53,8 @@ def _fields(_app: Sphinx, _what: str, _name: str, _obj: object, _options: object
             note = f"    {line.lstrip()}"
         else:
             above = above or "text"
-        told.append(_SEVERAL.sub("", note) if note.startswith(":param ") else note)
+        names, colon, text = note.partition(": ")
+        told.append(names.replace(", ", ",") + colon + text if names.startswith(":param ") else note)
     lines[:] = told
 
 

@@ -133,7 +133,8 @@ class Copy:
         began = time.monotonic()
         with tempfile.TemporaryFile() as said:
             run = subprocess.Popen(
-                [*command, *tests],
+                # The leader of a session would be hung up with the first terminal that a test opens.
+                ["sh", "-c", '"$@"; exit $?', "sh", *command, *tests],
                 cwd=self.place,
                 env=environ,
                 stdin=subprocess.DEVNULL,

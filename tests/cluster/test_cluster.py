@@ -320,11 +320,13 @@ async def test_nobody_is_admitted_before_it_has_caught_up() -> None:
         pass
 
 
-async def test_an_empty_log_admits_nobody() -> None:
-    """C1, C6: it may have lost everything, and the message says what to do."""
+async def test_an_empty_log_admits_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """C1, C6: it may have lost everything, and the message says what to do: once in the log, at once, and at the end."""
     cluster = Cluster(Registry(), MemoryLog(), host="web1", lease=0.1)
     with pytest.raises(LogError, match="is empty: if it is new, begin it by `asyncrevoke cluster init`"):
         await cluster.run()
+    (record,) = caplog.records
+    assert "web1 does not admit anybody yet: the log at" in record.getMessage()
     with pytest.raises(NotVouchedError), cluster.admit("alice"):
         pass
 

@@ -157,7 +157,8 @@ class Cluster(Revoker):
 
         :param issued: the position that was stored when the token was issued. None: it counts as older than any revocation
         :raises RevokedError: from the `with`, if it was revoked, wherever that was
-        :raises NotVouchedError: from the `with`, if this member has not caught up, or is strict and its lease is over
+        :raises NotVouchedError: from the `with`, if this member has not caught up, or is strict and its lease is over. If
+            its lease ends later, while you are inside, you get a `RevokedError`, and `is_own` of its reason is True
         :raises ValueError: if `issued` is not a position
         Cancellation: goes through unchanged.
         """
@@ -250,7 +251,7 @@ class Cluster(Revoker):
     async def _begin(self) -> None:
         """Catch up, within the lease."""
         end = clock() + self._lease
-        suitable = False
+        said, suitable = "", False
         while self._cut_off:
             try:
                 if not suitable:
@@ -269,6 +270,9 @@ class Cluster(Revoker):
                 failed = exc
             if clock() >= end:
                 raise failed
+            if str(failed) != said:
+                said = str(failed)
+                logger.warning("%s does not admit anybody yet: %s", self.host, said)
             await anyio.sleep(self._pause)
 
     async def _refuse_unless_suitable(self) -> None:

@@ -47,6 +47,7 @@ class RedisLog(Log):
         self.name = f"{url.partition(':')[0]}://{place(url)}"
         options: dict[str, Any] = {**parse_url(url)}
         self._prefix = options.pop("prefix", prefix)
+        self.name += "" if self._prefix == "asyncrevoke" else f"?prefix={self._prefix}"
         self._accept_loss = options.pop("accept_loss", "no") == "yes" or accept_loss
         # No retries, as an answer to the second try is none to the first. The time of an answer is bounded in `_ask`.
         options |= {"retry": Retry(NoBackoff(), 0), "retry_on_timeout": False, "health_check_interval": 0}

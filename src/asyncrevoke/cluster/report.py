@@ -89,7 +89,10 @@ class ClusterReport:
 
     @property
     def complete(self) -> bool:
-        """Whether nobody is inside any more, on any host. Without hosts nobody knows: the log may have lost them."""
+        """Whether each host is done, or over. A host that is over has refused everybody since its lease ended. It may be
+        paused, with connections still open: for proof that nobody is inside, ask that each `state` is "done". False
+        without hosts, as the log may have lost them.
+        """
         return bool(self.hosts) and all(host.state in ("done", "over") for host in self.hosts)
 
     @property

@@ -43,7 +43,7 @@ class TableLog(Log):
     def __init__(self, name: str, table: str) -> None:
         if not re.fullmatch("[a-z_][a-z0-9_]{0,39}", table):
             raise ValueError(f"{table!r} is no name for a table: give one of small letters, digits and _")
-        self.name = name
+        self.name = name if table == "asyncrevoke" else f"{name}?table={table}"
 
     @abstractmethod
     async def _ask(self, sql: str, *values: object) -> Rows:
