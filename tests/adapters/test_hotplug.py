@@ -584,13 +584,22 @@ def no_terminal(plug: Plug) -> None:
 async def test_what_cannot_be_opened_is_tried_again(
     plug: Plug, looks: list[str], caplog: pytest.LogCaptureFixture, obstacle: Any
 ) -> None:
-    """It is told once why it is waited for, however often it is looked for."""
+    """It is told once why it is waited for, however often it is looked for. What is there, and not open, is a problem."""
     caplog.set_level(logging.INFO, "asyncrevoke")
+    problems: set[str] = set()
     with anyio.fail_after(20):
         async with plug.device() as devices, anyio.create_task_group() as tasks:
             obstacle(plug)
-            tasks.start_soon(settle_until, lambda: len(looks) > 4, plug.plug_in)
+
+            def looked() -> bool:
+                problems.add(devices.problem)
+                return len(looks) > 4
+
+            tasks.start_soon(settle_until, looked, plug.plug_in)
             assert (await anext(devices)).node.generation == 1
+            assert devices.problem == ""
+    (told,) = problems - {""} or {""}
+    assert told.startswith("[Errno") is (obstacle is not vanished)
     assert len([record for record in caplog.records if "is waited for" in record.message]) == 1
 
 
@@ -787,6 +796,12 @@ async def test_a_device_that_is_down_is_not_opened_until_it_is_up(
             opened.append(device)
             assert await unplugged(device) is not None
 
+    ready: dict[str, Callable[[], object]] = {
+        "before": lambda: True,
+        "wait": lambda: looks,
+        "look": lambda: devices.is_down,
+        "turn": lambda: opened and opened[0].node.in_use,
+    }
     if during in ("look", "turn"):
         plug.plug_in()
     if during == "look":
@@ -796,19 +811,15 @@ async def test_a_device_that_is_down_is_not_opened_until_it_is_up(
             if during == "before":
                 await devices.down("firmware")
             tasks.start_soon(follow)
-            if during != "before":
-                await until(lambda: looks)
-            if during == "look":
-                await until(lambda: devices.is_down)
-            if during == "turn":
-                await until(lambda: opened and opened[0].node.in_use)
+            await until(ready[during])
             await devices.down("firmware")
-            assert [(device.node.released, device.node.reason) for device in opened] == [(True, "firmware")] * len(opened)
+            assert [(device.node.released, device.node.reason) for device in opened] == [(True, "firmware")] * len(
+                opened
+            )
             if during in ("before", "wait"):
                 plug.plug_in()
             seen, before = len(looks), len(opened)
-            for _ in range(20):
-                await anyio.to_thread.run_sync(settled)  # as long as a look takes
+            await several_looks()
             assert (devices.is_down, len(looks), len(opened)) == (True, seen, before)
             devices.up()
             assert not devices.is_down
@@ -830,8 +841,10 @@ async def test_what_comes_up_is_opened_at_once(plug: Plug, delays: Delays) -> No
     assert delays.asked[::2] == [1, 2, 4, 8, 1]
 
 
-def settled() -> None:
-    """Nothing, in another thread."""
+async def several_looks() -> None:
+    """Wait as long as some of them take."""
+    for _ in range(20):
+        await anyio.to_thread.run_sync(lambda: None)
 
 
 async def until(ready: Callable[[], object]) -> None:

@@ -422,6 +422,8 @@ SOUND = '[share.lab]\ncommand = ["cat"]\n[share.more]\n'
         ),
         ('sockets = [{{path = "{folder}/new"}}, {{path = "{folder}/new"}}]\n' + SOUND, "/new' is there twice"),
         ('sockets = [{{group = "daemon"}}]\n' + SOUND, "path"),
+        ('sockets = ["{folder}/new"]\n' + SOUND, "sockets: give a list of tables"),
+        ('sockets = "{folder}/new"\n' + SOUND, "sockets: give a list of tables"),
         ('sockets = "path"\n' + SOUND, "lab.toml: "),
         ('sockets = [{{path = "{folder}/new", mode = 4294967296}}]\n' + SOUND, "a socket has no mode 0o40000000000"),
         ("x = " + "[" * 1000 + "]" * 1000, "lab.toml: "),

@@ -92,6 +92,14 @@ def connection(accepter: str = "tcp,localhost,2001", connector: str = "echo", mo
     return f"connection: &lab\n  accepter: {accepter}\n  connector: {connector}\n{more}"
 
 
+def test_a_limit_that_taking_over_leaves_out_is_told(tmp_path: pathlib.Path, capsys: Capture) -> None:
+    """An address that gives the keyboard to who comes has no limit of its own."""
+    options = "  options:\n    kickolduser: true\n    max-connections: 3\n"
+    shares, said = imported(tmp_path, capsys, connection(more=options))
+    assert shares["lab"]["listen"] == ["tcp://localhost:2001?take"]
+    assert said[-1] == "6: max-connections: with kickolduser it is no limit"
+
+
 @pytest.mark.parametrize(
     ("connector", "table"),
     [
@@ -398,6 +406,7 @@ def test_consoles_of_conserver_are_shares(tmp_path: pathlib.Path, capsys: Captur
     assert said == [
         '2: rw *: it is for those whom group = "NAME" names',
         "13: access *: trusted: the control socket is for users of this machine; listen is for those who can reach it",
+        "13: admin: they may take away, and so they may look, too",
     ]
 
 

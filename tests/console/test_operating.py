@@ -186,16 +186,19 @@ def test_ls_has_the_columns_that_people_want(tmp_path: pathlib.Path, capsys: pyt
         config.write_text(
             f'[share.here]\ndevice = "{line.path}"\nbaudrate = 19200\n'
             '[share.lab]\ncommand = ["cat", "-u"]\n[share.nowhere]\ndevice = "/dev/nowhere"\n'
+            '[share.odd]\ndevice = "/dev/zero"\n'
         )
         with sharing("--config", str(config)), attach("lab") as client, attach("--read-only", "lab"):
             client.sees("you have the keyboard")
-            while "it has not come yet" in shown(capsys, "ls")[1]:
+            while "it has not come yet" in "".join(shown(capsys, "ls")[at] for at in (1, 4)):
                 pass
             rows = [re.split(r"  +", each) for each in shown(capsys, "ls")]
             assert rows[0] == ["NAME", "DEVICE", "SETTINGS", "STATE", "KEYBOARD", "USERS", "SINCE"]
             assert rows[1][:4] == ["here", line.path, "19200n8", "live"]
             assert rows[2][:5] == ["lab", "cat -u", "live", "root", "2"]
             assert rows[3][:5] == ["nowhere", "/dev/nowhere", "9600n8", "away: it has not come yet", "0"]
+            assert rows[4][:3] == ["odd", "/dev/zero", "9600n8"]
+            assert "it is not a serial port" in rows[4][3]
             records = {each["path"]: each for each in map(json.loads, shown(capsys, "ls", "--json"))}
             assert records["lab"]["share"]["who"][0]["keyboard"]
 

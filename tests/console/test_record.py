@@ -72,6 +72,8 @@ async def test_who_loses_the_keyboard_is_told_to_whom_or_by_whom(tmp_path: pathl
         await bob.is_told(keyboard="root", yours=False, reason="hands off", by="root")
         for each in (alice, watcher):
             await each.is_told(keyboard="root", yours=each is alice, reason="", by="")
+        await admin.revoke("lab/root/keyboard", "hands off, too")
+        await bob.is_told(keyboard=None, yours=False, reason="", by="")  # it was not taken from this one
 
 
 async def test_watch_and_list_tell_by_whom_in_a_field_of_its_own(tmp_path: pathlib.Path) -> None:

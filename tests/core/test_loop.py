@@ -661,6 +661,21 @@ def test_a_tree_of_a_running_loop_is_refused_in_another_loop(run: Run, busy: boo
 
 
 @pytest.mark.invariant("threads")
+def test_trees_of_two_loops_are_not_joined_outside_of_both(run: Run) -> None:
+    """There is no loop then in which both could be used from now on. Nothing has changed."""
+    used, fresh = Revokable("used"), Revokable("fresh")
+
+    async def use() -> None:
+        with used.using():
+            await settle()
+
+    run(use)
+    with pytest.raises(RuntimeError, match="'used' belongs to another event loop than 'fresh'"):
+        fresh.join(used)
+    assert (used.children, fresh.parent) == ((), None)
+
+
+@pytest.mark.invariant("threads")
 async def test_revoke_threadsafe_from_a_signal_handler() -> None:
     """A signal.signal handler may come at any line: the revocation is the loop's next step."""
     node = Revokable("node")

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         "what",
         nargs="+",
         metavar="NAME[/CLIENT]|PATH|KEY",
-        help="name as `ls --who` shows it, or NAME/* for all clients. A path that starts with / or ./ is that of a device,"
+        help="name as `ls --who` shows it, or NAME/* for everything open below it. A path that starts with / or ./ is that of a device,"
         " or of a folder of devices. With --cluster: a key such as alice/token7. Everything below it is revoked too",
     )
     add("--reason", default="", help="reason shown to everyone affected")

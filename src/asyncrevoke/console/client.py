@@ -301,16 +301,18 @@ class Client:
         return self._console.who()
 
     async def _tell(self) -> str:
-        told = None
+        told: tuple[str | None, bool] = ("", True)
         while True:
             while self._said:
                 await self._front.tell(self._said.popleft())
             holder = self._console.keyboard
-            name = None if holder is None else holder.name
-            news = {"keyboard": name, "yours": holder is self, "reason": self.why, "by": self.by}
-            if news != told:
-                await self._front.tell(news)
-                told = news
+            now = (None if holder is None else holder.name, holder is self)
+            if now != told:
+                why, by = (
+                    (self.why, self.by) if told[1] else ("", "")
+                )  # of what this one has lost, and of no later change
+                told = now
+                await self._front.tell({"keyboard": now[0], "yours": now[1], "reason": why, "by": by})
             else:
                 await self.news.wait()
             self.news = anyio.Event()

@@ -150,6 +150,7 @@ class _Reader:
                 for item in items:
                     if item.key == "admin":
                         self._admins += _expanded(item.words, self._groups)
+                        self._imported.note(item.where, "admin: they may take away, and so they may look, too")
                     else:
                         why = _WHY.get(item.key, "it has no equal")
                         self._imported.note(item.where, f"{head.key} {head.text}: {item.key}: {why}")

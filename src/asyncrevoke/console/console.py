@@ -297,8 +297,8 @@ class Console:
     @property
     def away(self) -> str | None:
         """Why it cannot be used now, if it cannot."""
-        if self.port is not None and self.port.lent:
-            return self.port.lent
+        if self.port is not None and (reason := self.port.lent or self.port.problem):
+            return reason
         if self.session is None:
             return "it has not come yet"
         node = self.session.node

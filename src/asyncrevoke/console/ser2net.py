@@ -270,18 +270,16 @@ class _Connection:
             raise ValueError(f"{self._said('max-connections', where)}: {most!r} is no number from 1 to 9999")
         if self._option("no-acc-to-con") in _TRUE:
             return f"?read-only&limit={most}"
-        if self._option("kickolduser") in _TRUE:
+        if takes := self._option("kickolduser") in _TRUE:
             self._note(
                 self._said("kickolduser", where),
                 "kickolduser",
                 "who comes takes the keyboard; the others go on watching",
             )
-            return "?take"
         if most != "1":
-            self._note(
-                self._said("max-connections", where), "max-connections", "one of them at a time has the keyboard"
-            )
-        return f"?limit={most}"
+            why = "with kickolduser it is no limit" if takes else "one of them at a time has the keyboard"
+            self._note(self._said("max-connections", where), "max-connections", why)
+        return "?take" if takes else f"?limit={most}"
 
     def _tls(self, where: str, text: str) -> None:
         told = dict((each.strip().partition("=")[::2]) for each in _PARTS.findall(text))

@@ -174,6 +174,8 @@ def read_config(path: str) -> Config:
             group, tables, sockets = config.pop("group", None), config.pop("share", {}), config.pop("sockets", [])
             if config or not isinstance(group, str | None) or not isinstance(tables, dict) or not tables:
                 raise ValueError('give [share.NAME] for each, and at the most group = "NAME" and sockets = [...]')  # noqa: TRY301
+            if not isinstance(sockets, list) or not all(isinstance(given, dict) for given in sockets):
+                raise ValueError('sockets: give a list of tables, as in sockets = [{path = "..."}]')  # noqa: TRY301
             return Config(
                 tuple(_share(name, given) for name, given in tables.items()),
                 group,

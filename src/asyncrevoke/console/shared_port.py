@@ -99,6 +99,11 @@ class SharedPort:
         return self._devices.is_down
 
     @property
+    def problem(self) -> str:
+        """Why it is not open although it is there, or nothing."""
+        return self._devices.problem
+
+    @property
     def is_open(self) -> bool:
         return self.device is not None and not self.device.node.revoked
 

@@ -179,6 +179,7 @@ class Devices(Resource, Generic[D]):
     :ivar node: the name, which stays. Revoke it to revoke the device for good, also while it is waited for. Each turn
         opens a file below it, named after the device node, such as ``meter/ttyUSB0``
     :ivar options: of each opening. Changes count from the next turn on
+    :ivar problem: why it is not open although it is there, such as that another program has it. "": there is none
     """
 
     node: Name
@@ -193,7 +194,7 @@ class Devices(Resource, Generic[D]):
         self._delay = self._turns.debounce
         self._latest: D | None = None  # of this turn
         self._lasts_at = 0.0  # when this turn has lasted so long that the device is no flapping one
-        self._told = ""
+        self._told = self.problem = ""
         self._opening: anyio.CancelScope | None = None
         self._back: anyio.Event | None = None  # while it is down
 
@@ -256,6 +257,7 @@ class Devices(Resource, Generic[D]):
                 if str(exc) != self._told:
                     self._told = str(exc)
                     missing = exc.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV)
+                    self.problem = "" if missing else self._told
                     logger.log(
                         logging.INFO if missing else logging.WARNING, "%s is waited for: %s", self.node.name, exc
                     )
@@ -274,7 +276,7 @@ class Devices(Resource, Generic[D]):
         except BaseException:
             await device.aclose()
             raise
-        self._told = ""
+        self._told = self.problem = ""
         self._latest = device
         self._lasts_at = anyio.current_time() + self._turns.max_delay
         return device
