@@ -74,6 +74,16 @@ def _what_stays_is_not_collected() -> Iterator[None]:
     gc.unfreeze()  # pytest's plugins look for referrers at the end
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect without the collector of garbage: nothing that comes with a test goes before the tests have ended."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, so that one process is not at it when all others have ended."""
     items.sort(key=lambda item: item.path.name != "test_vm.py")

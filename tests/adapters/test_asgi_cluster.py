@@ -213,8 +213,10 @@ async def test_host_that_cannot_vouch_says_try_again_later(
         log.cut_off.clear()
         with anyio.fail_after(20):
             await healed.wait()
-        assert await refused(client) == 101
-        assert (await got(client)).text == "hello"
+            while await refused(client) != 101:  # a busy machine may be late for this lease, too
+                pass
+            while (await got(client)).text != "hello":
+                pass
 
 
 async def test_best_effort_goes_on_while_it_is_cut_off(log: Cut) -> None:

@@ -17,8 +17,8 @@ from machine import booted
 
 #: How often each is done, in full and in short.
 SCENARIOS = {
-    "ttyUSB": (100, 9),
-    "ttyACM": (100, 9),
+    "ttyUSB": (100, 5),
+    "ttyACM": (100, 5),
     "evdev": (50, 3),
     "hidraw": (50, 3),
     "replugs": (50, 1),
