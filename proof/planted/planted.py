@@ -198,6 +198,7 @@ class Copies:
 def copies(root: pathlib.Path, number: int) -> Iterator[Copies]:
     """Make so many copies of the tree, and remove them."""
     with tempfile.TemporaryDirectory(prefix="planted-") as place:
+        os.chmod(place, 0o755)  # noqa: PTH101  # some tests run our programs as another user
         yield Copies(root, pathlib.Path(place), number)
 
 

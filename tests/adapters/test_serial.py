@@ -440,7 +440,8 @@ async def test_requests_are_those_of_the_driver(backend: str, monkeypatch: Patch
 
 
 @on_asyncio
-async def test_a_closed_device_leaves_no_task_and_no_watch(backend: str) -> None:
+@pytest.mark.parametrize("idle_limit", [None, 3600])
+async def test_a_closed_device_leaves_no_task_and_no_watch(backend: str, idle_limit: float | None) -> None:
     """Not even as long as the loop goes on."""
 
     def left() -> tuple[int, int]:
@@ -449,7 +450,7 @@ async def test_a_closed_device_leaves_no_task_and_no_watch(backend: str) -> None
 
     with serial_line() as end:
         before = left()
-        async with opened(end.path, backend):
+        async with opened(end.path, backend, idle_limit=idle_limit):
             pass
         await settle()
         assert left() == before

@@ -329,6 +329,20 @@ async def test_a_receive_cancelled_in_the_step_of_its_data_loses_none(data_first
         assert await stream.receive() == b"data"
 
 
+@on_asyncio
+async def test_a_task_cancelled_right_behind_the_read_of_its_data_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop has read it already, and the task never gets it: the next receive does."""
+    ready = Ready(monkeypatch)
+    async with socket_stream() as (stream, peer):
+        receiving = asyncio.ensure_future(stream.receive())
+        await parked(stream.handle)
+        ready.then = receiving.cancel
+        peer.sendall(b"data")
+        with pytest.raises(asyncio.CancelledError):
+            await receiving
+        assert await stream.receive() == b"data"
+
+
 async def test_data_in_the_step_of_the_kick_disturbs_nothing() -> None:
     """The reader was woken by the kick; that the descriptor is ready as well is nobody's business any more."""
     async with socket_stream() as (stream, peer), anyio.create_task_group() as group:
