@@ -226,7 +226,8 @@ class Devices(Resource, Generic[D]):
         Its streams raise `RevokedError`. The loop waits for `up` then, and opens nothing, even if the device is plugged
         in anew. A second call is another hang-up, and it stays down.
 
-        :return: the hang-up of the name. When you have awaited it, the device is closed
+        :return: the hang-up of the name. When you have awaited it, the device is closed. If the kernel takes longer than
+            half a second to open it just then, a thread closes it as soon as it is open
         """
         self._back = self._back or anyio.Event()
         if self._opening is not None:
