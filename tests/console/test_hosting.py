@@ -543,10 +543,11 @@ RESTARTING = '[share.lab]\nrestart = "{}"\ncommand = ["sh", "-c", "echo here; re
 
 
 async def test_program_is_started_again_when_the_share_says_so(
-    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All stay attached, with the keyboard, and are told; the last output comes first."""
+    """All stay attached, with the keyboard, and are told; the last output comes first. The log says how it ended."""
     monkeypatch.setattr(console, "_PAUSE", 0.0)
+    caplog.set_level("INFO", "asyncrevoke")
     async with lab(folder, RESTARTING.format("always")) as server:
         client = await server.attach("lab")
 
@@ -564,6 +565,7 @@ async def test_program_is_started_again_when_the_share_says_so(
             {"away": "the program has ended with status 3"},
             {"back": 3},
         ]
+        assert "lab: the program has ended with status 3, and is started again" in caplog.text
         assert await server.states() == {"lab": "live"}
         assert await server.reload(RESTARTING.format("on-failure")) == {"lab": "restart changed"}
         await ends_with(b"3")

@@ -160,6 +160,7 @@ class Console:
             again = self.share.restart == "always" or (self.share.restart == "on-failure" and session.returncode != 0)
             if self.node.revoked or not again:
                 return ended
+            self.note(f"{ended}, and is started again")
             with self.node.using(idle=True):
                 await anyio.sleep(_PAUSE)
             self._restarts = True
