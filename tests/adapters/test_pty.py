@@ -1098,6 +1098,32 @@ async def test_stopped_program_is_woken_to_hear_of_the_hang_up(tmp_path: pathlib
 
 
 @loops
+async def test_jobs_of_a_shell_hear_of_the_hang_up(tmp_path: pathlib.Path) -> None:
+    """The kernel tells the shell, and not its jobs, which have groups of their own."""
+    log = tmp_path / "log"
+    job = "trap 'echo HUP >>\"$0\"; exit' HUP; echo ready; while :; do sleep 0.01; done"
+    program = ["sh", "-c", 'set -m; sh -c "$1" "$0" & wait', str(log), job]
+    async with open_pty(program, kill_after=20) as session:
+        await until(session.open(), b"ready")
+    assert log.read_text() == "HUP\n"
+
+
+@loops
+async def test_stopped_program_is_woken_though_the_terminal_stays_open() -> None:
+    """The kernel hangs up when the last copy of the master is closed, and another process may have one."""
+    program = "trap 'exit 4' HUP; echo ready; kill -STOP $$; while :; do sleep 0.01; done"
+    session = open_pty(["sh", "-c", program], kill_after=20)
+    kept = os.dup(session._master.number)
+    try:
+        await until(session.open(), b"ready")
+        os.waitid(os.P_PID, session.pid, os.WSTOPPED | os.WNOWAIT)
+        await session.aclose()
+    finally:
+        os.close(kept)
+    assert session.returncode == 4
+
+
+@loops
 @pytest.mark.parametrize("stopped", [False, True])
 async def test_program_that_ignores_the_hang_up_is_killed(stopped: bool) -> None:
     """After `kill_after`, and not before."""
