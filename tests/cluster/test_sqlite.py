@@ -265,3 +265,18 @@ class TestRefusing:
             await log.append("a")
             await log.aclose()
         assert path.exists()
+
+
+async def test_a_statement_that_was_cancelled_before_it_began_opens_nothing(tmp_path: pathlib.Path) -> None:
+    """Its thread may come to it after the log was closed, and nobody would close what it opened then."""
+    log = SqliteLog(tmp_path / "log.db")
+    with anyio.fail_after(30):
+        with log._lock:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(log.append, "x")
+                while not log._threads.borrowed_tokens:
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+        while log._threads.borrowed_tokens:
+            await anyio.lowlevel.checkpoint()
+    assert (log._connections, list(tmp_path.iterdir())) == ([], [])

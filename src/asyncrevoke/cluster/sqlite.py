@@ -88,15 +88,22 @@ class SqliteLog(TableLog):
         await self._in_thread(write)
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        wanted = True
+
         def run() -> T:
             with self._lock:
+                if not wanted:
+                    raise LogError(f"{self.name}: nobody waits for the answer any more")
                 try:
                     return work(self._connection())
                 except sqlite3.Error as exc:
                     hint = "" if self._path.parent.is_dir() else f", as there is no folder {self._path.parent}"
                     raise LogError(f"{self.name}: {exc}{hint}") from exc
 
-        return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._threads)
+        try:
+            return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._threads)
+        finally:
+            wanted = False  # or it could open the file anew after `aclose`
 
     def _connection(self) -> sqlite3.Connection:
         """Return the connection to work on. If the file was replaced, it is another log, and is opened instead."""
