@@ -76,7 +76,7 @@ def _what_stays_is_not_collected() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Collect without the collector of garbage: nothing that comes with a test goes before the tests have ended."""
+    """Switch the garbage collector off meanwhile: all that is made here stays until the tests have ended."""
     gc.disable()
     try:
         return (yield)

@@ -466,7 +466,7 @@ BROKEN_ON_ASYNCIO: dict[type[Bell], tuple[str, str]] = {
 
 async def fails(broken: type[Bell], clause: str, happened: str) -> None:
     with pytest.raises(AssertionError, match=rf"(?s)^{clause}\b.*happened: .*{happened}") as caught:
-        await check_revokable(broken.maker, patience=0.5)
+        await check_revokable(broken.maker, patience=1.5)
     assert "\n  in an adapter: " in str(caught.value)
 
 

@@ -306,7 +306,7 @@ class _Contract(_Check):
         ticking = self.start(tick)
         for operation in self.operations:
             before = ticks
-            await self.ended(self.start(functools.partial(_repeat, operation, 300)), "a dead operation ends at once")
+            await self.ended(self.start(functools.partial(_repeat, operation, 1000)), "a dead operation ends at once")
             hint = "begin with `await anyio.lowlevel.checkpoint()`: using() refuses without one"
             _expect(ticks - before >= 7, f"1000 calls of {operation} let another task run {ticks - before} times", hint)
         ticking.cancel("scope")

@@ -5,6 +5,7 @@ import pathlib
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -267,16 +268,33 @@ class TestRefusing:
         assert path.exists()
 
 
+class Lock:
+    """One that counts those who want it, and those who have had it."""
+
+    def __init__(self) -> None:
+        self.begun = self.ended = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.begun += 1
+        self._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+        self.ended += 1
+
+
 async def test_a_statement_that_was_cancelled_before_it_began_opens_nothing(tmp_path: pathlib.Path) -> None:
     """Its thread may come to it after the log was closed, and nobody would close what it opened then."""
     log = SqliteLog(tmp_path / "log.db")
+    log._lock = lock = Lock()  # type: ignore[assignment]
     with anyio.fail_after(30):
-        with log._lock:
+        with lock:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(log.append, "x")
-                while not log._threads.borrowed_tokens:
+                while lock.begun < 2:
                     await anyio.lowlevel.checkpoint()
                 tasks.cancel_scope.cancel()
-        while log._threads.borrowed_tokens:
+        while lock.ended < 2:
             await anyio.lowlevel.checkpoint()
     assert (log._connections, list(tmp_path.iterdir())) == ([], [])

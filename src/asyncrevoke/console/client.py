@@ -308,10 +308,9 @@ class Client:
             holder = self._console.keyboard
             now = (None if holder is None else holder.name, holder is self)
             if now != told:
-                why, by = (
-                    (self.why, self.by) if told[1] else ("", "")
-                )  # of what this one has lost, and of no later change
+                lost = told[1]  # or it is a later change, for which it has heard no reason
                 told = now
+                why, by = (self.why, self.by) if lost else ("", "")
                 await self._front.tell({"keyboard": now[0], "yours": now[1], "reason": why, "by": by})
             else:
                 await self.news.wait()
