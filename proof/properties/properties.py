@@ -17,6 +17,7 @@ from sabotage import FAULTS, Fault
 RULES = {
     *("root", "name", "open", "open, also", "open of a generation", "join", "revoke", "revoke with grace"),
     *(
+        "revoke again",
         "revoke of two",
         "hangup",
         "close",

@@ -43,7 +43,11 @@ def _nodes(machine: "Tree") -> list[Node]:
 
 
 def _acts(machine: "Tree") -> list[Act]:
-    return [act for act in machine.told.acts if not act.done()] + machine.told.acts[-1:]
+    return _waiting(machine) + machine.told.acts[-1:]
+
+
+def _waiting(machine: "Tree") -> list[Act]:
+    return [act for act in machine.told.acts if not act.done()]
 
 
 def _names(machine: "Tree") -> list[Name]:
@@ -345,6 +349,17 @@ class Tree(RuleBasedStateMachine):
         self.both(
             lambda: self.told.revoke((node, other), "", grace),
             lambda: revoke_all([self.real[node], self.real[other]], grace=grace),
+            more,
+        )
+
+    @_some(_waiting)
+    @rule(act=_one_of(_waiting), grace=graces, more=more)
+    def revokes_again(self, act: Act, grace: float, more: bool) -> None:
+        """The same roots, while the first act waits: what is hastened is the end of its grace."""
+        self.count("revoke again")
+        self.both(
+            lambda: self.told.revoke(act.roots, "", grace),
+            lambda: revoke_all([self.real[root] for root in act.roots], grace=grace),
             more,
         )
 
