@@ -396,7 +396,13 @@ class Rig:
 
     async def revoke(self, key: str, without: str = "") -> ClusterReport:
         """Revoke it. By the time of the report it is gone from each host but that one."""
-        report = await self.revoker.revoke(*key.split("/"), reason="stolen")
+        with anyio.fail_after(LIMIT):
+            while True:
+                try:
+                    report = await self.revoker.revoke(*key.split("/"), reason="stolen")
+                    break
+                except LogError:  # an engine may take longer to start than a revoker waits: do it again, it says
+                    await anyio.sleep(LAP)
         now = clock()
         said = {host.host: host.state in ("done", "over") for host in report.hosts}
         for host, member in zip(self.hosts, self.members, strict=True):
