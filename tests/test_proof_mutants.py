@@ -74,6 +74,6 @@ def test_the_command_fails_where_a_survivor_is_unexplained(
 ) -> None:
     """Nor may a reason be about what a test notices, or what is not there."""
     monkeypatch.setattr(mutants, "run_all", lambda given, _: ((each, outcome == "passed") for each in given))
-    monkeypatch.setattr(mutants, "mutants", lambda: [mutants.Mutant("it", "_core/held.py", SOURCE)])
+    monkeypatch.setattr(mutants, "mutants", lambda: [mutants.Mutant("it", "_core/held.py", range(1), SOURCE)])
     monkeypatch.setattr(mutants, "equivalents", lambda: reasons)
     assert mutants.main([]) == status

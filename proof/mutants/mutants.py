@@ -1,19 +1,24 @@
 """Changes each small thing on floors 0 and 1, one at a time: ``python proof/mutants/mutants.py [--only '_core/use.py*']``
 
-A *mutant* is the source with one operator, number or truth value turned round, or with one statement left out. The quick tests
-of its file are run first, then all of its room's tests. What survives both needs a test, or a reason in
-`equivalents.toml`, which says why nobody can see the change. Exit status 0 means that no survivor is unexplained.
+A *mutant* is the source with one operator, number or truth value turned round, or with one statement left out. The tests of its
+room that run the changed line are run, quick ones first; all tests of the room where the line runs at the import. What survives
+needs a test, or a reason in `equivalents.toml`, which says why nobody can see the change. Exit status 0 means that no survivor
+is unexplained.
 """
 
 import argparse
 import ast
+import bisect
 import fnmatch
 import pathlib
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from xml.etree import ElementTree as ET
+
+import coverage
 
 HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE.parent / "planted"))
@@ -23,18 +28,6 @@ import planted  # noqa: E402  # which is beside this folder
 PACKAGE = planted.ROOT / "src/asyncrevoke"
 #: Where the tests are of each room of both floors.
 ROOMS = {"_core": "tests/core", "_streams": "tests/streams", "_registry": "tests/registry"}
-#: What is run first, for files that have no tests by their own name.
-QUICK = {
-    "_core/errors.py": "using",
-    "_core/resource.py": "revokable",
-    "_core/use.py": "using",
-    "_registry/key.py": "registry",
-    "_registry/name.py": "registry",
-    "_registry/place.py": "registry",
-    "_streams/face.py": "records",
-    "_streams/fd.py": "fdstream",
-    "_streams/wrapped.py": "stream",
-}
 #: Each operator as it is written, and what it is turned into.
 _SIGN: dict[type[ast.AST], str] = {
     ast.Lt: "<",
@@ -61,24 +54,32 @@ class Mutant:
     """One change.
 
     :ivar name: the file, the function, what is changed into what, and which of several alike it is
+    :ivar lines: where it is, from the beginning of its statement
     """
 
     name: str
     file: str
+    lines: range
     source: str
 
 
 class _Changes(ast.NodeVisitor):
-    """The changes of one file: from where to where, by what, and in which function."""
+    """The changes of one file: from where to where, by what, in which function, and in which lines."""
 
     def __init__(self, source: str) -> None:
-        self.found: list[tuple[int, int, str, str]] = []
+        self.found: list[tuple[int, int, str, str, range]] = []
         self._source = source.encode()
         self._lines = [0]
         for line in self._source.splitlines(keepends=True):
             self._lines.append(self._lines[-1] + len(line))
         self._within: list[str] = []
+        self._statement = 1  # its first line
         self.visit(ast.parse(source))
+
+    def visit(self, node: ast.AST) -> None:
+        if isinstance(node, ast.stmt):
+            self._statement = node.lineno
+        super().visit(node)
 
     def _at(self, line: int, column: int) -> int:
         return self._lines[line - 1] + column
@@ -92,7 +93,8 @@ class _Changes(ast.NodeVisitor):
         return self._at(node.end_lineno, node.end_col_offset)
 
     def _change(self, begin: int, end: int, new: str) -> None:
-        self.found.append((begin, end, new, ".".join(self._within)))
+        lines = range(self._statement, bisect.bisect(self._lines, begin) + 1)
+        self.found.append((begin, end, new, ".".join(self._within), lines))
 
     def _turn(self, left: ast.expr, operator: ast.AST, right: ast.expr) -> None:
         """Turn the operator round that stands between two operands."""
@@ -185,14 +187,14 @@ def mutants(package: pathlib.Path = PACKAGE, rooms: Iterable[str] = ROOMS) -> It
         file = str(path.relative_to(package))
         text = path.read_text()
         source = text.encode()
-        for begin, end, new, within in _Changes(text).found:
+        for begin, end, new, within, lines in _Changes(text).found:
             start, stop = source.rfind(b"\n", 0, begin) + 1, source.find(b"\n", end)
             before = _words(source[start:stop])
             after = _words(source[start:begin] + new.encode() + source[end:stop])
             name = f"{file} {within}: {before} -> {after}"
             seen[name] += 1
             changed = (source[:begin] + new.encode() + source[end:]).decode()
-            yield Mutant(name + f" ({seen[name]})" * (seen[name] > 1), file, changed)
+            yield Mutant(name + f" ({seen[name]})" * (seen[name] > 1), file, lines, changed)
 
 
 def equivalents() -> dict[str, str]:
@@ -202,17 +204,46 @@ def equivalents() -> dict[str, str]:
     }
 
 
-def survives(copy: planted.Copy, mutant: Mutant) -> bool:
-    """Run its tests, the quick ones first, and report whether all pass."""
-    tests = ROOMS[mutant.file.partition("/")[0]]
-    quick = QUICK.get(mutant.file, pathlib.PurePath(mutant.file).stem)
-    with copy.changed(mutant.file, mutant.source):
-        return all(copy.run([each]).outcome == "passed" for each in (f"{tests}/test_{quick}.py", tests))
+class Covering:
+    """Which tests of a room run a line, quick ones first."""
+
+    def __init__(self, copy: planted.Copy, room: str) -> None:
+        data, times = copy.place / ".coverage", copy.place / "times.xml"
+        self._room = room
+        self._package = copy.place / "src/asyncrevoke"
+        lines = [f"--cov={self._package}", "--cov-context=test", "--cov-report="]
+        said = copy.run([room, *lines, f"--junit-xml={times}", "-o", "junit_family=xunit1"])
+        if said.outcome != "passed":
+            raise RuntimeError(f"the tests of {room} must pass without any mutant: {said.where}")
+        self._data = coverage.CoverageData(str(data))
+        self._data.read()
+        self._took = {
+            f"{each.get('classname')}.{each.get('name')}": float(each.get("time", 0.0))
+            for each in ET.parse(times).iter("testcase")
+        }
+
+    def tests(self, file: str, lines: range) -> list[str]:
+        """Their names. Those of the whole room, if the lines run at the import, or in no test."""
+        contexts = self._data.contexts_by_lineno(str(self._package / file))
+        found = {context.rpartition("|")[0] for line in lines for context in contexts.get(line, ())}
+        return [self._room] if "" in found or not found else sorted(found, key=self._seconds)
+
+    def _seconds(self, test: str) -> float:
+        file, _, name = test.partition(".py::")
+        return self._took.get(f"{file.replace('/', '.')}.{name.replace('::', '.')}", 0.0)
 
 
-def run_all(chosen: Iterable[Mutant], processes: int) -> Iterator[tuple[Mutant, bool]]:
+def run_all(chosen: Sequence[Mutant], processes: int) -> Iterator[tuple[Mutant, bool]]:
     """Tell of each whether it has survived."""
     with planted.copies(planted.ROOT, processes) as trees:
+        rooms = {ROOMS[each.file.partition("/")[0]] for each in chosen}
+        covering = dict(trees.map(Covering, rooms))
+
+        def survives(copy: planted.Copy, mutant: Mutant) -> bool:
+            tests = covering[ROOMS[mutant.file.partition("/")[0]]].tests(mutant.file, mutant.lines)
+            with copy.changed(mutant.file, mutant.source):
+                return copy.run(tests).outcome == "passed"
+
         yield from trees.map(survives, chosen)
 
 
