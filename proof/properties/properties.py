@@ -36,6 +36,7 @@ RULES = {
         "cancelled await",
         "cancelled natively",
         "cancelled by a scope",
+        "wait for each other",
     ),
     *("start_using", "stop_using"),
 }

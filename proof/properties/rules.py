@@ -475,6 +475,20 @@ class Tree(RuleBasedStateMachine):
             self.count("await by a person")
             self.command(who, "await", act, do=lambda actor: actor.awaits(self.real[act]), more=False)
 
+    @precondition(lambda machine: len(_free(machine)) > 1)
+    @rule(first=nodes, second=nodes)
+    def wait_for_each_other(self, first: Node, second: Node) -> None:
+        """Each is inside of a node, and awaits that the other's is released. So the later one is refused."""
+        one, other = _free(self)[:2]
+        self.count("wait for each other")
+        for who, node in ((one, first), (other, second)):
+            self.uses(who=who, node=node, idle=False, manner="shielded", hooked=False, catches=True, more=False)
+        known = len(self.told.acts)
+        for node in first, second:
+            self.revokes(node, grace=0.0, more=False)
+        for who, act in zip((other, one), self.told.acts[known:], strict=True):
+            self.awaits(who, act)
+
     @_some(_acts)
     @rule(act=acts, until=st.sampled_from(["done", "drained", "closed"]), more=more)
     def watches(self, act: Act, until: str, more: bool) -> None:
