@@ -11,7 +11,7 @@ import stat
 import sys
 import tempfile
 import termios
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -37,6 +37,15 @@ def folder() -> Iterator[pathlib.Path]:
         folder = pathlib.Path(name)
         folder.chmod(0o755)
         yield folder
+
+
+def is_open(file: pathlib.Path) -> bool:
+    """Whether this process has it open."""
+    found = set()
+    for entry in pathlib.Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that lists
+            found.add(entry.readlink())
+    return file in found
 
 
 @contextlib.contextmanager
@@ -409,6 +418,11 @@ SOUND = '[share.lab]\ncommand = ["cat"]\n[share.more]\n'
         ('[share.lab]\ncommand = ["/no/such/program"]', "/no/such/program: No such file"),
         (SOUND + '[share.new]\ncommand = ["{folder}/broken"]', "broken: No such file"),
         (SOUND + '[share.new]\n[share.worse]\ncommand = ["/no/such/program"]', "/no/such/program: No such file"),
+        (SOUND + '[share.new]\n[share.worse]\ncommand = ["{folder}/broken"]', "broken: No such file"),
+        (
+            SOUND + '[share.new]\nlog = "{folder}/log"\n[share.worse]\ncommand = ["/no/such/program"]',
+            "/no/such/program: No such file",
+        ),
         (SOUND + '[share.new]\nlog = "/no/such/folder/log"', "/no/such/folder/log: No such file"),
         (SOUND + 'log = "/no/such/folder/log"', "/no/such/folder/log: No such file"),
         (SOUND + '[share.new]\ndevice = "x"\nbaudrate = -1', "baudrate"),
@@ -451,8 +465,71 @@ async def test_fault_in_the_configuration_changes_nothing(folder: pathlib.Path, 
         assert [each.told for each in clients] == told
         while (folder / "new").exists():
             await anyio.sleep(0.001)
+        assert not is_open(folder / "log")
         assert await server.reload(SOUND) == {}
         assert await server.reload(SOUND + "[share.new]\n") == {"new": "started"}
+
+
+#: What it gets and does is appended to a file. It stays after the hang-up, until it is told to go.
+LINGERS = """
+echo begins >>{0}/did
+trap 'echo is hung up >>{0}/did; read word <{0}/go; echo ends >>{0}/did; exit' HUP
+while :; do sleep 60 & wait; done
+"""
+
+
+@contextlib.asynccontextmanager
+async def lab_that_lingers(
+    folder: pathlib.Path,
+) -> AsyncIterator[tuple[Lab, Callable[[], object], list[dict[str, str]]]]:
+    """A server that reloads: the share's program is hung up, and the new one must wait. The function lets the old one go."""
+    program, did, pipe = (folder / name for name in ("program", "did", "go"))
+    program.write_text(LINGERS.format(folder))
+    os.mkfifo(pipe)
+    text = f'[share.lab]\ncommand = ["sh", "{program}"{{}}]\n'
+    done = list[dict[str, str]]()
+
+    async def reload() -> None:
+        done.append(await server.reload(text.format(', "again"')))
+
+    with pipe.open("r+b", buffering=0) as go:  # which waits for nobody at the other end
+        async with lab(folder, text.format("")) as server, anyio.create_task_group() as tasks:
+            await until_did(did, "begins\n")
+            tasks.start_soon(reload)
+            await until_did(did, "begins\nis hung up\n")
+            await settle(50)  # so that whoever does not wait goes on
+            yield server, lambda: go.write(b"go\n"), done
+
+
+async def until_did(did: pathlib.Path, what: str) -> None:
+    while not did.exists() or did.read_text() != what:
+        await anyio.sleep(0.001)
+
+
+async def test_a_share_begins_anew_when_the_old_one_has_let_go(folder: pathlib.Path) -> None:
+    """Both would have the device otherwise."""
+    async with lab_that_lingers(folder) as (server, go, _):
+        assert await server.states() == {"lab": "over"}
+        go()
+        await until_did(folder / "did", "begins\nis hung up\nends\nbegins\n")
+
+
+async def test_one_reload_comes_after_the_other(folder: pathlib.Path) -> None:
+    """What the last of them says is shared, although the first was still waiting."""
+    async with lab_that_lingers(folder) as (server, go, done):
+        second = list[dict[str, str]]()
+
+        async def reload() -> None:
+            second.append(await server.reload("[share.other]\n"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reload)
+            await settle(50)
+            assert (done, second) == ([], [])
+            go()
+        assert done == [{"lab": "taken away: command changed in the configuration; started again"}]
+        assert second == [{"lab": "taken away: the configuration no longer has it", "other": "started"}]
+        assert await server.states() == {"other": "live"}
 
 
 async def test_share_that_cannot_begin_anew_is_over_and_says_why(folder: pathlib.Path) -> None:

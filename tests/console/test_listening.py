@@ -378,11 +378,15 @@ async def test_address_that_is_taken_is_named(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1"])
-async def test_other_machines_are_let_in_only_if_the_file_says_so(host: str) -> None:
-    """Without that, a share has no address that is reached from elsewhere."""
+@pytest.mark.parametrize(("scheme", "files"), [("tcp", {}), ("telnet+tls", {"tls_certificate": "lab.pem"})])
+async def test_other_machines_are_let_in_only_if_the_file_says_so(
+    scheme: str, files: dict[str, str], host: str
+) -> None:
+    """Without that, a share has no address that is reached from elsewhere, whoever must have a certificate."""
+    listen = (f"{scheme}://{host}:4001",)
     with pytest.raises(ValueError, match="listen_anywhere"):
-        Share("lab", listen=(f"tcp://{host}:4001",))
-    assert Share("lab", listen=(f"tcp://{host}:4001",), listen_anywhere=True).addresses[0].port == 4001
+        Share("lab", listen=listen, **files)  # type: ignore[arg-type]
+    assert Share("lab", listen=listen, listen_anywhere=True, **files).addresses[0].port == 4001  # type: ignore[arg-type]
 
 
 def test_addresses_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
