@@ -109,6 +109,29 @@ def test_nothing_is_left_of_a_program_when_its_session_was_closed() -> None:
     assert cells["reopen -"] == "None"
 
 
-def test_what_is_told_of_programs_is_a_table() -> None:
-    """For people, it prints one line in each table for every row that was asked for."""
-    assert run("programs.py", "--ours").count("| start_pty |") == 5
+@pytest.mark.skipif(not may_hang_up(), reason="TIOCVHANGUP needs CAP_SYS_ADMIN")
+def test_what_is_told_of_programs_is_on_the_page() -> None:
+    """For people, it prints one line in each table for every row that was asked for. The page has those."""
+    lines = [line for line in run("programs.py", "--ours").splitlines() if line.startswith("| start_pty |")]
+    assert len(lines) == 5
+    page = (BENCHMARKS.parent / "docs" / "conformance.md").read_text().splitlines()
+    assert [line for line in lines[:3] if line not in page] == []
+
+
+def test_every_kind_of_connection_ends_with_its_token() -> None:
+    """The endpoint is cancelled, the call that revokes returns, the connection is closed, and who reads is told."""
+    _versions, _, _head, _, *lines = run("web_endings.py", "--ours").strip().splitlines()
+    told = {}
+    for line in lines:
+        kind, way, left, got, *times = (cell.strip() for cell in line.strip("|").split("|"))
+        assert (way, "never" in times) == ("asyncrevoke", False)
+        assert {*left.split(" / ")} <= {"CancelledError", "RevokedError"}  # the latter if it was about to send
+        told[kind] = got
+    assert told == {
+        "websocket that receives": "code 4401 logged out",
+        "websocket that receives, client stalled": "",
+        "websocket that sends, client stalled": "",
+        "event stream": "`event: revoked`, its end",
+        "download, client stalled": "",
+        "request that takes long": "status 401",
+    }
