@@ -376,6 +376,7 @@ def start(kind: type[Cell], library: Library, column: str, event: str) -> tuple[
         os.dup2(ours, 1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         logging.disable()
+        signal.alarm(round(2 * DEADLINE))  # if nobody is there any more to end it
         with contextlib.suppress(BaseException):
             anyio.run(find, kind, library, column, event, backend=library.backend)
         os._exit(1)

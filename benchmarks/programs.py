@@ -47,6 +47,7 @@ import os, signal, tty
 tty.setraw(0)
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 signal.signal(signal.SIGUSR1, lambda *_: os.closerange(0, 3))
+signal.alarm(60)
 print(end="ready", flush=True)
 while True:
     signal.pause()
@@ -106,7 +107,7 @@ class Terminado:
 
 
 async def start_ours(program: str) -> tuple[PtySession, PtyStream]:
-    session = await start_pty([sys.executable, "-c", program], name="program", kill_after=1)
+    session = await start_pty([sys.executable, "-c", program], name="program", kill_after=0.5)
     stream = session.open()
     await stream.receive()
     return session, stream
