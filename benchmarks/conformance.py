@@ -17,12 +17,14 @@ import importlib.metadata
 import json
 import logging
 import os
+import pathlib
 import platform
+import re
 import select
 import signal
 import time
 import tty
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import anyio
@@ -204,8 +206,9 @@ class Cell:
         try:
             return repr(await operation())
         except Exception as exc:  # noqa: BLE001  # it is what the table is about
-            words = exc.reason if isinstance(exc, RevokedError) else str(exc)
-            told = f"{type(exc).__name__}: {words.replace(self.path, 'port')}".rstrip(": ")
+            words = exc.reason if isinstance(exc, RevokedError) else str(exc).partition("\n")[0]
+            words = re.sub(" at 0x[0-9a-f]+", "", words.replace(self.path, "port"))
+            told = f"{type(exc).__name__}: {words}".rstrip(": ")
             return told if len(told) < 80 else f"{told[:70]}..."
 
     def _start(self, operation: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[str]]:
@@ -232,6 +235,10 @@ class Cell:
         return self._library.close(self._port)
 
     async def _happen(self) -> None:
+        self._end()
+        await anyio.sleep(PENDING)
+
+    def _end(self) -> None:
         """Let the port end."""
         if self.event == "V":
             fcntl.ioctl(self._slave, TIOCVHANGUP)
@@ -241,7 +248,6 @@ class Cell:
             self._closing = self._start(self._close)
         elif self._library.revoke is not None:
             self._library.revoke(self._port)
-        await anyio.sleep(PENDING)
 
     async def _pending(self, operation: Callable[[], Awaitable[object]]) -> str:
         outcome = self._start(operation)
@@ -337,18 +343,18 @@ async def spinning(when: str) -> str:
     return f" {SPINS} {when}, {share:.0%} CPU"
 
 
-async def find(library: Library, column: str, event: str) -> None:
+async def find(kind: type[Cell], library: Library, column: str, event: str) -> None:
     async with anyio.create_task_group() as tasks:
-        cell = Cell(library, event, tasks)
+        cell = kind(library, event, tasks)
         await cell.open()
         print(json.dumps(await getattr(cell, column)()), flush=True)
-        os._exit(0)  # what hangs is not waited for
+        signal.pause()  # until it is killed: what hangs is not waited for
 
 
 # -- all of them --
 
-#: Column, heading, and the events it is about.
-COLUMNS = [
+Columns = list[tuple[str, str, str]]  # column, heading, and the events it is about
+COLUMNS: Columns = [
     ("read", "read pending", "VMCR"),
     ("write", "write of 1 MiB pending", "VMCR"),
     ("later", "later read / write", "VMCR"),
@@ -362,7 +368,7 @@ ENDINGS = "VM", "C", "R"  # from afar, by another task, by somebody else
 Found = dict[tuple[str, str], str]  # by column and event
 
 
-def start(library: Library, column: str, event: str) -> tuple[int, int]:
+def start(kind: type[Cell], library: Library, column: str, event: str) -> tuple[int, int]:
     """Begin a process. It reports by the pipe that is given back."""
     theirs, ours = os.pipe()
     pid = os.fork()
@@ -370,8 +376,9 @@ def start(library: Library, column: str, event: str) -> tuple[int, int]:
         os.dup2(ours, 1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         logging.disable()
+        signal.alarm(round(2 * DEADLINE))  # if nobody is there any more to end it
         with contextlib.suppress(BaseException):
-            anyio.run(find, library, column, event, backend=library.backend)
+            anyio.run(find, kind, library, column, event, backend=library.backend)
         os._exit(1)
     os.close(ours)
     return pid, theirs
@@ -381,19 +388,30 @@ def end(pid: int, pipe: int) -> str:
     """What a process has reported, or did instead."""
     told = os.read(pipe, 65536) if select.select([pipe], [], [], 0)[0] else None
     os.close(pipe)
-    os.kill(pid, signal.SIGKILL)
+    for each in *children(pid), pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
     _, _, usage = os.wait4(pid, 0)
     if told:
         return str(json.loads(told))
     busy = usage.ru_utime + usage.ru_stime > DEADLINE / 4
-    return "**crashes**" if told is not None else f"{SPINS}, nobody else runs" if busy else HANGS
+    return "**crashes**" if told is not None else f"{SPINS if busy else HANGS}, nobody else runs"
 
 
-def measure(rows: dict[str, Library], events: str) -> dict[str, Found]:
+def children(pid: int) -> list[int]:
+    """The programs that a process has started, and not reaped yet."""
+    return [
+        int(child)
+        for task in pathlib.Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+
+
+def measure(rows: dict[str, Library], events: str, kind: type[Cell], columns: Columns) -> dict[str, Found]:
     todo = [
         (row, column, event)
         for row, library in rows.items()
-        for column, _, about in COLUMNS
+        for column, _, about in columns
         for event in about
         if event in events and (event != "R" or library.revoke)
     ]
@@ -402,7 +420,7 @@ def measure(rows: dict[str, Library], events: str) -> dict[str, Found]:
     while todo or running:
         while todo and len(running) < AT_ONCE:
             row, column, event = todo.pop(0)
-            pid, pipe = start(rows[row], column, event)
+            pid, pipe = start(kind, rows[row], column, event)
             running[pipe] = pid, time.monotonic() + DEADLINE, (row, column, event)
         ready = select.select(list(running), [], [], 0.1)[0]
         for pipe, (pid, deadline, (row, column, event)) in list(running.items()):
@@ -451,43 +469,55 @@ def may_hang_up() -> bool:
     return True
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def asked_for(doc: str, ours: dict[str, Library], peers: dict[str, Library]) -> argparse.Namespace:
+    """What the command line asks for: the `rows` to measure, the names of `lacking` ones, and whether as `json`."""
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("--ours", action="store_true", help="our rows only")
     parser.add_argument("--only", default="", metavar="ROW", help="the rows with this in their names")
     parser.add_argument("--json", action="store_true", help="print what was found, for programs")
     options = parser.parse_args()
-    rows = {row: library for row, library in (OURS if options.ours else PEERS | OURS).items() if options.only in row}
-    lacking = {}
-    for row, library in list(rows.items()):
+    rows = {row: library for row, library in (ours if options.ours else peers | ours).items() if options.only in row}
+    options.rows, options.lacking = {}, []
+    for row, library in rows.items():
         try:
             importlib.import_module(library.module)  # once, for all the processes
         except ImportError:
-            lacking[row] = "not installed"
-            del rows[row]
+            options.lacking.append(row)
+        else:
+            options.rows[row] = library
+    return options
+
+
+def print_versions(*names: str) -> None:
+    system = [f"Linux {platform.release()}", f"Python {platform.python_version()}"]
+    print(", ".join([*system, *filter(None, map(version, names))]), "\n")
+
+
+def print_cells(found: dict[str, Found], columns: Columns, endings: Sequence[str]) -> None:
+    """A table for each column, with what each row was told at each ending."""
+    measured = {event for cells in found.values() for _, event in cells}
+    for column, heading, about in columns:
+        shown = [ending for ending in endings if ending[0] in about] or ["-"]
+        heads = [" or ".join(event for event in ending if event in measured - {"-"}) for ending in shown]
+        lines = [[row, *(merged(cells, column, ending) for ending in shown)] for row, cells in found.items()]
+        table([f"**{heading}**", *heads], lines)
+
+
+def main() -> None:
+    options = asked_for(__doc__, OURS, PEERS)
     events = "-VMCR" if may_hang_up() else "-MCR"
-    found = measure(rows, events)
+    found = measure(options.rows, events, Cell, COLUMNS)
     if options.json:
         named = {row: {" ".join(cell): told for cell, told in cells.items()} for row, cells in found.items()}
         print(json.dumps({row: [cells, verdicts(found[row])] for row, cells in named.items()}))
         return
-    names = "anyio", "trio", "pyserial", "pyserial-asyncio", "pyserial-asyncio-fast", "serialx", "aioserial"
-    versions = [
-        f"Linux {platform.release()}",
-        f"Python {platform.python_version()}",
-        *filter(None, map(version, names)),
-    ]
-    print(", ".join(versions), "\n")
+    print_versions("anyio", "trio", "pyserial", "pyserial-asyncio", "pyserial-asyncio-fast", "serialx", "aioserial")
     if "V" not in events:
         print("Without V, as only root may use TIOCVHANGUP.\n")
     head = ["", "hangs", "spins", "success for lost data", "tells the three endings apart"]
-    lines = [[row, *verdicts(found[row])] for row in rows] + [[row, why, "", "", ""] for row, why in lacking.items()]
-    table(head, lines)
-    for column, heading, about in COLUMNS:
-        shown = [ending for ending in ENDINGS if ending[0] in about] or ["-"]
-        heads = [" or ".join(event for event in ending if event in events[1:]) for ending in shown]
-        lines = [[row, *(merged(cells, column, ending) for ending in shown)] for row, cells in found.items()]
-        table([f"**{heading}**", *heads], lines)
+    lines = [[row, *verdicts(cells)] for row, cells in found.items()]
+    table(head, lines + [[row, "not installed", "", "", ""] for row in options.lacking])
+    print_cells(found, COLUMNS, ENDINGS)
 
 
 def merged(cells: Found, column: str, ending: str) -> str:
