@@ -122,9 +122,12 @@ _SOCKET_GOES = "They read the end, their writes fail with EPIPE, and nobody can 
 
 def _bound(path: str) -> Callable[[os.stat_result], bool]:
     """Which sockets have this name: that which listens, and those that it has accepted."""
-    name = os.fsencode(pathlib.Path(path).resolve())
+    name = pathlib.Path(os.path.realpath(path))
     lines = [line.split(None, 7) for line in pathlib.Path("/proc/net/unix").read_bytes().splitlines()]
-    inodes = {int(line[6]) for line in lines[1:] if len(line) == 8 and line[7] == name}
+    bound = [(int(line[6]), pathlib.Path(os.fsdecode(line[7]))) for line in lines[1:] if len(line) == 8]
+    # Only a name that may be the same is resolved: the file systems of others may have died.
+    same = [each for each in bound if each[1].is_absolute() and each[1].name == name.name]
+    inodes = {number for number, each in same if os.path.realpath(each) == str(name)}
     return lambda there: stat.S_ISSOCK(there.st_mode) and there.st_ino in inodes
 
 
@@ -157,7 +160,8 @@ class HeldFiles:
         kept: dict[str, OSError] = {}
         for process in _others():
             try:
-                taken += sum([self._take(int(process.name), number) for number in _open_files(process, self._is_it)])
+                for number in _open_files(process, self._is_it):
+                    taken += self._take(int(process.name), number)
             except ProcessLookupError:  # it has ended
                 pass
             except OSError as exc:
