@@ -1466,7 +1466,7 @@ def test_kernel_revocation_promises_nothing_of_what_it_may_not_see(tmp_path: pat
         assert child.stdout.readline() == "b'x'\n"
         child.kill()
     assert done.returncode == 1
-    assert done.stderr == f"asyncrevoke: {path}: nobody who can be seen here has it, so nothing was done\n"
+    assert done.stderr == f"asyncrevoke: {path}: no process that you can see has it, so nothing was done\n"
 
 
 #: For prctl(2): a filter that lets all system calls pass but pidfd_getfd, which fails as containers have it fail.
@@ -1484,7 +1484,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EPERM, "be root, or have CAP_SYS_PTRACE, outside of any container"),
+        (errno.EPERM, "Run this as root or with CAP_SYS_PTRACE, outside of any container"),
         (errno.ENOSYS, "pidfd_getfd(2) is missing"),
     ],
 )
