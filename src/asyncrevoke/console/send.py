@@ -121,6 +121,7 @@ class _Talk:
         await self._control.send(
             {"v": VERSION, "do": "attach", "name": self._args.name, "mode": mode, "wait": True, "history": False}
         )
+        until: Until = None
         for text, until in steps:
             self._patient = self._args.wait
             await self._hear_until(lambda: bool(self._yours) and not self._away, "the server does not answer")
@@ -128,8 +129,12 @@ class _Talk:
             await self._type(text, until)
         if not self._left:  # otherwise the server may have gone with the share
             self._leaving = True
-            await self._control.send({"detach": True})
-            await self._hear_until(lambda: self._left, "not all text was taken")
+            try:
+                await self._control.send({"detach": True})
+                await self._hear_until(lambda: self._left, "not all text was taken")
+            except ControlError as error:
+                if until is None or error.code not in ("gone", "revoked"):
+                    raise  # otherwise the server has gone after it sent the answer
 
     async def _type(self, text: bytes, until: Until) -> None:
         end = _ENDS[self._args.end]
