@@ -183,7 +183,7 @@ class Console:
         self._recorder = recorder = session.open("recorder", take=self._take)
         self._keep_history()
         while True:
-            with contextlib.suppress(RevokedError):  # if only the recorder was revoked, it is opened anew below
+            with contextlib.suppress(RevokedError):  # if only the recorder was revoked, another one is opened below
                 async for data in recorder:
                     await self._record(data)
                 break
