@@ -263,7 +263,7 @@ async def test_position_that_is_none_is_a_fault(log: Cut, caplog: pytest.LogCapt
     """The server answers 500, and the log tells of the key function and what it returned."""
     async with host(log, "web1", Issued(alice="yesterday")) as (client, _):
         assert (await got(client)).status_code == 500
-        assert "'yesterday' is no position" in caplog.text
+        assert "'yesterday' is not a position" in caplog.text
 
 
 async def test_host_that_has_caught_up_meanwhile_still_says_try_again_later(log: Cut) -> None:

@@ -140,12 +140,12 @@ async def test_a_bad_option_is_refused(options: dict[str, Any], why: str) -> Non
 @pytest.mark.parametrize(
     ("path", "options", "why"),
     [
-        (("alice", ""), {}, "is no path"),
-        (("alice", 7), {}, "is no path"),
+        (("alice", ""), {}, "is not a path"),
+        (("alice", 7), {}, "is not a path"),
         (("alice",), {"grace": -1.0}, "give seconds"),
         (("alice",), {"grace": float("inf")}, "give seconds"),
-        (("alice",), {"expires": timedelta(seconds=-1)}, "which is over"),
-        (("alice",), {"expires": float("nan")}, "which is over"),
+        (("alice",), {"expires": timedelta(seconds=-1)}, "which has passed"),
+        (("alice",), {"expires": float("nan")}, "which has passed"),
     ],
 )
 async def test_a_revocation_that_can_be_none_is_refused(path: Any, options: dict[str, Any], why: str) -> None:
@@ -159,7 +159,7 @@ async def test_a_revocation_that_can_be_none_is_refused(path: Any, options: dict
 @pytest.mark.parametrize("text", ["", "epoch", "epoch.", "epoch.x", "epoch.-1", "epoch.²"])
 async def test_what_is_no_position_is_refused(text: str) -> None:
     """A position that was not stored well admits nobody."""
-    with pytest.raises(ValueError, match="is no position"):
+    with pytest.raises(ValueError, match="is not a position"):
         Cluster(Registry(), MemoryLog()).admit("alice", issued=text)
 
 
@@ -194,7 +194,7 @@ async def test_what_is_no_entry_stops_a_member(text: str) -> None:
     """A member that finds garbage in the log cannot vouch, and says where it stands."""
     log = await begun()
     await log.append(text)
-    with pytest.raises(LogRefusedError, match="at 2 is no entry: only members may write to the log"):
+    with pytest.raises(LogRefusedError, match="at 2 is not an entry: only members may write to the log"):
         await Cluster(Registry(), log, host="web1").run()
 
 
@@ -202,7 +202,7 @@ async def test_an_entry_of_another_version_stops_a_member() -> None:
     """It says which host to upgrade."""
     log = await begun()
     await log.append('{"v":2,"do":{"new":1}}')
-    with pytest.raises(LogRefusedError, match="has version 2, this host knows 1: upgrade it"):
+    with pytest.raises(LogRefusedError, match="has version 2, but this host knows 1: upgrade this host"):
         await Cluster(Registry(), log, host="web1").run()
 
 
@@ -210,7 +210,7 @@ async def test_a_clock_that_differs_is_refused() -> None:
     """Entries expire by the clock."""
     log = await begun()
     log.ahead = 3600
-    with pytest.raises(LogRefusedError, match=r"\+3600 s from that of web1: set them"):
+    with pytest.raises(LogRefusedError, match=r"\+3600 s from that of web1. Entries expire by it: set both clocks"):
         await Cluster(Registry(), log, host="web1").run()
 
 
@@ -253,7 +253,7 @@ async def test_what_is_no_position_is_refused_at_once(issued: Any) -> None:
     cluster = Cluster(Registry(), await begun(), host="web1")
     async with running(cluster):
         for admit in cluster.admit, cluster.check:
-            with pytest.raises(ValueError, match="is no position"):
+            with pytest.raises(ValueError, match="is not a position"):
                 admit("alice", issued=issued)
 
 

@@ -283,7 +283,7 @@ class TestUrls:
 async def test_members_of_another_program_are_refused(log: RedisLog, redis: Any, said: Any) -> None:
     """Its hash has our name: to go on would be to count nobody, or to end by an error of ours."""
     await redis.hset("asyncrevoke:members", "foo", said)
-    with pytest.raises(LogError, match=r"another program|no member|decode"):
+    with pytest.raises(LogError, match=r"another program|not a member|decode"):
         await log.members()
 
 

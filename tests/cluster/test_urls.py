@@ -11,7 +11,7 @@ from asyncrevoke.cluster import open_log
 @pytest.mark.parametrize("special", "/?#")
 def test_password_that_is_not_quoted_is_not_told(scheme: str, special: str) -> None:
     """The message says what to do."""
-    with pytest.raises(ValueError, match="quote what is special in the password") as caught:
+    with pytest.raises(ValueError, match="quote special characters in the password") as caught:
         open_log(f"{scheme}://web:secret{special}more@host:1/0")
     error: Any = caught.value
     while error is not None:

@@ -1401,6 +1401,53 @@ def test_kernel_revocation_shuts_a_socket_down_in_its_server(
             assert bystander.stdout.readline() == "b'x'\n"
 
 
+def test_kernel_revocation_finds_a_socket_that_was_bound_by_way_of_a_link(tmp_path: pathlib.Path) -> None:
+    """As those in /run are, whose servers bind them in /var/run."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    command = [sys.executable, "-ISc", LISTENS, str(tmp_path / "link/server")]
+    with subprocess.Popen(command, stdout=-1, text=True) as child, socket.socket(socket.AF_UNIX) as client:
+        assert child.stdout
+        assert child.stdout.readline() == "\n"
+        client.connect(str(tmp_path / "run/server"))
+        status = main(["revoke", "--kernel", "--yes", str(tmp_path / "run/server")])
+        child.kill()
+    assert status == 0
+
+
+HAS_IT_TWICE = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+os.dup(listener.fileno())
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_kernel_revocation_counts_what_it_took_from_a_process_that_then_ends(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has happened, and is not reported as nothing."""
+    path = tmp_path / "server"
+    with subprocess.Popen([sys.executable, "-ISc", HAS_IT_TWICE, path], stdin=-1, stdout=-1) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"\n"
+        opened: list[int] = []
+
+        def pidfd_open(pid: int) -> int:
+            if opened:  # one of the two is taken
+                child.kill()
+                child.wait()
+            opened.append(pid)
+            return os.pidfd_open(pid)
+
+        monkeypatch.setattr("asyncrevoke.console.kernel.pidfd_open", pidfd_open)
+        assert main(["revoke", "--kernel", "--yes", str(path)]) == 0
+        assert opened == [child.pid, child.pid]
+
+
 @privileged
 def test_kernel_revocation_promises_nothing_of_what_it_may_not_see(tmp_path: pathlib.Path) -> None:
     """Whoever may not look into another process takes nothing from it."""
@@ -1419,7 +1466,7 @@ def test_kernel_revocation_promises_nothing_of_what_it_may_not_see(tmp_path: pat
         assert child.stdout.readline() == "b'x'\n"
         child.kill()
     assert done.returncode == 1
-    assert done.stderr == f"asyncrevoke: {path}: nobody who can be seen here has it, so nothing was done\n"
+    assert done.stderr == f"asyncrevoke: {path}: no process that you can see has it, so nothing was done\n"
 
 
 #: For prctl(2): a filter that lets all system calls pass but pidfd_getfd, which fails as containers have it fail.
@@ -1437,7 +1484,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EPERM, "be root, or have CAP_SYS_PTRACE, outside of any container"),
+        (errno.EPERM, "Run this as root or with CAP_SYS_PTRACE, outside of any container"),
         (errno.ENOSYS, "pidfd_getfd(2) is missing"),
     ],
 )

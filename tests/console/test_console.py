@@ -479,7 +479,7 @@ async def test_log_counts_what_never_came_to_it(tmp_path: pathlib.Path, caplog: 
     await log.write(b"on")
     log.close()
     assert [each.message for each in caplog.records] == [
-        f"5 bytes of output of 'lab' were lost to the log '{tmp_path / 'log'}'"
+        f"5 bytes of output of 'lab' are missing from the log '{tmp_path / 'log'}'"
     ]
 
 
@@ -581,7 +581,7 @@ async def test_fault_of_the_server_is_told_and_logged(
         client = await server.attach()
         await client.types(b"x")
         assert await client.ends() == "root was taken off: a fault of the server: ValueError('no')"
-    assert "lab is shared no longer" in caplog.text
+    assert "lab is no longer shared, because of this fault of the server" in caplog.text
 
 
 async def test_unplugged_device_comes_back_to_those_who_wait(
@@ -778,8 +778,8 @@ async def test_output_is_logged_and_a_full_disk_is_no_end(
                 await client.hears(text)
     assert log.read_bytes() == b"before\none two three"
     assert [each.message for each in caplog.records] == [
-        "output of 'full' is lost to the log '/dev/full': No space left on device",
-        "13 bytes of output of 'full' were lost to the log '/dev/full'",
+        "output of 'full' is missing from the log '/dev/full': No space left on device",
+        "13 bytes of output of 'full' are missing from the log '/dev/full'",
     ]
 
 
@@ -840,7 +840,7 @@ async def test_log_that_takes_nothing_holds_up_nobody_and_is_tried_again(
                     await settle()
         logged += os.read(reader, 1 << 20).count(b"x")
     said, counted = (each.message for each in caplog.records)
-    assert said == f"output of 'lab' is lost to the log '{tmp_path / 'log'}': nothing was taken for 0.1 s"
+    assert said == f"output of 'lab' is missing from the log '{tmp_path / 'log'}': nothing was read from it for 0.1 s"
     assert abs(400_000 - logged - int(counted.split()[0])) < 10, "but for the ends of lines"
 
 
@@ -857,7 +857,7 @@ async def test_log_waits_for_its_reader_once(
             await log.write(b"more")
         log.close()
         lost = 400_004 - len(os.read(reader, 1 << 20))
-    assert caplog.messages[1:] == [f"{lost} bytes of output of 'lab' were lost to the log '{tmp_path / 'log'}'"]
+    assert caplog.messages[1:] == [f"{lost} bytes of output of 'lab' are missing from the log '{tmp_path / 'log'}'"]
 
 
 async def test_recorder_that_is_taken_away_comes_again(tmp_path: pathlib.Path) -> None:

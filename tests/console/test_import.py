@@ -82,8 +82,8 @@ def test_connections_of_ser2net_are_shares(tmp_path: pathlib.Path, capsys: Captu
         },
     }
     assert said == [
-        "14: kickolduser: who comes takes the keyboard; the others go on watching",
-        "13: banner: nothing is shown to those who connect",
+        "14: kickolduser: a new client takes the keyboard, and the others go on watching",
+        "13: banner: no greeting is shown to clients",
         "19: max-connections: one of them at a time has the keyboard",
     ]
 
@@ -97,7 +97,7 @@ def test_a_limit_that_taking_over_leaves_out_is_told(tmp_path: pathlib.Path, cap
     options = "  options:\n    kickolduser: true\n    max-connections: 3\n"
     shares, said = imported(tmp_path, capsys, connection(more=options))
     assert shares["lab"]["listen"] == ["tcp://localhost:2001?take"]
-    assert said[-1] == "6: max-connections: with kickolduser it is no limit"
+    assert said[-1] == "6: max-connections: with kickolduser it does not apply"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_accepter_is_an_address(accepter: str, table: dict[str, Any], tmp_path: 
 def test_clients_that_can_do_more_than_before_are_told(tmp_path: pathlib.Path, capsys: Capture) -> None:
     """Telnet has RFC 2217 here, unless there was some before."""
     assert imported(tmp_path, capsys, connection("telnet,tcp,localhost,1"))[1] == [
-        "2: telnet: clients can change the settings of the port, too, by RFC 2217"
+        "2: telnet: clients can now change the settings of the port, by RFC 2217"
     ]
     default = "default: {name: rfc2217, value: true, class: telnet}\n"
     assert imported(tmp_path, capsys, default + connection("telnet,tcp,localhost,1"))[1] == []
@@ -168,14 +168,14 @@ def test_what_is_open_to_all_stays_so_and_is_said(tmp_path: pathlib.Path, capsys
         (
             "telnet,mux,certauth,ssl,tcp,2001",
             "",
-            "2: telnet,mux,certauth,ssl,tcp,2001: it has no equal: attach to the share",
+            "2: telnet,mux,certauth,ssl,tcp,2001: there is no equivalent: attach to the share",
         ),
-        ("udp,2001", "", "2: udp,2001: it has no equal: attach to the share"),
-        ("tcp,router.lab,2001", "", "2: tcp,router.lab,2001: it has no equal: attach to the share"),
+        ("udp,2001", "", "2: udp,2001: there is no equivalent: attach to the share"),
+        ("tcp,router.lab,2001", "", "2: tcp,router.lab,2001: there is no equivalent: attach to the share"),
         (
             "tcp,localhost,2001",
             "  options:\n    remaddr: 10.0.0.1,0\n",
-            "5: remaddr: all or none may connect: it does not listen",
+            "5: remaddr: clients cannot be chosen by address, so this share does not listen",
         ),
     ],
 )
@@ -191,12 +191,14 @@ def test_share_is_never_more_open_than_it_was(
     [
         (
             connection(connector="ipmisol,lan -U admin,115200"),
-            ["3: lab is left out: ipmisol is no device and no program of ours"],
+            ["3: lab is not imported: ipmisol is neither a device nor a program"],
         ),
-        (connection(more="  enable: off\n"), ["4: lab is left out: it is disabled"]),
+        (connection(more="  enable: off\n"), ["4: lab is not imported: it is disabled"]),
         (
             connection("ssl(clientauth),tcp,localhost,1"),
-            ["2: lab is left out: clientauth by a folder of certificates: make it one file"],
+            [
+                "2: lab is not imported: clientauth cannot use a folder of certificates: put them into one file, and give it as CA"
+            ],
         ),
     ],
 )
@@ -216,7 +218,7 @@ def test_one_device_is_one_share(tmp_path: pathlib.Path, capsys: Capture) -> Non
     ).replace("&lab", "&fast")
     shares, said = imported(tmp_path, capsys, text)
     assert list(shares) == ["lab"]
-    assert said == ["4: fast is left out: lab has /dev/ttyS0 already; its settings can be changed"]
+    assert said == ["4: fast is not imported: lab shares /dev/ttyS0 already, and clients can change its settings"]
 
 
 def test_defaults_hold_from_their_line_on(tmp_path: pathlib.Path, capsys: Capture) -> None:
@@ -236,8 +238,8 @@ default: {name: chardelay, value: false}
     assert [each["settings"] for each in shares.values()] == ["300e71", "115200n81", "1200n81"]
     assert shares["three"]["listen"] == ["tcp://localhost:2001?limit=7"]
     assert [each for each in said if "max-conn" not in each] == [
-        "5: default chardelay: it has no equal",
-        "12: modem lines: they are not heeded, as with local",
+        "5: default chardelay: there is no equivalent",
+        "12: modem lines: they are ignored, as with local",
     ]
 
 
@@ -260,13 +262,15 @@ def test_traces_are_logs(tmp_path: pathlib.Path, capsys: Capture) -> None:
         "log_times": True,
     }
     assert said == [
-        "6: trace-both: what is typed is not logged, but its echo is",
-        "6: trace-both: there is one log of a share",
-        "9: trace-hexdump: logs have the bytes as they come",
-        "7: trace-write: what is typed is not logged, but its echo is",
+        "6: trace-both: typed text is not logged, but its echo is",
+        "6: trace-both: a share has one log",
+        "9: trace-hexdump: a log has the bytes as they come",
+        "7: trace-write: typed text is not logged, but its echo is",
     ]
     dated = connection(more="  options:\n    trace-read: '/var/log/\\Y'\n")
-    assert imported(tmp_path, capsys, dated)[1] == ["5: /var/log/\\Y: the name of a log does not change: give log_size"]
+    assert imported(tmp_path, capsys, dated)[1] == [
+        "5: /var/log/\\Y: a log keeps its name: give log_size to start new ones"
+    ]
 
 
 def test_nothing_of_ser2net_is_dropped_silently(tmp_path: pathlib.Path, capsys: Capture) -> None:
@@ -296,14 +300,14 @@ def test_program_is_started_again_when_it_ends(tmp_path: pathlib.Path, capsys: C
     """There it begins with each connection."""
     shares, said = imported(tmp_path, capsys, connection(connector="pty,login -f 'lab rat'"))
     assert (shares["lab"]["command"], shares["lab"]["restart"]) == (["login", "-f", "lab rat"], "always")
-    assert said == ["3: pty: the program runs all the time, and not only while somebody is connected"]
+    assert said == ["3: pty: the program runs all the time, not only while a client is connected"]
 
 
 def test_port_of_another_server_is_set_and_that_is_said(tmp_path: pathlib.Path, capsys: Capture) -> None:
     """As it was not before."""
     shares, said = imported(tmp_path, capsys, connection(connector="telnet(rfc2217),tcp,router,23"))
     assert shares["lab"]["device"] == "rfc2217://router:23"
-    assert said == ["3: settings: 9600n81 is set at the other end, unless you give others"]
+    assert said == ["3: settings: 9600n81 is set at the other end, unless you give other settings"]
 
 
 def test_serial_words_without_an_equal_are_said(tmp_path: pathlib.Path, capsys: Capture) -> None:
@@ -322,7 +326,7 @@ def test_included_files_of_ser2net_are_read_in_their_place(tmp_path: pathlib.Pat
     assert main(["import", str(tmp_path / "file")]) == 0
     out, err = capsys.readouterr()
     assert 'device = "/dev/ttyS0"' in out
-    assert err == f"asyncrevoke: {tmp_path}/more-1.yaml:3: modem lines: they are not heeded, as with local\n"
+    assert err == f"asyncrevoke: {tmp_path}/more-1.yaml:3: modem lines: they are ignored, as with local\n"
 
 
 def test_file_that_includes_itself_is_an_error(tmp_path: pathlib.Path, capsys: Capture) -> None:
@@ -337,21 +341,21 @@ def test_file_that_includes_itself_is_an_error(tmp_path: pathlib.Path, capsys: C
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("connection: &a\n  accepter: tcp,1\n", ":1: a connection has &NAME, accepter and connector: a"),
+        ("connection: &a\n  accepter: tcp,1\n", ":1: connection a needs &NAME, an accepter and a connector"),
         (
             "connection:\n  accepter: tcp,1\n  connector: echo\n",
-            ":1: a connection has &NAME, accepter and connector: none",
+            ":1: connection needs &NAME, an accepter and a connector",
         ),
-        ("connection: &a\n  accepter: *b\n", ":2: nothing is defined as 'b' before"),
-        ("define: &a x\ndefine: &b 'y *(c)'\n", ":2: nothing is defined as 'c' before"),
+        ("connection: &a\n  accepter: *b\n", ":2: nothing above defines 'b'"),
+        ("define: &a x\ndefine: &b 'y *(c)'\n", ":2: nothing above defines 'c'"),
         ("connection: &a\n\taccepter: x\n", ":2: found character '\\t' that cannot start any token"),
         ("connection: [1, 2]\n", ":1: names with values are expected here"),
         ("connection: text\n", ":1: names with values are expected here"),
-        ("default:\n  value: x\n", ":1: a default has no name"),
+        ("default:\n  value: x\n", ":1: this default has no name"),
         ("define: &a x\nconnection: &b\n  accepter: [1]\n  connector: echo\n", ":3: a text is expected here"),
         ("define: &a x\ndefine: &b \0\n", ":2: special characters are not allowed"),
         ("- connection: x\n", ":1: names with values are expected here"),
-        (connection(more="  options:\n    max-connections: many\n"), ":5: 'many' is no number from 1 to 9999"),
+        (connection(more="  options:\n    max-connections: many\n"), ":5: 'many' is not a number from 1 to 9999"),
         (connection(connector="pty,sh 'a"), ":3: sh 'a: No closing quotation"),
     ],
 )
@@ -404,9 +408,9 @@ def test_consoles_of_conserver_are_shares(tmp_path: pathlib.Path, capsys: Captur
         "far": {"device": "socket://ts1:2007", "revoke": ["root", "ann", "bob"]},
     }
     assert said == [
-        '2: rw *: it is for those whom group = "NAME" names',
-        "13: access *: trusted: the control socket is for users of this machine; listen is for those who can reach it",
-        "13: admin: they may take away, and so they may look, too",
+        '2: rw *: these are the members of the server\'s group: give group = "NAME"',
+        "13: access *: trusted: users of this machine come by the control socket. To let in others, give listen",
+        "13: admin: who may revoke may also look",
     ]
 
 
@@ -449,35 +453,41 @@ def test_console_is_a_device_or_a_program(
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ("type host; host ts1; port 7;", "host: telnet is spoken by the program telnet, which has to be installed"),
-        ("type uds; uds /run/x;", "uds: it is reached by the program socat, which has to be installed"),
-        ("type exec; motd hello;", "motd: nothing is shown to those who attach"),
-        ("type exec; initcmd x;", "initcmd: nothing is run when a device comes"),
-        ("type exec; idletimeout 5m;", "idletimeout: nothing is typed by itself: use asyncrevoke send"),
-        ("type exec; break 4;", "break: a break is a break: use asyncrevoke send for other texts"),
-        ("type exec; aliases one,two;", "aliases: it has no equal"),
-        ("type exec; tasklist a;", "tasklist: it has no equal"),
+        ("type host; host ts1; port 7;", "host: the program telnet connects to it, and must be installed"),
+        ("type uds; uds /run/x;", "uds: the program socat connects to it, and must be installed"),
+        ("type exec; motd hello;", "motd: no greeting is shown to clients"),
+        ("type exec; initcmd x;", "initcmd: no program is run when a device comes"),
+        ("type exec; idletimeout 5m;", "idletimeout: no text is sent automatically: use asyncrevoke send"),
+        ("type exec; break 4;", "break: a break is always a real one: use asyncrevoke send for a text"),
+        ("type exec; aliases one,two;", "aliases: there is no equivalent"),
+        ("type exec; tasklist a;", "tasklist: there is no equivalent"),
         (
             "type exec; logfile /x; timestamp 5m;",
-            "timestamp: each line has its time, and there are no marks in between",
+            "timestamp: each line has its time, and there are no marks at intervals",
         ),
-        ("type device; device /dev/ttyS0; options hupcl,login,!ixon,!ixoff;", "options: hupcl: it has no equal"),
-        ("type device; device /dev/ttyS0; options !autoreinit,!ixon,!ixoff;", "options: !autoreinit: it has no equal"),
+        ("type device; device /dev/ttyS0; options hupcl,login,!ixon,!ixoff;", "options: hupcl: there is no equivalent"),
+        (
+            "type device; device /dev/ttyS0; options !autoreinit,!ixon,!ixoff;",
+            "options: !autoreinit: there is no equivalent",
+        ),
         (
             "type device; device /dev/ttyS0; options crtscts;",
-            "options: flow control is rtscts here, and not ixon or ixoff, too",
+            "options: flow control is rtscts here, without ixon and ixoff",
         ),
         (
             "type device; device /dev/ttyS0; options !ixoff;",
-            "options: flow control is none here, and not ixon or ixoff, too",
+            "options: flow control is none here, without ixon and ixoff",
         ),
-        ("type exec; options !autoreinit;", "options: !autoreinit: it has no equal"),
-        ("type exec; options !login;", "options: !login: it has no equal"),
-        ("type exec; options !ixon;", "options: !ixon: it has no equal"),
-        ("type ipmi; host x;", "lab is left out: ipmi is no device and no program of ours"),
-        ("rw x;", "lab is left out: no type is no device and no program of ours"),
-        ("type exec; master elsewhere;", "lab is left out: the server on elsewhere has it"),
-        ("type exec; execrunas :lab;", "lab is left out: as a group alone nothing is run here"),
+        ("type exec; options !autoreinit;", "options: !autoreinit: there is no equivalent"),
+        ("type exec; options !login;", "options: !login: there is no equivalent"),
+        ("type exec; options !ixon;", "options: !ixon: there is no equivalent"),
+        ("type ipmi; host x;", "lab is not imported: ipmi is neither a device nor a program"),
+        ("rw x;", "lab is not imported: it has no type"),
+        ("type exec; master elsewhere;", "lab is not imported: its master is another machine, elsewhere"),
+        (
+            "type exec; execrunas :lab;",
+            "lab is not imported: no program is run as another group alone: give a user, too",
+        ),
     ],
 )
 def test_nothing_of_conserver_is_dropped_silently(
@@ -492,9 +502,13 @@ def test_nothing_of_conserver_is_dropped_silently(
 @pytest.mark.parametrize(
     ("words", "table", "said"),
     [
-        ("rw *;", {}, ['1: rw *: it is for those whom group = "NAME" names']),
-        ("ro *; rw bob;", {"type": ["bob"]}, ['1: ro *: it is for those whom group = "NAME" names']),
-        ("rw *; rw !eve;", {"type": [], "look": []}, ["1: rw: all but eve: name those who may"]),
+        ("rw *;", {}, ['1: rw *: these are the members of the server\'s group: give group = "NAME"']),
+        (
+            "ro *; rw bob;",
+            {"type": ["bob"]},
+            ['1: ro *: these are the members of the server\'s group: give group = "NAME"'],
+        ),
+        ("rw *; rw !eve;", {"type": [], "look": []}, ["1: rw: all but eve: give the names of those who may"]),
         ("rw bob; rw !bob;", {"type": [], "look": []}, []),
         ("rw !bob; rw bob;", {"type": ["bob"], "look": ["bob"]}, []),
         ("rw bob, !;", {"type": ["bob"], "look": ["bob"]}, []),
@@ -527,7 +541,7 @@ config * {
 """
     _, said = imported(tmp_path, capsys, text + console("type exec;"))
     assert [each.rpartition(": ")[0] for each in said] == [
-        "2: break 4: string: a break is a break",
+        "2: break 4: string: a break is always a real one",
         "3: break 4: delay",
         "5: task x: cmd",
         "7: config *: sslrequired",
@@ -548,7 +562,7 @@ def test_included_files_of_conserver_are_read_in_their_place(tmp_path: pathlib.P
     (tmp_path / "part").write_text("type exec;\nmotd x;\n")
     (tmp_path / "file").write_text("console lab {\n#include part\nmaster localhost; rw bob;\n #include nothing\n}")
     assert main(["import", str(tmp_path / "file")]) == 0
-    assert capsys.readouterr().err == f"asyncrevoke: {tmp_path}/part:2: motd: nothing is shown to those who attach\n"
+    assert capsys.readouterr().err == f"asyncrevoke: {tmp_path}/part:2: motd: no greeting is shown to clients\n"
     (tmp_path / "part").write_text("#include part\n")
     assert main(["import", str(tmp_path / "file")]) == 1
     assert "files include each other more than 10 deep" in capsys.readouterr().err
@@ -564,30 +578,36 @@ def test_included_files_of_conserver_are_read_in_their_place(tmp_path: pathlib.P
         ("console a {\n type exec; rw }\n", ":2: rw: there is no ; after it"),
         (
             "console a { type exec;\n console b {",
-            ":2: { is out of place: what is before it has no end, or no beginning",
+            ":2: { is out of place: look for a missing { or } before it",
         ),
-        ("\n}\n", ":2: } is out of place: what is before it has no end, or no beginning"),
-        ("console a; {}", ":1: ; is out of place: what is before it has no end, or no beginning"),
+        ("\n}\n", ":2: } is out of place: look for a missing { or } before it"),
+        ("console a; {}", ":1: ; is out of place: look for a missing { or } before it"),
         ('console a {\n motd "never\n; }', ":2: this quote has no end"),
         ("console a { type exec; }\nconsole", ":2: console: the file ends before this does"),
-        ("console a {\ninclude b; }", ":2: there is no default 'b' before"),
-        ("console a {\ntype device; device x; baud fast; }", ":2: baud 'fast' is no number"),
+        ("console a {\ninclude b; }", ":2: nothing above defines the default 'b'"),
+        ("console a {\ntype device; device x; baud fast; }", ":2: baud 'fast' is not a number"),
         (
             "console a {\ntype device; device x;\nparity some; }",
-            ":3: parity 'some' is none of none, even, odd, mark, space",
+            ":3: parity 'some': give one of none, even, odd, mark, space",
         ),
-        ("console a {\ntype device; device x; devicesubst x=q; }", ":2: devicesubst: 'q' is no substitution"),
-        ("console a { type exec; logfile /x;\ntimestamp often; }", ":2: timestamp 'often' makes no sense"),
+        ("console a {\ntype device; device x; devicesubst x=q; }", ":2: devicesubst: 'q' is not a substitution"),
+        (
+            "console a { type exec; logfile /x;\ntimestamp often; }",
+            ":2: timestamp 'often': give such as 5m, 1h, 1d or 1lab",
+        ),
         ("console a {\ntype host; }", ":1: console a has no host"),
         (
             "console a { type device; device x; devicesubst x=Pd;\nport 0; portbase -1; }",
-            ":2: with portbase and portinc this is port -1",
+            ":2: with portbase and portinc this is port -1: give one from 0 to 65535",
         ),
         ("console a {\ntype host; host h; }", ":1: console a has no port"),
         ("console a {\ntype device; }", ":1: console a has no device"),
         ("console a {\ntype uds; }", ":1: console a has no uds"),
-        ("console a { type exec; logfile /x;\nlogfilemax big; }", ":2: logfilemax 'big' makes no sense"),
-        ("console a {\ntype host; host h; port ghost; }", ":2: port 'ghost' is no number"),
+        (
+            "console a { type exec; logfile /x;\nlogfilemax big; }",
+            ":2: logfilemax 'big' is not a size: give bytes, or such as 500k or 10m",
+        ),
+        ("console a {\ntype host; host h; port ghost; }", ":2: port 'ghost' is not a number"),
     ],
 )
 def test_error_in_a_configuration_of_conserver_names_its_line(
@@ -603,11 +623,11 @@ def test_error_in_a_configuration_of_conserver_names_its_line(
 def test_kind_is_guessed_or_told(tmp_path: pathlib.Path, capsys: Capture) -> None:
     """A text that looks like neither is refused; so is one that is none."""
     assert refused(tmp_path, capsys, "[share.lab]\n") == (
-        " looks like no configuration of ser2net or conserver: give --from"
+        " cannot be told to be of ser2net or of conserver: give --from"
     )
     (tmp_path / "file").write_bytes(b"# caf\xc3\xa9\n# caf\xe9\n")
     assert main(["import", str(tmp_path / "file")]) == 1
-    assert capsys.readouterr().err == f"asyncrevoke: {tmp_path}/file:2: this is no UTF-8\n"
+    assert capsys.readouterr().err == f"asyncrevoke: {tmp_path}/file:2: this is not UTF-8\n"
     assert main(["import", str(tmp_path / "missing")]) == 1
     assert "No such file" in capsys.readouterr().err
 
@@ -615,9 +635,9 @@ def test_kind_is_guessed_or_told(tmp_path: pathlib.Path, capsys: Capture) -> Non
 def test_name_that_comes_twice_is_one_share(tmp_path: pathlib.Path, capsys: Capture) -> None:
     """The first; the others are comments."""
     shares, said = imported(tmp_path, capsys, connection() + connection())
-    assert (list(shares), said) == (["lab"], ["4: lab is left out: there is one of this name already"])
+    assert (list(shares), said) == (["lab"], ["4: lab is not imported: there is a share of this name already"])
     shares, said = imported(tmp_path, capsys, console("type exec;") * 2)
-    assert (list(shares), said) == (["lab"], ["4: lab is left out: there is one of this name already"])
+    assert (list(shares), said) == (["lab"], ["4: lab is not imported: there is a share of this name already"])
 
 
 def test_extra_that_is_missing_is_named(
@@ -644,7 +664,7 @@ def test_own_configuration_of_ser2nets_package(tmp_path: pathlib.Path, capsys: C
         "con0096": "/dev/ttyS0",
         "con1096": "/dev/ttyS1",
     }
-    assert len([each for each in said if "is left out" in each]) == 2
+    assert len([each for each in said if "is not imported" in each]) == 2
 
 
 def test_examples_of_ser2nets_package(tmp_path: pathlib.Path, capsys: Capture) -> None:
@@ -654,7 +674,7 @@ def test_examples_of_ser2nets_package(tmp_path: pathlib.Path, capsys: Capture) -
     shares, said = imported(tmp_path, capsys, head + define + "\n".join(lines))
     assert list(shares) == ["con00", "con01", "con2", "con3", "con4", "con5", "con6", "rack-3-slot-5", "con7"]
     assert shares["con2"]["settings"] == "9600e71"
-    assert any(each.endswith("ipmisol is no device and no program of ours") for each in said)
+    assert any(each.endswith("ipmisol is neither a device nor a program") for each in said)
 
 
 @pytest.mark.parametrize(

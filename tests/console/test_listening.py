@@ -808,7 +808,7 @@ async def test_garbage_breaks_nothing(tmp_path: pathlib.Path) -> None:
                 await client.ends()
         async with connected(port) as client:
             await client.stream.send(IAC + WONT + b"\x2c" + IAC + SB + b"x" * 2000)
-            assert b"a telnet command has no end" in await client.ends()
+            assert b"a telnet command has no end within 1024 bytes" in await client.ends()
         await user.types(b"still here")
         await user.hears(b"still here")
 

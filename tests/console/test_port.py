@@ -80,7 +80,7 @@ def test_what_is_not_given_stays() -> None:
         ({"flow": "cts"}, "flow = 'cts': give one of none, rtscts, xonxoff"),
         (
             {"speed": 9600},
-            "'speed' is not a setting: give some of settings, baudrate, databits, parity, stopbits, flow",
+            "'speed' is not a setting: give one of settings, baudrate, databits, parity, stopbits, flow",
         ),
     ],
 )
@@ -283,7 +283,7 @@ async def test_a_program_has_no_port(tmp_path: pathlib.Path) -> None:
     async with lab(tmp_path, Share("lab", ECHO)) as opened:
         client = await opened.attach()
         await told(client, yours=True)
-        says = "'lab' is no serial device: it has no settings, lines or breaks"
+        says = "'lab' is not a serial device: it has no settings, lines or breaks"
         for line in {"break": 0.1}, {"settings": "9600"}, {"lines": {"dtr": True}}, {"down": ""}, {"port": True}:
             assert await asks(client, **line) == {"refused": next(iter(line)), "message": says}
         assert await refused(await opened.connect()) == f"refused: {says}"

@@ -290,7 +290,7 @@ async def test_marks_that_nobody_reads_are_lost_in_the_end(
         log.close()
         read = len(reader.read(1 << 20))
     said, counted = caplog.messages
-    assert said == f"output of 'lab' is lost to the log '{tmp_path / 'log'}': nobody reads it"
+    assert said == f"output of 'lab' is missing from the log '{tmp_path / 'log'}': nobody reads it"
     line = len("[1970-01-01T05:30:00+05:30 -- ]\n") + 200
     assert 0 <= read + int(counted.split()[0]) - 1000 * line < 10, "but for the ends of lines"
 
@@ -318,8 +318,8 @@ async def test_what_is_lost_leaves_whole_lines_behind(
         file.seek(full - 32)
         assert file.read() == (b"\n" + time + b" cut off")[:32] + b"\n" + time + b" on\n"
     assert [each.split(":")[0] for each in caplog.messages] == [
-        f"output of 'lab' is lost to the log '{log}'",
-        f"{len(time) * 2 + 1 - 32 + len(' cut off') + len('[ -- lost]') + 2} bytes of output of 'lab' were lost to the log '{log}'",
+        f"output of 'lab' is missing from the log '{log}'",
+        f"{len(time) * 2 + 1 - 32 + len(' cut off') + len('[ -- lost]') + 2} bytes of output of 'lab' are missing from the log '{log}'",
     ]
 
 
@@ -455,7 +455,9 @@ def test_rotation_that_fails_loses_nothing(
         write(rotated, text[2000:4500], some)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert set(caplog.messages) == {f"the log '{log}' is not rotated: Too many open files"}
+    assert set(caplog.messages) == {
+        f"the log '{log}' cannot be rotated: Too many open files. Output still goes to the old file"
+    }
     assert not log.exists()
     write(rotated, text[4500:6000], some)
     assert log.exists()
@@ -464,7 +466,9 @@ def test_rotation_that_fails_loses_nothing(
         (log.parent / f"log.{number}").touch()
     caplog.clear()
     write(rotated, text[6000:], some)
-    assert set(caplog.messages) == {f"the log '{log}' is not rotated: Is a directory"}
+    assert set(caplog.messages) == {
+        f"the log '{log}' cannot be rotated: Is a directory. Output still goes to the old file"
+    }
     rotated.close()
     found = whole(log)
     if options:
@@ -515,7 +519,9 @@ def test_log_is_opened_anew(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFix
         [b"one", b"two"],
         [b"three", b"four"],
     ]
-    assert caplog.messages == [f"the log '{folder / 'log'}' is not opened anew: No such file or directory"]
+    assert caplog.messages == [
+        f"the log '{folder / 'log'}' cannot be opened again: No such file or directory. Output still goes to the old file"
+    ]
 
 
 @pytest.mark.skipif(not shutil.which("logrotate"), reason="there is no logrotate: apt install logrotate")

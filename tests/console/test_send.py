@@ -3,6 +3,7 @@
 import itertools
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -137,6 +138,18 @@ def test_program_that_ends_does_not_answer() -> None:
         with sharing("--name", "lab", "--", "sh", "-c", "read line; echo bye"):
             done = send("lab", "now", "--until", until)
             assert (done.returncode, done.stdout) == (status, "bye\n" if status else "bye")
+
+
+def test_answer_that_has_come_is_no_failure_when_the_server_ends_with_its_share() -> None:
+    """Even if the server is gone before it could be told that nothing more is typed."""
+    program = "read pid; kill -STOP $pid; echo bye"  # which holds up `send` until the server has ended
+    with sharing("--name", "lab", "--", "sh", "-c", program) as server:
+        command = ["sh", "-c", 'exec "$@" $$ --until bye', "sh", *COMMAND, "send", "lab"]
+        with subprocess.Popen(command, stdout=-1, text=True) as sending:
+            assert server.wait(60) == 0
+            sending.send_signal(signal.SIGCONT)
+            assert sending.communicate(timeout=60)[0] == "bye"
+    assert sending.returncode == 0
 
 
 def test_device_that_is_away_is_waited_for_on_request(tmp_path: pathlib.Path) -> None:

@@ -176,7 +176,7 @@ async def test_what_is_taken_away_is_gone_when_the_answer_comes(depth: int) -> N
         )
         assert status == 200, report
         assert gone(pids[0])
-        assert await end(one) == (4401, "é" * 61)
+        assert await end(one) == (4401, "é" * 57 + " (admin)"), "by whom is told, however long the reason is"
         assert (await site.call("/terminals", {"name": "a"}, token=alice))[0] == (200 if depth == 3 else 401)
         if depth:
             await two.send(b"echo still $((1 + 1))\n")

@@ -35,7 +35,7 @@ from .view import LogLostError, View, clock
 
 logger = logging.getLogger("asyncrevoke.cluster")
 
-_SOON = 0.1  # seconds after which a host tells that operations are still inside
+_SOON = 0.1  # seconds after which a host reports that operations are still inside
 _KEPT = 60.0  # seconds that acknowledgements are kept for the revoker
 _CHUNK = 200  # entries that are written back at once
 _ROOM = 1024  # noted positions of keys, before those of unused keys are forgotten
@@ -93,8 +93,8 @@ class Cluster(Revoker):
     :param lease: seconds for which an answered read of the log is good
     :param mode: what happens when the lease is over. "strict": all sessions are taken away, and none are admitted, until the
         log can be read again. "best_effort": sessions go on, and so does admission
-    :param observers: callables that get each `ClusterEvent`. They are called in the midst of things, and must not wait. You
-        may add to the list `observers` later
+    :param observers: callables that get each `ClusterEvent`. They are called in the middle of its work, and must not wait.
+        You may add to the list `observers` later
     :raises ValueError: for a bad lease or mode
     """
 
@@ -122,7 +122,7 @@ class Cluster(Revoker):
         self._me = Member(self.host, secrets.token_hex(8), mode, lease, since=time.time())
         self._issued: dict[tuple[str, ...], Position] = {}
         self._room = _ROOM
-        self._pause = min(lease / 20, 0.5)  # after what has failed
+        self._pause = min(lease / 20, 0.5)  # seconds after a failure
         self._tasks: anyio.abc.TaskGroup | None = None
         self._cut_off = True  # until it has caught up
         self._why = "it has not caught up yet"
@@ -162,7 +162,7 @@ class Cluster(Revoker):
         :raises ValueError: if `issued` is not a position
         Cancellation: goes through unchanged.
         """
-        admission = Admission(self.live[path], False)  # as `using` does; with no `__init__`, since each frame shows
+        admission = Admission(self.live[path], False)  # as `using` does, without an `__init__`, which takes time
         admission._cluster = self
         admission._path = path
         admission._issued = None if issued is None else Position.parse(issued)
@@ -280,7 +280,7 @@ class Cluster(Revoker):
         ahead = await self.answered(self.log.time()) - time.time()
         if abs(ahead) > CLOCKS:
             raise LogRefusedError(
-                f"the clock of {self.log.name} is {ahead:+.0f} s from that of {self.host}: set them, since entries expire by it"
+                f"the clock of {self.log.name} is {ahead:+.0f} s from that of {self.host}. Entries expire by it: set both clocks"
             )
         for other in await self.members():
             if other.host == self.host and other.age < other.lease / 2:
@@ -317,11 +317,11 @@ class Cluster(Revoker):
                 await checkpoint()
         if batch.whole and (missing := view.to_write_back()):
             some = random.sample(missing, min(len(missing), _CHUNK))  # others write back the same
-            # Once: to begin an epoch again could begin that of yet another log.
+            # It is not tried again: a second copy of the beginning of an epoch could come to yet another log.
             await self.answered(self.log.append(*(entry.dump() for entry in some)))
         elif self._cut_off and self.lease_left > 0 and view.sound:
             self._cut_off = False
-            self._why = "no answer has come in time"  # unless something is heard of why
+            self._why = "no answer has come in time"  # until an error says more
             self._renewed.set()
             self._tell("caught up", f"at {view.position}")
 
@@ -335,7 +335,7 @@ class Cluster(Revoker):
                 self._cut_off_by("cut off", f"the log was not read for {self._lease:g} s: {self._why}")
 
     def _cut_off_by(self, what: Literal["cut off", "lost"], why: object) -> None:
-        if not self._cut_off:  # else the lease is watched from the renewal on that is waited for already
+        if not self._cut_off:  # otherwise the next renewal is waited for already
             self._renewed = anyio.Event()
         self._cut_off = True
         self._why = str(why)
@@ -349,16 +349,16 @@ class Cluster(Revoker):
         """Take away what an entry names. Report whether anything was there."""
         act = self._revoke(entry.path, entry.reason, entry)
         if act is None and not self._view.known:
-            return False  # while it catches up: of a hundred thousand, it tells of those that found somebody
+            return False  # while it catches up, it tells only of entries that found somebody: there may be very many others
         self._tell("taken", f"{entry.name!r} revoked" + (f" ({entry.reason})" if entry.reason else ""))
         if self._tasks is not None and self._view.known:
             self._tasks.start_soon(self._acknowledge, entry, act)
         return act is not None
 
     def _revoke(self, path: tuple[str, ...], reason: str, entry: Entry | None = None) -> Revocation | None:
-        """Take away what is open on a key and below. With an entry, only what is older than it says.
+        """Take away what is open on a key and below. With an entry, take only the sessions that it speaks of.
 
-        What was revoked earlier and is not gone yet is waited for too. It is hurried if it has more grace.
+        What was revoked earlier and is not gone yet is waited for too. If it has more grace than this, its grace is cut short.
         """
         node = self.live.get(*path) if path else self.live.root
         found = [*self.live.draining(*path), *self._older(path, node, entry)] if node is not None else []
@@ -366,7 +366,7 @@ class Cluster(Revoker):
         return revoke_all(found, reason, grace=grace) if found else None
 
     def _older(self, path: tuple[str, ...], node: Revokable, entry: Entry | None) -> list[Revokable]:
-        """Return the topmost nodes that an entry names. Old and new sessions of one key are all among them."""
+        """Return the topmost nodes that an entry names. A key with both old and new sessions is among them."""
         if path and (entry is None or node.revoked or not self._issued):
             return [node]
         keys = self._keys(node, path)

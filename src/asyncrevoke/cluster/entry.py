@@ -24,8 +24,8 @@ class Position(NamedTuple):
 
     Positions of one epoch are in the order of their numbers. A member that has read two epochs knows their order.
 
-    :ivar epoch: names the log; a log that was wiped and begun again has another one
-    :ivar number: number of the entry, which the engine counts
+    :ivar epoch: names the log. A log that was wiped and begun again has another epoch
+    :ivar number: number of the entry, as the engine counts them
     """
 
     epoch: str
@@ -45,7 +45,7 @@ class Position(NamedTuple):
         epoch, _, number = text.partition(".") if isinstance(text, str) else ("", "", "")
         if not (number.isascii() and number.isdigit()):
             raise ValueError(
-                f"{text!r} is no position: give str(cluster.position), as it was when the token was issued"
+                f"{text!r} is not a position: give str(cluster.position), as it was when the token was issued"
             )
         return cls(epoch, int(number))
 
@@ -54,11 +54,11 @@ class Position(NamedTuple):
 class Entry:
     """One line of the log: revoke a path, admit it again, or begin an epoch.
 
-    :ivar id: the same in all copies of it; that of an "init" names the epoch
-    :ivar path: of the key, with all keys below it. Empty: everything
-    :ivar grace: seconds to finish, as of `Revokable.revoke`
-    :ivar expires: the unix time at which the entry ends; None: never. Sessions must not live longer than that
-    :ivar before: it speaks of sessions issued before this position (C7). None: its own position
+    :ivar id: the same in all copies of the entry. The id of an "init" names the epoch
+    :ivar path: path of a key. All keys below it are meant, too. Empty: everything
+    :ivar grace: seconds to finish, as in `Revokable.revoke`
+    :ivar expires: unix time at which the entry ends. None: never. Sessions that it revokes must not live longer
+    :ivar before: the entry speaks of sessions issued before this position (C7). None: its own position
     """
 
     do: Do
@@ -71,12 +71,12 @@ class Entry:
 
     @classmethod
     def new(cls, do: Do, path: tuple[str, ...] = (), **facts: float | str | None) -> Self:
-        """An entry with an id of its own."""
+        """Make an entry with an id of its own."""
         return cls(do, path, **facts, id=secrets.token_hex(8))  # type: ignore[arg-type]
 
     @property
     def name(self) -> str:
-        """The path as it is shown."""
+        """The path, as messages show it."""
         return "/".join(self.path) or "everything"
 
     @property
@@ -95,8 +95,8 @@ class Entry:
     def parse(cls, text: str, where: object) -> Self:
         """Read what `dump` has made.
 
-        :param where: it stands, for the message
-        :raises LogRefusedError: if it is something else
+        :param where: place of the text, for the message
+        :raises LogRefusedError: if it is something else, or has another version
         """
         try:
             facts = json.loads(text)
@@ -107,16 +107,18 @@ class Entry:
                 return cls(path=tuple(path) if isinstance(path, list) else path, before=before, **facts)
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
             raise LogRefusedError(
-                f"{str(text)[:80]!r} at {where} is no entry: only members may write to the log"
+                f"{str(text)[:80]!r} at {where} is not an entry: only members may write to the log"
             ) from None
-        raise LogRefusedError(f"the entry at {where} has version {version!r}, this host knows {VERSION}: upgrade it")
+        raise LogRefusedError(
+            f"the entry at {where} has version {version!r}, but this host knows {VERSION}: upgrade this host"
+        )
 
     def __post_init__(self) -> None:
-        """Refuse what is none."""
+        """Refuse facts that do not make an entry."""
         is_text = isinstance(self.path, tuple) and all(
             isinstance(each, str) for each in (self.id, self.reason, *self.path)
         )
         is_number = isinstance(self.grace, int | float) and isinstance(self.expires, int | float | None)
         is_number = is_number and self.grace >= 0 and (self.expires is None or self.do == "revoke")
         if not (self.do in _DO and self.id and is_text and is_number):
-            raise ValueError(f"{self!r} is no entry")
+            raise ValueError(f"{self!r} is not an entry")

@@ -18,11 +18,12 @@ class Member:
     """A member, as it describes itself with each read.
 
     :ivar id: id of this run. A host that was started again is another member
-    :ivar lease: seconds that an answered read is good for
-    :ivar position: up to which it has taken the log
-    :ivar sessions: how many keys are in use
-    :ivar since: the unix time at which it began
-    :ivar age: seconds since it has said this, by the engine's clock
+    :ivar lease: seconds for which an answered read is good
+    :ivar position: position up to which it has taken the log
+    :ivar number: number of the last entry that it has taken
+    :ivar sessions: number of keys that are in use
+    :ivar since: unix time at which it began
+    :ivar age: seconds since it said this, by the engine's clock
     """
 
     host: str
@@ -36,7 +37,7 @@ class Member:
     age: float = field(default=0.0, compare=False)
 
     def dump(self) -> str:
-        """As text for the engine."""
+        """Return it as text for the engine. The age is left to the engine."""
         facts = {name: getattr(self, name) for name in self.__slots__ if name != "age"}
         return json.dumps(facts, separators=(",", ":"))
 
@@ -52,13 +53,13 @@ class Member:
                 **{name: facts[name] for name in cls.__slots__ if name in facts and name != "age"}, age=max(0.0, age)
             )
         except (ValueError, TypeError, RecursionError):
-            raise LogRefusedError(f"{str(text)[:80]!r} is no member: only members may write to the log") from None
+            raise LogRefusedError(f"{str(text)[:80]!r} is not a member: only members may write to the log") from None
 
 
 class Batch(NamedTuple):
     """An answer to a read.
 
-    :ivar here: the text at the position that was read from; None if nothing is there (any more)
+    :ivar here: the text at the position that was read from. None: nothing is there, or it is there no longer
     :ivar texts: what comes after it, each with its number
     :ivar whole: whether that is all there was
     """
@@ -71,8 +72,8 @@ class Batch(NamedTuple):
 class Log(ABC):
     """An engine. Each method raises `LogError` if the engine cannot be reached, or answers with an error.
 
-    Numbers grow in the order in which entries become visible: whoever has read up to a number never finds an entry below
-    it later. No method retries by itself. A cancelled one may have been done.
+    Numbers grow in the order in which entries become visible. So once you have read up to a number, no entry below it
+    appears later. No method tries again by itself. If one is cancelled, its work may have been done.
 
     :ivar name: for messages, without a password
     """
@@ -81,9 +82,9 @@ class Log(ABC):
 
     @abstractmethod
     async def check(self) -> None:
-        """Refuse an engine that would lose entries, or that may not be used.
+        """Refuse an engine that would lose entries, or that this user may not use.
 
-        :raises LogError: and the message says what to change
+        :raises LogRefusedError: if it is refused. The message says what to change
         """
 
     @abstractmethod
@@ -130,9 +131,10 @@ class Log(ABC):
 
 
 def place(url: str) -> str:
-    """The hosts and the path of a url, for messages: without its password, and what it is asked for.
+    """Return the hosts and the path of a url, for messages. The password and the options are left out.
 
-    :raises ValueError: if the port is no number, as where a password has what has to be quoted. It is not in the message
+    :raises ValueError: if a port is not a number. This happens if a password has characters that must be quoted. The
+        message does not show it
     """
     try:
         parts = urlsplit(url)
@@ -140,6 +142,6 @@ def place(url: str) -> str:
             _ = urlsplit(f"//{host}").port
     except ValueError:
         raise ValueError(
-            "the url has a port that is no number: quote what is special in the password, such as %2F for a slash"
+            "the port of the url is not a number: quote special characters in the password, such as %2F for a slash"
         ) from None
     return (parts.netloc + parts.path).rpartition("@")[2]

@@ -37,7 +37,7 @@ class MemoryLog(Log):
         return Batch(self._texts.get(after), [each for each in self._texts.items() if each[0] > after], whole=True)
 
     async def tell(self, told: Iterable[tuple[str, str]], keep: float) -> None:
-        del keep  # as long as the process lives
+        del keep  # they are kept as long as the process lives
         for about, text in told:
             self._told[about].append(text)
         self._change()

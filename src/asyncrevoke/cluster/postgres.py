@@ -1,6 +1,6 @@
-"""A log in PostgreSQL 14 or later: tables, of which the members hear by LISTEN.
+"""A log in PostgreSQL 14 or later. It has tables, and members hear of changes by LISTEN.
 
-Whoever may not create tables needs what `PostgresLog.tables` says, executed by somebody who may, and then:
+If your user may not create tables, let somebody who may execute `PostgresLog.tables`, and then:
 ``GRANT SELECT, INSERT, UPDATE, DELETE ON asyncrevoke, asyncrevoke_last, asyncrevoke_told, asyncrevoke_members TO web``
 """
 
@@ -18,7 +18,7 @@ from .tables import APPEND, Rows, TableLog
 T = TypeVar("T")
 
 _PATIENCE = 2.0  # seconds that the server may take to answer
-_OLDEST = 14  # of its versions
+_OLDEST = 14  # version of PostgreSQL
 _RIGHTS = "SELECT", "INSERT", "UPDATE", "DELETE"
 _TABLES = """
 SELECT pg_advisory_xact_lock(hashtext('asyncrevoke'));
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS asyncrevoke_last (kind text PRIMARY KEY, number bigin
 INSERT INTO asyncrevoke_last VALUES ('asyncrevoke', 0), ('asyncrevoke_told', 0) ON CONFLICT DO NOTHING;
 CREATE OR REPLACE FUNCTION asyncrevoke_number() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    -- Whoever comes next waits for this row until we commit: numbers grow in the order of commits.
+    -- The next transaction waits for this row until we commit. So numbers grow in the order of commits.
     EXECUTE format('UPDATE %I.asyncrevoke_last SET number = number + 1 WHERE kind = %L RETURNING number',
         TG_TABLE_SCHEMA, TG_TABLE_NAME) INTO NEW.number;
     IF current_setting('synchronous_commit') = 'off' THEN
@@ -59,10 +59,10 @@ class PostgresLog(TableLog):
     other driver, execute ``INSERT INTO asyncrevoke (text) VALUES (...)`` with the entry's `dump()`.
 
     :param url: as asyncpg takes it. `table` and `accept_loss` may stand there, too: ``postgresql://host/shop?table=revoked``
-    :param table: of the entries; the names of the others begin with it. They are made by `check` if they are not there
-    :param accept_loss: take a server that forgets in a crash what it has acknowledged
-    :raises ValueError: if the table has a name that would have to be quoted
-    :ivar tables: the SQL that makes the tables, for whoever may
+    :param table: table of the entries. The names of the other tables begin with it. `check` makes them if they are missing
+    :param accept_loss: accept a server that forgets in a crash what it has acknowledged
+    :raises ValueError: if the name of the table needs quotes, or the url has a fault
+    :ivar tables: the SQL that makes the tables. A user who may create tables can execute it
     """
 
     def __init__(self, url: str, *, table: str = "asyncrevoke", accept_loss: bool = False) -> None:
@@ -82,18 +82,19 @@ class PostgresLog(TableLog):
     async def append_in(self, connection: asyncpg.Connection, *entries: Entry) -> None:
         """Append entries in your transaction. They are there when it commits, and not if it is rolled back.
 
-        Do it last: whoever else appends waits from here on until your transaction ends. Then wait for the hosts, if you want
-        to, by `Cluster.report`: ``entry = cluster.entry("alice", reason="stolen")``.
+        Make the entry with `Cluster.entry`: ``entry = cluster.entry("alice", reason="stolen")``. Append it last, because
+        others that append wait from here on until your transaction ends. After that, you may wait for the hosts with
+        `Cluster.report`.
 
-        :raises asyncpg.PostgresError: as your own statements. It is a serialization failure if somebody else has appended
-            and your transaction is REPEATABLE READ or more
+        :raises asyncpg.PostgresError: as your own statements do. If your transaction is REPEATABLE READ or stricter, and
+            somebody else has appended, it is a serialization failure
         """
         await connection.executemany(self._sql(APPEND), [(entry.dump(),) for entry in entries])
 
     async def check(self) -> None:
-        """Make the tables if they are not there. Refuse a server that would lose entries, or that may not be used.
+        """Make the tables if they are missing. Refuse a server that would lose entries, or that this user may not use.
 
-        :raises LogRefusedError: and the message says what to change
+        :raises LogRefusedError: if it is refused. The message says what to change
         :raises LogError: if it does not answer
         """
         [facts] = await self._ask(_FACTS)
@@ -103,7 +104,9 @@ class PostgresLog(TableLog):
             try:
                 await self._on(self._writing, lambda connection: connection.execute(self.tables))
             except LogError as exc:
-                raise LogRefusedError(f"{exc}: let somebody who may execute this:\n{self.tables}") from exc.__cause__
+                raise LogRefusedError(
+                    f"{exc}: let a user who may create tables execute this:\n{self.tables}"
+                ) from exc.__cause__
         if denied := ", ".join(sorted(name for (name,) in await self._ask(_DENIED, self._names, _RIGHTS))):
             raise LogRefusedError(
                 f"{self.name} does not permit what is needed: GRANT {', '.join(_RIGHTS)} ON {denied} TO this user"
@@ -113,7 +116,7 @@ class PostgresLog(TableLog):
         await self._changed(heard, _PATIENCE)
         if not heard.is_set():
             raise LogRefusedError(
-                f"{self.name} passes no notifications on: give the server itself, or a pool of sessions"
+                f"{self.name} does not pass on notifications: give the server itself, or a pooler in session mode"
             )
 
     def _wrong(self, version: int, standby: bool, fsync: str) -> Iterator[str]:
@@ -153,14 +156,14 @@ class PostgresLog(TableLog):
             pass
 
     def _hear(self, _connection: object, _pid: int = 0, channel: str = "", _payload: str = "") -> None:
-        """Wake those who wait for a table; all, if the connection is lost."""
+        """Wake those who wait for a table. If the connection is lost, wake all."""
         for each in [channel] if channel else [*self._heard]:
             self._heard.pop(each, asyncio.Event()).set()
 
     async def _connect(self) -> asyncpg.Connection:
         connection = await asyncpg.connect(self._url, timeout=_PATIENCE, command_timeout=_PATIENCE)
         connection.add_termination_listener(self._hear)
-        # Sooner than we give up, so that nothing is written late.
+        # It is half of our own limit, so that nothing is written after we have given up.
         await connection.execute(f"SET lock_timeout = {_PATIENCE * 500:.0f}")
         return connection
 

@@ -1,9 +1,9 @@
-"""A log in Redis 5 or later, or in Valkey: a stream.
+"""A log in Redis 5 or later, or in Valkey. It is a stream.
 
 Keys: `PREFIX:log` is the stream, `PREFIX:members` a hash, `PREFIX:acks:ID` a stream for each entry that is acknowledged.
-A user of Redis who is to be a member, and may revoke, needs this: ``~PREFIX:* +info +time +eval +xadd +xread +xrange
-+xrevrange +xdel +pexpire +hset +hgetall +hdel``. In a database other than 0, `+select`, too.
-Whoever may write to `PREFIX:log` may revoke and readmit.
+To be a member and to revoke, a user of Redis needs these rights: ``~PREFIX:* +info +time +eval +xadd +xread +xrange
++xrevrange +xdel +pexpire +hset +hgetall +hdel``. In a database other than 0, it needs `+select`, too.
+A user that may write to `PREFIX:log` may revoke and readmit.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from .log import KEPT, Batch, Log, Member, place
 _MANY = 1000  # entries in one answer
 _PATIENCE = 2.0  # seconds that the server may take to answer
 _DAY = 86400
-# What a member says stands behind the time of the server: no clock of a member counts.
+# The time of the server stands in front of what a member says. So the clocks of members do not matter.
 _NOTE = "local now = redis.call('TIME') redis.call('HSET', KEYS[1], ARGV[1], now[1] .. ' ' .. now[2] .. ' ' .. ARGV[2])"
 
 Command = tuple[str | int, ...]
@@ -31,15 +31,15 @@ Command = tuple[str | int, ...]
 class RedisLog(Log):
     """A log in Redis or Valkey: ``RedisLog("redis://:password@host:6379/0")``, also rediss:// and unix://. For asyncio.
 
-    The server must write down what it has acknowledged: `appendonly yes`. Then its crash loses nothing; a power failure may
+    The server must write down what it has acknowledged: `appendonly yes`. Then its crash loses nothing. A power failure may
     lose the last second, unless you set `appendfsync always`.
 
     :param url: as redis-py takes it, with its options. `prefix` and `accept_loss` may stand there, too:
         ``redis://host?prefix=shop&accept_loss=yes``
-    :param prefix: of all keys
-    :param accept_loss: take a server that forgets on a restart, or when its memory is full. What members have read, they write
-        back; a revocation that none has read by then is lost, though it was acknowledged
-    :raises ValueError: if the url is none
+    :param prefix: prefix of all keys
+    :param accept_loss: accept a server that forgets on a restart, or when its memory is full. Members write back what they
+        have read. A revocation that no member has read by then is lost, although it was acknowledged
+    :raises ValueError: if the url has a fault
     """
 
     def __init__(self, url: str, *, prefix: str = "asyncrevoke", accept_loss: bool = False) -> None:
@@ -49,7 +49,7 @@ class RedisLog(Log):
         self._prefix = options.pop("prefix", prefix)
         self.name += "" if self._prefix == "asyncrevoke" else f"?prefix={self._prefix}"
         self._accept_loss = options.pop("accept_loss", "no") == "yes" or accept_loss
-        # No retries, as an answer to the second try is none to the first. The time of an answer is bounded in `_ask`.
+        # No retries: the answer to a second try says nothing of the first. `_ask` bounds the time of an answer.
         options |= {"retry": Retry(NoBackoff(), 0), "retry_on_timeout": False, "health_check_interval": 0}
         options |= {"socket_timeout": None, "socket_connect_timeout": _PATIENCE}
         options |= {"protocol": 2, "decode_responses": True}
@@ -62,9 +62,9 @@ class RedisLog(Log):
         self._members = f"{self._prefix}:members"
 
     async def check(self) -> None:
-        """Refuse a server that would lose entries, or that may not be used.
+        """Refuse a server that would lose entries, or that this user may not use.
 
-        :raises LogRefusedError: and the message says what to change
+        :raises LogRefusedError: if it is refused. The message says what to change
         :raises LogError: if it does not answer
         """
         try:
@@ -72,7 +72,7 @@ class RedisLog(Log):
             facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
             if wrong := next(self._wrong(facts), None):
                 raise LogRefusedError(f"{self.name} {wrong}")
-            # All that a member does, with nothing to be seen of it.
+            # All that a member does. Nobody can see anything of it.
             nobody = Member("", "nobody", "strict", 0.0)
             await self.read(0, 0.0, nobody)
             await self.leave(nobody)
@@ -80,7 +80,7 @@ class RedisLog(Log):
             await self.tell([("nothing", "")], 0.001)
             await self.told("nothing", 0, 0.0)
         except LogError as exc:
-            # redis-py wraps once more what is said to it while it connects over a Unix socket.
+            # redis-py wraps an error of the server once more if it comes while it connects over a Unix socket.
             reasons = exc.__cause__, exc.__cause__ and exc.__cause__.__cause__
             if any(isinstance(each, ResponseError | AuthenticationError) for each in reasons):
                 raise LogRefusedError(str(exc)) from exc.__cause__
@@ -91,20 +91,20 @@ class RedisLog(Log):
         if int(version.partition(".")[0]) < 5:
             yield f"is version {version}, without streams: upgrade it to 5 or later"
         if facts.get("cluster_enabled") == "1":
-            yield "is one of a Redis Cluster, which has a log's keys on several: give the url of a single server"
+            yield "is part of a Redis Cluster, which has the keys of a log on several servers: give the url of a single one"
         if facts.get("role", "master") != "master":
             yield "is a replica, to which nobody can write: give the url of its master"
         if facts.get("aof_enabled") != "1" and not self._accept_loss:
             yield "forgets on a restart what it has acknowledged: set `appendonly yes`, by CONFIG SET and in its configuration"
         if (policy := facts.get("maxmemory_policy", "")).startswith("allkeys") and not self._accept_loss:
-            yield f"drops entries when its memory is full: set `maxmemory-policy noeviction`, it is {policy}"
+            yield f"drops entries when its memory is full: set `maxmemory-policy noeviction`. It is {policy}"
 
     async def append(self, *texts: str) -> None:
         await self._ask(*(_xadd(self._log, text) for text in texts))
 
     async def read(self, after: int, wait: float, member: Member | None = None) -> Batch:
         said = () if member is None else (("EVAL", _NOTE, 1, self._members, member.id, member.dump()),)
-        # Asked for before it waits, and again: what is written to a log that is wiped meanwhile is no news of this one.
+        # It is asked for before the wait and after it: what comes in a log that was wiped meanwhile is no news of this one.
         here = "XRANGE", self._log, _id(after), _id(after)
         news = _xread(self._log, after, wait)
         answers = await self._ask(*said, here, news, here, wait=wait, needed=here if after else None)
@@ -130,7 +130,7 @@ class RedisLog(Log):
             seconds, _, rest = text.partition(" ")
             micros, _, facts = rest.partition(" ")
             if not (seconds.isdecimal() and micros.isdecimal()):
-                raise LogRefusedError(f"{self.name} has another program's {self._members}: give another prefix")
+                raise LogRefusedError(f"{self._members} at {self.name} is another program's: give another prefix")
             age = _seconds(now) - _seconds((seconds, micros))
             if age > _DAY:
                 gone.append(key)
@@ -160,11 +160,11 @@ class RedisLog(Log):
         return f"{self._prefix}:acks:{about}"
 
     async def _ask(self, *commands: Command, wait: float = 0.0, needed: Command | None = None) -> list[Any]:
-        """Send commands at once, on a connection that is ours until all are answered. What fails closes it.
+        """Send all commands at once, on a connection that is ours until all are answered. A failure closes it.
 
         A pipeline of redis-py does the same in twice the time.
 
-        :param needed: one of them. Without anything in its answer, those to the others are not waited for
+        :param needed: one of the commands. If its answer is empty, the answers after it are not waited for
         """
         answers: list[Any] = []
         try:
@@ -178,7 +178,7 @@ class RedisLog(Log):
                             await connection.disconnect(nowait=True)
                             break
                 except BaseException:
-                    await connection.disconnect(nowait=True)  # the rest would be an answer to others
+                    await connection.disconnect(nowait=True)  # later commands would get the unread answers
                     raise
                 finally:
                     await self._pool.release(connection)
@@ -206,7 +206,7 @@ def _texts(new: list[Any] | None) -> list[tuple[int, str]]:
 
 
 def _number(key: str) -> int:
-    """The milliseconds of a stream's id, and 20 bits for its sequence: of a million entries in one of them."""
+    """Return an id of the stream as a number: the milliseconds, and 20 bits for a million entries in each of them."""
     milliseconds, _, sequence = key.partition("-")
     return int(milliseconds) << 20 | int(sequence)
 

@@ -15,11 +15,11 @@ _NAMED = 3  # stragglers in one line
 class HostReport:
     """What one host did.
 
-    :ivar state: "done": all is released. "draining": it refuses, and somebody is still inside. "over": it did not answer, and
-        its lease is over, so that it has failed closed or is dead. "silent": it did not answer
-    :ivar left: seconds until its lease is over, where that was not waited for
+    :ivar state: "done": all is released. "draining": it refuses new sessions, and somebody is still inside. "over": it did
+        not answer, and its lease is over: it has failed closed, or is dead. "silent": it did not answer
+    :ivar left: seconds until its lease is over, if that was not waited for
     :ivar failed: what releases and hooks raised there
-    :ivar member: the id of the member that says so
+    :ivar member: id of the member that reports this
     """
 
     host: str
@@ -33,7 +33,7 @@ class HostReport:
 
     @classmethod
     def of(cls, member: Member, act: Revocation | None) -> Self:
-        """What a revocation has done so far. None: nothing was open."""
+        """Report what a revocation has done so far. None: nothing was open."""
         if act is None:
             return cls(member.host, "done", member=member.id)
         report = act.report
@@ -48,12 +48,12 @@ class HostReport:
         )
 
     def dump(self) -> str:
-        """As text for the engine."""
+        """Return it as text for the engine."""
         return json.dumps({name: getattr(self, name) for name in self.__slots__}, separators=(",", ":"))
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what `dump` has made. What a later version has added is left out."""
+        """Read what `dump` has made. Fields that a later version added are ignored."""
         facts = json.loads(text)
         facts |= {name: tuple(facts[name]) for name in ("stragglers", "failed")}
         return cls(**{name: facts[name] for name in cls.__slots__ if name in facts})
@@ -66,7 +66,7 @@ class HostReport:
             case "silent" if self.left is not None:
                 said = f"it did not answer, its lease ends in {self.left:.1f} s"
             case "silent":
-                said = "it did not answer, and goes on: it is no strict member"
+                said = "it did not answer, and goes on, because it is not strict"
             case "over":
                 said = "it did not answer, and its lease is over"
             case _:
@@ -80,7 +80,7 @@ class ClusterReport:
     """What a revocation did. `str()` of it is one line to print.
 
     :ivar name: the path that was revoked
-    :ivar hosts: one report for each member that there was when it was appended
+    :ivar hosts: a report for each member that there was when the entry was appended
     """
 
     name: str
@@ -90,8 +90,8 @@ class ClusterReport:
     @property
     def complete(self) -> bool:
         """Whether each host is done, or over. A host that is over has refused everybody since its lease ended. It may be
-        paused, with connections still open: for proof that nobody is inside, ask that each `state` is "done". False
-        without hosts, as the log may have lost them.
+        paused, with connections still open. To know that nobody is inside, check that each `state` is "done". Without
+        hosts it is False, because the log may have lost them.
         """
         return bool(self.hosts) and all(host.state in ("done", "over") for host in self.hosts)
 
@@ -107,7 +107,7 @@ class ClusterReport:
 
     @property
     def head(self) -> str:
-        """The line without what single hosts say."""
+        """The beginning of the line, which sums up all hosts."""
         why = f" ({self.reason})" if self.reason else ""
         done = sum(host.state == "done" for host in self.hosts)
         said = f"on {done} of {len(self.hosts)} hosts: {self.kicked} kicked, {self.released} released"

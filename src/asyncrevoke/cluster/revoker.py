@@ -1,4 +1,4 @@
-"""Revoke on every host, and know that it is gone. For members, and for others such as the command line."""
+"""Revokes on every host, and says what is gone there. For members, and for others such as the command line."""
 
 import math
 import time
@@ -15,8 +15,8 @@ from .view import clock
 
 T = TypeVar("T")
 
-DRIFT = 0.01  # share by which the pace of two clocks may differ
-LAG = 0.5  # seconds that the loop of a member may be late
+DRIFT = 0.01  # fraction by which the rates of two clocks may differ
+LAG = 0.5  # seconds by which the loop of a member may be late
 CLOCKS = 30.0  # seconds by which the clock of the engine may be wrong, or be set
 PATIENCE = 2.0  # seconds that an engine may take to answer
 AGAIN = 0.1  # seconds between two tries
@@ -43,15 +43,16 @@ class Revoker:
     ) -> ClusterReport:
         """Revoke a path on all hosts: ``report = await cluster.revoke("alice", "token7", reason="stolen")``
 
-        Sessions of it are taken away, and new ones refused if they were issued before. Those issued later are admitted. A
-        session without `issued` counts as older: then it is a lock, until `readmit`. No path at all: everybody.
+        Its sessions are taken away. New ones are refused if they were issued before, and admitted if they were issued
+        later. A session without `issued` counts as older, so it is refused until `readmit`. Without a path, everybody is
+        revoked.
 
-        It returns when each host is done, or has not answered for its lease (and drift, and lag). Hosts whose sessions take
+        It returns when each host is done, or has not answered for its lease, with drift and lag. Hosts whose sessions take
         longer to leave are reported as draining after `limit`.
 
-        :param expires: how long tokens live, or the unix time until which; the entry is dropped then. Default: never
-        :param grace: seconds to finish, as of `Revokable.revoke`
-        :param limit: seconds to wait for the report. Default: the longest lease of the members, and a bit
+        :param expires: how long tokens live, or the unix time at which they end. The entry is dropped then. Default: never
+        :param grace: seconds to finish, as in `Revokable.revoke`
+        :param limit: seconds to wait for the report. Default: the longest lease of the members, with drift and lag
         :raises LogError: if the log could not be written, or its members not be read. The message tells what is known
         :raises ValueError: for a bad part of the path, or a bad number of seconds
         Cancellation: the revocation may have been appended. Then it goes on.
@@ -71,7 +72,7 @@ class Revoker:
         if isinstance(expires, timedelta):
             expires = time.time() + expires.total_seconds()
         if expires is not None and not expires > time.time():
-            raise ValueError(f"expires is {expires!r}, which is over: give a timedelta, or a unix time to come")
+            raise ValueError(f"expires is {expires!r}, which has passed: give a timedelta, or a unix time to come")
         return Entry.new("revoke", path, reason=reason, expires=expires, grace=grace)
 
     async def readmit(self, *path: str, reason: str = "") -> None:
@@ -90,7 +91,7 @@ class Revoker:
         await self.answered(self.log.check())
         if (await self.answered(self.log.read(0, 0.0))).texts:
             raise LogRefusedError(f"the log at {self.log.name} is not empty: it has begun already")
-        await self.answered(self.log.append(Entry.new("init").dump()))  # once: it could begin yet another log
+        await self.answered(self.log.append(Entry.new("init").dump()))  # a second try could begin yet another log
 
     async def members(self) -> list[Member]:
         """Return all members, sorted by host.
@@ -113,7 +114,7 @@ class Revoker:
                 raise
             except LogError as exc:
                 if clock() >= end:
-                    raise LogError(f"{entries[0].name!r} is perhaps revoked, perhaps not: {exc}. Do it again") from exc
+                    raise LogError(f"{entries[0].name!r} may be revoked or not: {exc}. Do it again") from exc
             await anyio.sleep(AGAIN)
 
     async def report(self, entry: Entry, *, limit: float | None = None) -> ClusterReport:
@@ -142,7 +143,8 @@ class Revoker:
             try:
                 seen, texts = await self.answered(self.log.told(entry.id, seen, until - now), until - now)
                 for each in map(HostReport.parse, texts):
-                    if each.member not in reports or reports[each.member].state != "done":  # or it has taken a copy
+                    # What is done stays so. A member that takes a copy of the entry later reports that it found nothing.
+                    if each.member not in reports or reports[each.member].state != "done":
                         reports[each.member] = each
             except LogError:
                 await anyio.sleep(AGAIN)
@@ -162,8 +164,8 @@ class Revoker:
 def lease_end(member: Member, now: float) -> float:
     """Return when a strict member has failed closed, if it has not acknowledged an entry that was in the log at `now` (C5).
 
-    It cannot have read the log again without getting the entry. Of its age, only what no clock error explains is counted.
-    That is enough not to wait for a host that has been dead for a while.
+    It cannot have read the log again without getting the entry. The clock that tells its age may be wrong by `CLOCKS`
+    seconds, so only the age above that counts. That is enough not to wait for a host that has been dead for a while.
     """
     return now - max(0.0, member.age - CLOCKS) + member.lease * (1 + DRIFT) + LAG
 
@@ -176,6 +178,6 @@ def _unheard(member: Member, left: float) -> HostReport:
 
 def _refuse_nonsense(path: tuple[str, ...], grace: float) -> None:
     if not all(isinstance(part, str) and part for part in path):
-        raise ValueError(f"{path!r} is no path: give strings, as the parts of the key")
+        raise ValueError(f"{path!r} is not a path: give the parts of the key, as strings that are not empty")
     if not 0 <= grace < math.inf:
-        raise ValueError(f"grace is {grace!r}: give seconds")
+        raise ValueError(f"grace is {grace!r}: give seconds, 0 or more")

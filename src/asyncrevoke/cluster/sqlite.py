@@ -17,7 +17,7 @@ from .tables import Rows, TableLog
 T = TypeVar("T")
 
 _PATIENCE = 2.0  # seconds to wait for others that write
-_LOOK = 0.02  # seconds between two looks, each of some microseconds, whether somebody has written
+_LOOK = 0.02  # seconds between two looks whether somebody has written. Each takes some microseconds
 _TABLES = """
     CREATE TABLE IF NOT EXISTS asyncrevoke (number INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS asyncrevoke_told
@@ -54,11 +54,11 @@ class SqliteLog(TableLog):
     async def check(self) -> None:
         """Refuse a file that cannot be written or shared.
 
-        :raises LogRefusedError: and the message says why
+        :raises LogRefusedError: if it is refused. The message says why
         :raises LogError: if another process writes to it all the time
         """
         try:
-            await self.leave(Member("", "", "strict", 0.0))  # writes, and nothing is to be seen of it
+            await self.leave(Member("", "", "strict", 0.0))  # a write of which nobody notices anything
         except LogError as exc:
             if getattr(exc.__cause__, "sqlite_errorcode", sqlite3.SQLITE_BUSY) != sqlite3.SQLITE_BUSY:
                 raise LogRefusedError(str(exc)) from exc.__cause__
@@ -97,7 +97,7 @@ class SqliteLog(TableLog):
                 try:
                     return work(self._connection())
                 except sqlite3.Error as exc:
-                    hint = "" if self._path.parent.is_dir() else f", as there is no folder {self._path.parent}"
+                    hint = "" if self._path.parent.is_dir() else f", because there is no folder {self._path.parent}"
                     raise LogError(f"{self.name}: {exc}{hint}") from exc
 
         try:
@@ -159,7 +159,7 @@ class SqliteLog(TableLog):
             return None
         try:
             [[version]] = self._connections[1].execute("PRAGMA data_version")
-        except (sqlite3.Error, IndexError):  # opened anew in this moment
+        except (sqlite3.Error, IndexError):  # the file is just being opened again
             return None
         finally:
             self._looking.release()

@@ -1,8 +1,8 @@
 """A log in the tables of a database, for all engines that speak SQL.
 
-One table has the entries, TABLE_told the acknowledgements, and TABLE_members the last word of each member. The database
-numbers what is written, in the order in which that becomes visible. It has two connections at the most: what waits for
-somebody's transaction is written over one, and what must not wait for that goes over the other.
+One table has the entries, TABLE_told the acknowledgements, and TABLE_members what each member has said last. The database
+numbers rows in the order in which they become visible. A log has two connections at most. One is for writes, which may have
+to wait for the transactions of others. The other is for all that must not wait for them.
 """
 
 import re
@@ -18,7 +18,7 @@ Rows = list[tuple[Any, ...]]
 
 _MANY = 1000  # entries in one answer
 APPEND = "INSERT INTO asyncrevoke (text) VALUES ($1)"
-# One statement: what is here, and what comes after it, are of the same moment.
+# It is one statement, so that the entry at the number, and what comes after it, are of the same moment.
 _READ = "SELECT number, text FROM asyncrevoke WHERE number >= $1 ORDER BY number LIMIT $2"
 _DROP = "DELETE FROM asyncrevoke WHERE number = $1 AND number <= (SELECT max(number) - $2 FROM asyncrevoke)"
 _TELL = "INSERT INTO asyncrevoke_told (about, text, until) VALUES ($1, $2, unix_now() + $3)"
@@ -31,7 +31,7 @@ _LEAVE = "DELETE FROM asyncrevoke_members WHERE id = $1 OR said < unix_now() - 8
 
 
 class TableLog(Log):
-    """The common part of these engines.
+    """What these engines have in common.
 
     Each engine replaces "asyncrevoke" by the names of its tables, and "unix_now()" by its clock.
 
@@ -42,7 +42,9 @@ class TableLog(Log):
 
     def __init__(self, name: str, table: str) -> None:
         if not re.fullmatch("[a-z_][a-z0-9_]{0,39}", table):
-            raise ValueError(f"{table!r} is no name for a table: give one of small letters, digits and _")
+            raise ValueError(
+                f"{table!r} cannot name a table: give 1 to 40 small letters, digits and _, and no digit first"
+            )
         self.name = name if table == "asyncrevoke" else f"{name}?table={table}"
 
     @abstractmethod

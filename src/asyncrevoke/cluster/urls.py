@@ -24,7 +24,7 @@ def open_log(url: str, **options: Any) -> Log:
     scheme = urlsplit(url).scheme
     if scheme not in _ENGINES:
         raise ValueError(
-            f"a log has no url of scheme {scheme!r}: give one of {', '.join(_ENGINES)}, as redis://host:6379/0"
+            f"the url of a log cannot begin with {scheme!r}: give one of {', '.join(_ENGINES)}, as in redis://host:6379/0"
         )
     module, name, extra = _ENGINES[scheme]
     try:
@@ -32,5 +32,5 @@ def open_log(url: str, **options: Any) -> Log:
     except ModuleNotFoundError as exc:
         if not extra:
             raise
-        raise ModuleNotFoundError(f"{scheme}:// needs more: pip install 'asyncrevoke[{extra}]' ({exc})") from exc
+        raise ModuleNotFoundError(f"{scheme}:// needs a library: pip install 'asyncrevoke[{extra}]' ({exc})") from exc
     return cast("Log", engine(url, **options))

@@ -1,4 +1,4 @@
-"""The configuration of conserver, conserver.cf."""
+"""Reads a configuration of conserver, conserver.cf."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from dataclasses import dataclass
 
 from .importer import Draft, Imported, source
 
-_DEPTH = 10  # files that may include each other
+_DEPTH = 10  # how deep files may include each other
 _PIECE = re.compile(
     r"""(?<![^\n])\#include[ \t](?P<include>[^\n]*) | \#[^\n]* | (?P<token>[{};])
     | \\(?P<one>.) | "(?P<many>(?:\\"|[^"])*)" | (?P<plain>[^\\"{};#]+) | (?P<open>.)""",
     re.DOTALL | re.VERBOSE,
 )
-_TYPED = "nothing is typed by itself: use asyncrevoke send"
-_NETWORK = "the control socket is for users of this machine; listen is for those who can reach it"
-_BREAK = "a break is a break: use asyncrevoke send for other texts"
-#: Why something has no equal, where there is more to say.
+_NONE = "there is no equivalent"
+_TYPED = "no text is sent automatically: use asyncrevoke send"
+_NETWORK = "users of this machine come by the control socket. To let in others, give listen"
+_BREAK = "a break is always a real one: use asyncrevoke send for a text"
+#: Says more about some lines without an equivalent.
 _WHY = {
-    "motd": "nothing is shown to those who attach",
+    "motd": "no greeting is shown to clients",
     "idlestring": _TYPED,
     "idletimeout": _TYPED,
-    "initcmd": "nothing is run when a device comes",
+    "initcmd": "no program is run when a device comes",
     "break": _BREAK,
     "breaklist": _BREAK,
     "string": _BREAK,
     "allowed": _NETWORK,
     "trusted": _NETWORK,
     "rejected": _NETWORK,
-    "passwdfile": "the kernel tells who a user is",
+    "passwdfile": "there are no passwords: the kernel tells which user connects",
     "defaultaccess": _NETWORK,
-    "primaryport": "the control socket is a file",
-    "secondaryport": "the control socket is a file",
-    "logfile": "the server logs to standard error, which is the journal's",
+    "primaryport": "the control socket is a file, without a TCP port",
+    "secondaryport": "the control socket is a file, without a TCP port",
+    "logfile": "the server logs to standard error, from where the journal takes it",
 }
 _LISTS = ("rw", "ro", "options")
 _USED = (
@@ -54,25 +55,28 @@ _USED = (
         "master",
     ),
 )
-#: Options of a line, and those that are on where nothing is said; the others of both have no equal if they are not so.
+#: Options of a serial line, which have an equivalent; and those that are on by default. Changes of any others are noted.
 _LINE, _ON = {"ixon", "ixoff", "crtscts", "cstopb"}, {"ixon", "ixoff", "login", "autoreinit", "reinitoncc"}
-_PARITY = {"none": "n8", "even": "e7", "odd": "o7", "mark": "m7", "space": "s7"}  # as its source has it
+_PARITY = {"none": "n8", "even": "e7", "odd": "o7", "mark": "m7", "space": "s7"}  # as in the source of conserver
 _BASES = {"d": 10, "x": 16, "X": 16, "a": 36, "A": 36}
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def read(path: str) -> Imported:
-    """Read a file, and those that it includes.
+    """Read a file, and the files that it includes.
 
-    :raises OSError: if one cannot be read
-    :raises ValueError: naming the file and the line that makes no sense
+    :raises OSError: if a file cannot be read
+    :raises ValueError: if a file has a fault. The message names the file and the line
     """
     return _Reader().read(path)
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A keyword and its value; of a block, its kind and name."""
+    """A keyword and its value, or the kind and the name of a block.
+
+    :ivar where: the file and the line
+    """
 
     where: str
     key: str
@@ -84,10 +88,10 @@ class _Item:
 
 
 def _items(path: str, depth: int = 1) -> Iterator[tuple[_Item, str]]:
-    """What stands before each brace and semicolon, and that. Included files come in their place."""
+    """Yield each item, with the brace or semicolon behind it. Included files are read in their place."""
     if depth > _DEPTH:
         raise ValueError(f"{path}: files include each other more than {_DEPTH} deep")
-    text, whole, mask, begin = source(path), "", "", 0  # the mask has no space where there is one in quotes
+    text, whole, mask, begin = source(path), "", "", 0  # the mask is the whole, with an x for each quoted character
     for found in _PIECE.finditer(text):
         kind = found.lastgroup
         if not mask.strip():
@@ -111,12 +115,12 @@ def _items(path: str, depth: int = 1) -> Iterator[tuple[_Item, str]]:
 
 
 def _blocks(path: str) -> Iterator[tuple[_Item, list[_Item]]]:
-    """Each block's head, and what is in it."""
+    """Yield the head of each block, and the items in it."""
     head: _Item | None = None
     inside: list[_Item] = []
     for item, end in _items(path):
         if (head is None) != (end == "{"):
-            raise ValueError(f"{item.where}: {end} is out of place: what is before it has no end, or no beginning")
+            raise ValueError(f"{item.where}: {end} is out of place: look for a missing {{ or }} before it")
         if head is None:
             head, inside = item, []
         elif end == ";":
@@ -150,9 +154,9 @@ class _Reader:
                 for item in items:
                     if item.key == "admin":
                         self._admins += _expanded(item.words, self._groups)
-                        self._imported.note(item.where, "admin: they may take away, and so they may look, too")
+                        self._imported.note(item.where, "admin: who may revoke may also look")
                     else:
-                        why = _WHY.get(item.key, "it has no equal")
+                        why = _WHY.get(item.key, _NONE)
                         self._imported.note(item.where, f"{head.key} {head.text}: {item.key}: {why}")
         if admins := _people(self._admins)[0]:
             for share in self._imported.shares:
@@ -160,13 +164,13 @@ class _Reader:
         return self._imported
 
     def _told(self, items: Iterable[_Item], before: dict[str, list[_Item]]) -> dict[str, list[_Item]]:
-        """What is said about a console: the last word of each kind, but all of a list."""
+        """Return the items of a console. Of each keyword the last item counts, but all items of a list."""
         told = dict(before)
         for item in items:
             if item.key != "include":
                 told[item.key] = [*(told.get(item.key, []) if item.key in _LISTS and item.text else []), item]
             elif item.text not in self._defaults:
-                raise ValueError(f"{item.where}: there is no default {item.text!r} before")
+                raise ValueError(f"{item.where}: nothing above defines the default {item.text!r}")
             else:
                 for key, given in self._defaults[item.text].items():
                     told[key] = [*(told.get(key, []) if key in _LISTS else []), *given]
@@ -174,7 +178,7 @@ class _Reader:
 
 
 def _expanded(words: list[str], groups: dict[str, list[str]]) -> list[str]:
-    """The same users, with those of groups; an exclamation mark turns each around."""
+    """Return users, with a group replaced by its users. An exclamation mark before a group turns each of them around."""
     found = []
     for word in words:
         name = word.removeprefix("!")
@@ -184,7 +188,10 @@ def _expanded(words: list[str], groups: dict[str, list[str]]) -> list[str]:
 
 
 def _people(words: list[str]) -> tuple[list[str], list[str], bool]:
-    """Who may, who may not, and whether all others may. The last word about somebody counts, and one about all ends it."""
+    """Return who may, who may not, and whether all others may.
+
+    The last word about a user counts. A word about all voids everything before it.
+    """
     may: dict[str, bool] = {}
     for word in reversed(words):
         name = word.removeprefix("!")
@@ -197,7 +204,7 @@ def _people(words: list[str]) -> tuple[list[str], list[str], bool]:
 
 
 class _Console:
-    """A console that is made a share."""
+    """Makes a share of a console."""
 
     def __init__(
         self, imported: Imported, head: _Item, told: dict[str, list[_Item]], groups: dict[str, list[str]]
@@ -222,9 +229,9 @@ class _Console:
     def make(self) -> Draft:
         name, kind = self._share.name, self._item("type")
         if not name.isprintable() or not 0 < len(name) <= 64 or "/" in name or "*" in name:
-            self._leave_out(self._head, "this can be no name: give up to 64 characters, none of them / or *")
+            self._leave_out(self._head, "this is not a name: give 1 to 64 printable characters, without / and *")
         if kind.text not in ("device", "exec", "host", "uds"):
-            self._leave_out(kind, f"{kind.text or 'no type'} is no device and no program of ours")
+            self._leave_out(kind, f"{kind.text} is neither a device nor a program" if kind.text else "it has no type")
         else:
             self._options(of_line=kind.text == "device")
             getattr(self, f"make_{kind.text}")()
@@ -232,13 +239,13 @@ class _Console:
                 self._fields["restart"] = "always"
         master = self._item("master", "localhost")
         if master.text not in ("localhost", "127.0.0.1", "::1", socket.gethostname()):
-            self._leave_out(master, f"the server on {master.text} has it")
+            self._leave_out(master, f"its master is another machine, {master.text}")
         self._log()
         self._rights()
         for key, items in self._told.items():
             for item in items if key not in _USED else ():
                 if item.text:
-                    self._note(item, _WHY.get(key, "it has no equal"))
+                    self._note(item, _WHY.get(key, _NONE))
         return self._share
 
     # -- what is shared --
@@ -249,14 +256,14 @@ class _Console:
                 name = word.removeprefix("!")
                 self._on[name] = name == word
                 if not (of_line and name in _LINE) and self._on[name] != (name in _ON):
-                    self._note(item, f"{word}: it has no equal")
+                    self._note(item, f"{word}: {_NONE}")
 
     def make_device(self) -> None:
         self._fields["device"] = self._needed("device")
         on = self._on
         parity = self._item("parity", "none")
         if parity.text not in _PARITY:
-            raise ValueError(f"{parity.where}: parity {parity.text!r} is none of {', '.join(_PARITY)}")
+            raise ValueError(f"{parity.where}: parity {parity.text!r}: give one of {', '.join(_PARITY)}")
         stop = 2 if on.get("cstopb") else 1
         self._fields["settings"] = f"{self._number('baud', 9600)}{_PARITY[parity.text]}{stop}"
         if on.get("crtscts"):
@@ -266,7 +273,7 @@ class _Console:
         if on["ixon"] + on["ixoff"] > 2 * (self._fields.get("flow") == "xonxoff"):
             self._note(
                 self._item("options"),
-                f"flow control is {self._fields.get('flow', 'none')} here, and not ixon or ixoff, too",
+                f"flow control is {self._fields.get('flow', 'none')} here, without ixon and ixoff",
             )
 
     def make_exec(self) -> None:
@@ -277,7 +284,7 @@ class _Console:
             runs = ["runuser", "-u", user, *(["-g", group] if group else []), "--"]
             self._fields["command"] = [*runs, *self._fields["command"]]
         elif group:
-            self._leave_out(self._item("execrunas"), "as a group alone nothing is run here")
+            self._leave_out(self._item("execrunas"), "no program is run as another group alone: give a user, too")
 
     def make_host(self) -> None:
         host, _ = self._needed("host"), self._needed("port")
@@ -285,11 +292,11 @@ class _Console:
             self._fields["device"] = f"socket://{host}:{self._port()}"
         else:
             self._fields["command"] = ["telnet", host, str(self._port())]
-            self._note(self._item("host"), "telnet is spoken by the program telnet, which has to be installed")
+            self._note(self._item("host"), "the program telnet connects to it, and must be installed")
 
     def make_uds(self) -> None:
         self._fields["command"] = ["socat", "STDIO,raw,echo=0", f"UNIX-CONNECT:{self._needed('uds')}"]
-        self._note(self._item("uds"), "it is reached by the program socat, which has to be installed")
+        self._note(self._item("uds"), "the program socat connects to it, and must be installed")
 
     def _needed(self, key: str) -> str:
         if not self._item(key).text:
@@ -303,20 +310,22 @@ class _Console:
         try:
             return socket.getservbyname(item.text if key == "port" else "")
         except OSError:
-            raise ValueError(f"{item.where}: {key} {item.text!r} is no number") from None
+            raise ValueError(f"{item.where}: {key} {item.text!r} is not a number") from None
 
     def _port(self) -> int:
         port = self._number("portbase", 0) + self._number("portinc", 1) * self._number("port", 0)
         if not 0 <= port < 65536:
-            raise ValueError(f"{self._item('port').where}: with portbase and portinc this is port {port}")
+            raise ValueError(
+                f"{self._item('port').where}: with portbase and portinc this is port {port}: give one from 0 to 65535"
+            )
         return port
 
     def _substituted(self, key: str) -> str:
-        """The value of a keyword, with what its "subst" puts into it."""
+        """Return the value of a keyword, after the substitutions that its "subst" asks for."""
         item, rule = self._item(key), self._item(f"{key}subst")
         given = dict(each.partition("=")[::2] for each in rule.words)
         if bad := [each for each in given.values() if not re.fullmatch(r"[chr]\d*s|[bpP]\d*[dxXaA]", each)]:
-            raise ValueError(f"{rule.where}: {rule.key}: {bad[0]!r} is no substitution")
+            raise ValueError(f"{rule.where}: {rule.key}: {bad[0]!r} is not a substitution")
         return "".join(self._replaced(given[char]) if char in given else char for char in item.text)
 
     def _replaced(self, rule: str) -> str:
@@ -331,7 +340,7 @@ class _Console:
             digits = _DIGITS[digit] + digits
         return (digits.upper() if form in "XA" else digits).rjust(int(width or 0), "0" if width[:1] == "0" else " ")
 
-    # -- its log, and who may --
+    # -- its log and its rights --
 
     def _log(self) -> None:
         path, times, most = self._item("logfile"), self._item("timestamp"), self._item("logfilemax")
@@ -339,18 +348,20 @@ class _Console:
             return
         self._fields["log"] = path.text.replace("&", self._share.name)
         if not re.fullmatch(r"\d*[km]?", most.text):
-            raise ValueError(f"{most.where}: logfilemax {most.text!r} makes no sense")
+            raise ValueError(
+                f"{most.where}: logfilemax {most.text!r} is not a size: give bytes, or such as 500k or 10m"
+            )
         if most.text.strip("0"):
             self._fields["log_size"] = most.text.replace("m", "M")
         told = re.fullmatch(r"(?:(\d+)([mhdl]?))?([ab]*)", times.text)
         if told is None:
-            raise ValueError(f"{times.where}: timestamp {times.text!r} makes no sense")
+            raise ValueError(f"{times.where}: timestamp {times.text!r}: give such as 5m, 1h, 1d or 1lab")
         if told[3]:
             self._fields["log_marks"] = True
         if int(told[1] or 0):
             self._fields["log_times"] = True
             if (told[1], told[2]) != ("1", "l"):
-                self._note(times, "each line has its time, and there are no marks in between")
+                self._note(times, "each line has its time, and there are no marks at intervals")
 
     def _rights(self) -> None:
         rw, ro = (
@@ -365,6 +376,7 @@ class _Console:
             self._fields["look"] = list(dict.fromkeys(may_type + may_look))
         for key, everybody, refused in ("rw", all_type, not_type), ("ro", all_look, not_look):
             if everybody and refused:
-                self._note(self._item(key), f"all but {', '.join(refused)}: name those who may")
+                self._note(self._item(key), f"all but {', '.join(refused)}: give the names of those who may")
             elif everybody:
-                self._imported.note(self._item(key).where, f'{key} *: it is for those whom group = "NAME" names')
+                why = 'these are the members of the server\'s group: give group = "NAME"'
+                self._imported.note(self._item(key).where, f"{key} *: {why}")

@@ -1,8 +1,9 @@
 """One share of a console server.
 
-A share is a `Name`: its generations are the turns of a device, or the one run of a program. A client is pinned to the name,
-so it stays when the device is unplugged, and has a stream on each generation, open on both: whichever goes first takes the
-stream. The keyboard is a node, too: who loses it is revoked from it, together with what he was just sending.
+A share is a `Name`. Its generations are the turns of a device, or the runs of a program. A client is pinned to the name, so
+it stays when the device is unplugged. It opens a stream on each generation, below both: whichever is revoked first ends the
+stream. The keyboard is a node too. When a client loses it, that node is revoked, together with what the client is just
+sending.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asyncrevoke")
 
 _LOOPBACK = ("sh", "-c", "stty raw -echo; exec cat")
-_PAUSE = 1.0  # seconds until a program is started again, in which its clients take its last output
-_LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told
-_LISTED, _SHORT = 200, 5_000  # people, and bytes of a text, so that all of it goes into a line
+_PAUSE = 1.0  # seconds until a program is started again. Meanwhile its clients take the last output
+_LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told why it ended
+_LISTED, _SHORT = 200, 5_000  # clients, and bytes of a text: the record of a share must fit into a line
 
 Session = PtySession | SerialDevice
 LIVE = {
@@ -53,26 +54,26 @@ LIVE = {
     "look",
     "type",
     "revoke",
-}  # what of a share can change while people are attached
+}  # fields of a share that can change while clients are attached
 
 
 class Console:
-    """One share, while it is hosted. Nothing is begun before `begin`, but what can be known to be wrong is found out.
+    """One share, while it is hosted. Nothing starts before `begin`. All that can be checked earlier is checked here.
 
-    :param groups: the server's, for rights that the share does not tell
-    :raises OSError, ValueError: what is wrong with the share
-    :ivar port: the serial port, unless it is a program
-    :ivar over: set when it has ended, and all of it is closed
-    :ivar since: when it came into the state that it is in, by the loop's clock
-    :ivar listeners: where it is reached over the network
-    :ivar session: the latest generation; it may be over
-    :ivar changed: set when the session is another, or the share has ended
-    :ivar ended: why it has ended by itself
-    :ivar clients: who are attached, in the order in which the keyboard comes to them
-    :ivar keyboard: who has it
-    :ivar typing: is held by who types, until he has lost the keyboard
-    :ivar typed: bytes that were typed, in all
-    :ivar typist: whose typing is what may still be on its way to the device
+    :param groups: groups of the server, for rights that the share does not set
+    :raises OSError, ValueError: if the share cannot be hosted. The message says why
+    :ivar port: the serial port. None: the share is a program or a loopback
+    :ivar over: set when the share has ended, and all of it is closed
+    :ivar since: when the share entered its present state, by the loop's clock
+    :ivar listeners: the listeners at its network addresses
+    :ivar session: the latest generation. It may be over
+    :ivar changed: set when the share comes, goes away or ends. Then a new event takes its place
+    :ivar ended: why the share ended by itself
+    :ivar clients: the attached clients, in the order in which they get the keyboard
+    :ivar keyboard: the client that has the keyboard
+    :ivar typing: lock around each sending of typed bytes. The next client types once the sending of the one before has ended
+    :ivar typed: number of all typed bytes
+    :ivar typist: client whose typed bytes may still be on their way to the device
     """
 
     node: Name
@@ -91,7 +92,7 @@ class Console:
         self.typing = anyio.Lock()
         self.typist: Client | None = None
         self.typed = 0
-        self._read = 0  # bytes of output, of generations that are over
+        self._read = 0  # bytes of output, in generations that are over
         self._left = anyio.Event()
         self._restarts = False
         self._recorder: SharedStream | None = None
@@ -105,9 +106,9 @@ class Console:
         self._log = log_of(share)
 
     def begin(self) -> None:
-        """Start the program, or begin to wait for the device.
+        """Listen at the addresses. Start the program, or begin to wait for the device.
 
-        :raises OSError, ValueError: if that cannot be
+        :raises OSError, ValueError: if one of these fails
         """
         share = self.share
         for listener in self.listeners:
@@ -127,7 +128,7 @@ class Console:
         return {"owner": self.node, "name": "loopback" * (not self.share.command), "history": self.share.history}
 
     async def run(self) -> None:
-        """Share it until it is taken away, or its program has ended."""
+        """Share the device or program until it is taken away, or the program has ended."""
         try:
             with contextlib.suppress(RevokedError):
                 if isinstance(self.session, PtySession):
@@ -137,7 +138,7 @@ class Console:
                         await self._serve(device)
                         self._change()
         except Exception as exc:
-            logger.exception("%s is shared no longer", self.share.name)
+            logger.exception("%s is no longer shared, because of this fault of the server", self.share.name)
             self.node.revoke(f"a fault of the server: {exc!r}")
         self.note(f"it was taken away{why(self.node)}" if self.node.revoked else f"it has ended: {self.ended}")
         self._change()
@@ -148,12 +149,12 @@ class Console:
         try:
             await self.node.revoke(self.ended)
         except* Exception:
-            logger.exception("%s was not closed well", self.share.name)
+            logger.exception("%s: closing it has failed", self.share.name)
         self.close()
         self.over.set()
 
     async def _run_program(self, session: PtySession) -> str:
-        """Serve it, and start it again as often as the share says. It returns how it has ended."""
+        """Serve the program, and start it again when the share says so. Return how it has ended."""
         while True:
             await self._serve(session)
             ended = await self._status(session)
@@ -175,18 +176,18 @@ class Console:
             self._restarts = False
 
     async def _serve(self, session: Session) -> None:
-        """Read all output, for the log and the history, until the end of data or the session's own."""
+        """Read all output, for the log and the history. Return at the end of the output, or when the session is revoked."""
         self.note("it is here" if self.session in (None, session) else "it is back")
         self.session = session
         self._change()
         self._recorder = recorder = session.open("recorder", take=self._take)
         self._keep_history()
         while True:
-            with contextlib.suppress(RevokedError):  # perhaps of the recorder alone: it is opened anew
+            with contextlib.suppress(RevokedError):  # if only the recorder was revoked, another one is opened below
                 async for data in recorder:
                     await self._record(data)
                 break
-            await self._record(bytes(recorder.unread))  # others have read it, and may have shown it
+            await self._record(bytes(recorder.unread))  # clients have read it, and may have shown it
             if session.node.revoked:
                 if not self.node.revoked:
                     self.note(f"it is away: {self.away}")
@@ -207,10 +208,10 @@ class Console:
         return "the program has closed its terminal"
 
     def _take(self, data: bytes) -> bytes:
-        """Log what the log takes at once, and return the rest."""
+        """Write what the log takes without waiting, and return the rest."""
         if self._log is None:
             return b""
-        with contextlib.suppress(OSError):  # `_record` meets it, too
+        with contextlib.suppress(OSError):  # `_record` gets the same error, and handles it
             data = self._log.write_now(data)
         return data
 
@@ -223,10 +224,10 @@ class Console:
                 log.close()
 
     def close(self) -> None:
-        """Close what was opened before `begin`, and the addresses."""
+        """Close the log and the addresses."""
         for listener in self.listeners:
             listener.close()
-        log, self._log = self._log, None  # somebody may go later, which is said all the same
+        log, self._log = self._log, None  # `note` may still be called, when a client leaves later
         if log is not None:
             log.close()
 
@@ -236,23 +237,23 @@ class Console:
         self.changed = anyio.Event()
 
     def allows(self, peer: Peer, right: Right) -> bool:
-        """Whether somebody may look, type, or take others away."""
+        """Whether a peer has a right on this share."""
         return self._rights.allows(peer, right)
 
     def permit(self, rights: Rights) -> None:
-        """Allow this from now on. Whom it does not allow to be here is taken off."""
+        """Use these rights from now on. Take away from each client what they do not allow."""
         self._rights = rights
         for client in list(self.clients):
             client.review()
 
     def changes(self, share: Share) -> list[str]:
-        """What is other in that one."""
+        """Return the names of the fields in which that share differs from this one."""
         return [each.name for each in fields(share) if getattr(share, each.name) != getattr(self.share, each.name)]
 
     async def become(self, new: Console) -> None:
-        """Take over from one that never begins what can change meanwhile, but for the rights.
+        """Take over the share and the log of a console that never begins. `permit` changes the rights.
 
-        :raises ControlError: if the driver refuses the settings; then nothing was changed
+        :raises ControlError: if the driver refuses the settings. Then nothing was changed
         """
         if self.port is not None and self.share.settings != new.share.settings:
             await self.port.configure(new.share.settings)
@@ -266,7 +267,7 @@ class Console:
 
     @property
     def state(self) -> tuple[str, str]:
-        """What it is, and why."""
+        """The state of the share and its reason, as in the control protocol."""
         if self.node.revoked:
             return "over", f"taken away{why(self.node)}" if self.node.revoked_by else self.node.reason
         if self.port is not None and self.port.is_down:
@@ -274,11 +275,11 @@ class Console:
         return ("away", self.away) if self.away else ("live", "")
 
     def who(self) -> list[dict[str, Any]]:
-        """Who is attached, in the order in which they came, as the control protocol has it."""
+        """Return the attached clients in the order in which they came, as records of the control protocol."""
         return [each.told() for each in sorted(self.clients, key=lambda each: each.since)[:_LISTED]]
 
     def told(self) -> dict[str, Any]:
-        """All that people want to know of it, as the control protocol has it."""
+        """Return all facts about the share, as a record of the control protocol."""
         now = anyio.current_time()
         state, reason = self.state
         return {
@@ -297,7 +298,7 @@ class Console:
 
     @property
     def away(self) -> str | None:
-        """Why it cannot be used now, if it cannot."""
+        """Why the share cannot be used now. None: it can."""
         if self.port is not None and (reason := self.port.lent or self.port.problem):
             return reason
         if self.session is None:
@@ -309,69 +310,69 @@ class Console:
 
     @property
     def returns(self) -> bool:
-        """Whether it is away for a while that somebody has meant, so that everybody stays."""
+        """Whether it is away on purpose: a program is started again, or the port is lent. All clients stay then."""
         return self._restarts or (self.port is not None and bool(self.port.lent))
 
     def discard(self) -> None:
-        """Throw away what was typed and the device has not taken."""
+        """Throw away typed bytes that the device has not taken."""
         if self.session is not None:
             try:
                 self.session.discard()
             except (RevokedError, anyio.ClosedResourceError):
                 pass
-            except OSError as exc:  # it is no terminal, or there is no descriptor left
-                logger.warning("%r keeps what was typed: %s", self.share.name, exc)
+            except OSError as exc:  # it is not a terminal, or no descriptor is left
+                logger.warning("%r: typed bytes could not be thrown away: %s", self.share.name, exc)
 
     def note(self, text: str) -> None:
-        """Tell what has happened here: the server's log and, as a mark, that of the share."""
+        """Log what has happened here: in the log of the server and, as a mark, in that of the share."""
         text = printable(text)
         logger.info("%s: %s", printable(self.share.name), text)
         if self._log is not None:
             self._log.mark(text)
 
     def reopen_log(self) -> None:
-        """Another program has rotated the log: go on in the file that is at its path now."""
+        """Go on in the file that is at the log's path now, since another program has rotated the log."""
         if self._log is not None:
             self._log.reopen()
 
     # -- the keyboard --
 
     def enter(self, client: Client, *, force: bool) -> None:
-        """Somebody has come."""
+        """Add a client."""
         self.clients[client] = None
         self.note(f"{client.name} has come")
         if force or (client.writes and self.keyboard is None):
             self.hand_to(client, by=client.name)
 
     def leave(self, client: Client) -> None:
-        """Somebody has gone."""
+        """Remove a client."""
         del self.clients[client]
         self.note(client.end or f"{client.name} has gone")
         self._left.set()
 
     def hand_on(self) -> None:
-        """Hand it to the next of the others."""
+        """Hand the keyboard to the next of the other clients, or to nobody."""
         others = (each for each in self.clients if each is not self.keyboard)
         self.hand_to(next((each for each in others if each.writes and not each.handle.revoked), None))
 
     def hand_to(self, client: Client | None, *, by: str = "") -> None:
-        """Give the keyboard to this one, or to nobody. What is being typed with the old one is thrown away.
+        """Give the keyboard to a client, or to nobody. What is being typed with the old keyboard is thrown away.
 
-        :param by: who takes it from whoever has it
-        :raises RevokedError: if this one was taken off; then nothing has changed
+        :param by: user that takes the keyboard from the client that has it
+        :raises RevokedError: if the client was taken off. Then nothing has changed
         """
         if client is not None and client.handle.revoked:
             raise RevokedError(client.handle)
         before, self.keyboard = self.keyboard, client
         if client is not before:
             if before in self.clients:
-                self.clients = {before: None, **self.clients}  # to this one it goes back
+                self.clients = {before: None, **self.clients}  # this one gets it back next
             taken = f", taken from {before.name} by {by}" if by and before is not None else ""
             self.note(f"{'nobody' if client is None else client.name} has the keyboard{taken}")
         if before is not None and before.keyboard is not None:
             keyboard, before.keyboard = before.keyboard, None
             before.why, before.by = "", by
-            revoke_all([keyboard], "another has the keyboard", by=by)  # and what was just typed there
+            revoke_all([keyboard], "another has the keyboard", by=by)  # it ends the sending of what was typed there
         if client is not None:
             client.why = client.by = ""
             client.keyboard = new = client.handle.open("keyboard", release=lambda: self._lost(client, new))
@@ -380,10 +381,10 @@ class Console:
             each.news.set()
 
     def _lost(self, client: Client, keyboard: Revokable) -> None:
-        """Nobody types with this keyboard any more."""
+        """Release a keyboard: nobody types with it any more."""
         if self.typist is client and not client.leaves:
             self.discard()
-        if client.keyboard is keyboard:  # it was closed or taken away, alone or with all that the client has
+        if client.keyboard is keyboard:  # it was not handed on: it, or all of the client, was closed or taken away
             client.keyboard, client.writes = None, False
             client.why, client.by = keyboard.reason, keyboard.revoked_by
             if not client.handle.revoked:
@@ -392,6 +393,6 @@ class Console:
 
 
 def why(node: Revokable) -> str:
-    """By whom it was taken away, and for what reason, as it goes on after "was taken off"."""
+    """Return who revoked a node, and why, as text to follow "was taken off"."""
     by = f" by {node.revoked_by}" if node.revoked_by else ""
     return by + (f": {node.reason}" if node.reason else "")

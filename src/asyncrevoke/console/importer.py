@@ -1,4 +1,4 @@
-"""The configuration of another console server, as one of ours; what has no equal is said, line by line."""
+"""Turns the configuration of another console server into one of ours. Each line without an equivalent is reported."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from asyncrevoke.lowlevel import printable
 
 from .commands import FAILED, complain
 
-_LOOKS = {  # what a line of each looks like
+_LOOKS = {  # a line of each kind
     "ser2net": re.compile(r"^(%YAML\b|(define|include|connection|default|rotator|admin|led)\s*:)", re.MULTILINE),
     "conserver": re.compile(r"^\s*(console|default|access|config|group|break|task)\b[^\n:#{]*\{", re.MULTILINE),
 }
@@ -22,9 +22,9 @@ _LOOKS = {  # what a line of each looks like
 class Draft:
     """A share that is being made.
 
-    :ivar fields: of its table
-    :ivar notes: what has no equal, and where it was read
-    :ivar off: whether it is left out
+    :ivar fields: the fields of its table
+    :ivar notes: reports of lines without an equivalent, each with its place
+    :ivar off: whether it is not imported
     """
 
     name: str
@@ -35,10 +35,10 @@ class Draft:
 
 @dataclass
 class Imported:
-    """What a configuration has become.
+    """The result of an import.
 
-    :ivar notes: as of a share, but about none, or about several
-    :ivar said: all notes
+    :ivar notes: notes that belong to no share, or to several
+    :ivar said: all notes, those of the shares too
     """
 
     shares: list[Draft] = field(default_factory=list)
@@ -46,29 +46,29 @@ class Imported:
     said: dict[str, None] = field(default_factory=dict)
 
     def note(self, where: str, what: str, share: Draft | None = None) -> None:
-        """Say that something has no equal, but once."""
+        """Add a note, unless it was added before."""
         note = printable(f"{where}: {what}")
         if note not in self.said:
             self.said[note] = None
             (share or self).notes.append(note)
 
     def add(self, where: str, share: Draft) -> None:
-        """Add a share, unless there is one of its name."""
+        """Add a share. It is not imported if there is one of its name."""
         if any(each.name == share.name for each in self.shares):
-            self.leave_out(where, "there is one of this name already", share)
+            self.leave_out(where, "there is a share of this name already", share)
         self.shares.append(share)
 
     def leave_out(self, where: str, why: str, share: Draft) -> None:
-        """Say why a share is none of ours."""
+        """Mark a share as not imported, and note why."""
         share.off = True
-        self.note(where, f"{share.name} is left out: {why}", share)
+        self.note(where, f"{share.name} is not imported: {why}", share)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the configuration, and complain of what has no equal; it returns the exit status.
+    """Print the new configuration, and all notes on standard error. Return the exit status.
 
-    :raises OSError: if it cannot be read
-    :raises ValueError: naming the file and the line that makes no sense
+    :raises OSError: if a file cannot be read
+    :raises ValueError: if a file has a fault. The message names the file and the line
     """
     try:
         kind = args.kind or _kind(args.file)
@@ -86,31 +86,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def source(path: str) -> str:
-    """The text of a file.
+    """Return the text of a file.
 
     :raises OSError: if it cannot be read
-    :raises ValueError: if it is no text
+    :raises ValueError: if it is not UTF-8. The message names the file and the line
     """
     data = pathlib.Path(path).read_bytes()
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{line}: this is no UTF-8") from None
+        raise ValueError(f"{path}:{line}: this is not UTF-8") from None
 
 
 def _kind(path: str) -> str:
     text = source(path)
     found = [kind for kind, looks in _LOOKS.items() if looks.search(text)]
     if len(found) != 1:
-        raise ValueError(f"{path} looks like no configuration of {' or '.join(_LOOKS)}: give --from")
+        raise ValueError(f"{path} cannot be told to be of {' or of '.join(_LOOKS)}: give --from")
     return found[0]
 
 
 def _lines(imported: Imported, whence: str) -> Iterator[str]:
-    import tomli_w  # noqa: PLC0415  # of an extra
+    import tomli_w  # noqa: PLC0415  # it comes with an extra
 
-    yield f"# Imported from {printable(whence)}. What has no equal here is told by its line."
+    yield f"# Imported from {printable(whence)}. Comments name each line without an equivalent."
     yield from (f"# {note}" for note in imported.notes)
     for share in imported.shares:
         yield ""

@@ -1,4 +1,4 @@
-"""Logs to standard error, which may be the journal's."""
+"""Logs to standard error. The journal may be its reader."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ def logging_to_stderr() -> Iterator[None]:
 
 
 class _Lines(logging.Formatter):
-    """Formats a message and its traceback. Each line has the prefix, and a name cannot start a line of its own."""
+    """Formats a message and its traceback. Each line has the prefix. A line break in a name does not begin a line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # as logging has it
         return printable(super().formatMessage(record))

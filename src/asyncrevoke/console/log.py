@@ -1,4 +1,4 @@
-"""The log of a share: all of its output and, if asked for, when it came and what happened meanwhile."""
+"""The log of a share: all its output. On request, also the time of each line, and marks that say what happened."""
 
 import errno
 import functools
@@ -14,24 +14,26 @@ from .share import Share
 
 logger = logging.getLogger("asyncrevoke")
 
-_PATIENCE = 5.0  # seconds for a pipe's reader; half of what a session waits for the recorder
-_UNREAD = 65536  # bytes of marks that wait for a pipe's reader
+_PATIENCE = 5.0  # seconds to wait for the reader of a pipe: half of what a session waits for the recorder
+_UNREAD = 65536  # bytes of marks that may wait for the reader of a pipe
 
 
 class Log:
-    """A log of output, byte for byte. What it does not take is lost, counted and told; the next output is tried again.
+    """A log of output, byte for byte.
 
-    :param file: is closed with it
-    :param name: whose output it is, for messages
+    Output that the file does not take is lost. Lost bytes are counted and reported, and the next output is tried again.
+
+    :param file: the file, which is closed with the log
+    :param name: name of the share, for messages
     """
 
     def __init__(self, file: io.FileIO, name: str) -> None:
         self._file = file
         self._name = name
-        self._lost = 0  # bytes, since it last took something
+        self._lost = 0  # bytes, since the file last took some
 
     async def write(self, data: bytes) -> None:
-        """Append all of it. A pipe that is full is waited for, unless something is lost already."""
+        """Append all data. Wait 5 seconds at most for the reader of a full pipe, or not at all if the output before was lost."""
         try:
             with anyio.fail_after(0 if self._lost else _PATIENCE):
                 while rest := Log.write_now(self, data):
@@ -42,9 +44,9 @@ class Log:
             self._lose(data, exc)
 
     def write_now(self, data: bytes) -> bytes:
-        """Append what is taken at once, and return the rest.
+        """Append what the file takes without waiting, and return the rest.
 
-        :raises OSError: if it takes nothing more
+        :raises OSError: if the file cannot be written, such as on a full disk
         """
         rest = data[self._file.write(data) or 0 :]
         if not rest:
@@ -52,18 +54,22 @@ class Log:
         return rest
 
     def mark(self, text: str) -> None:
-        """Say what happens, if marks are asked for."""
+        """Write a mark that says what happened, if this log has marks."""
 
     def miss(self, number: int) -> None:
-        """So many bytes never came here."""
+        """Count bytes of output that never came here as lost."""
         self._lost += number
 
     def reopen(self) -> None:
-        """Go on in the file that is at the path now, as another program has rotated the log. A pipe stays."""
+        """Go on in the file that is at the path now, since another program has rotated the log. A pipe stays."""
         try:
             reopen(self._file)
         except OSError as exc:
-            logger.error("the log %r is not opened anew: %s", self._file.name, exc.strerror)  # noqa: TRY400
+            logger.error(  # noqa: TRY400
+                "the log %r cannot be opened again: %s. Output still goes to the old file",
+                self._file.name,
+                exc.strerror,
+            )
 
     def close(self) -> None:
         """Close it."""
@@ -72,36 +78,36 @@ class Log:
 
     def _lose(self, data: bytes, exc: OSError) -> None:
         if not self._lost:
-            why = exc.strerror or f"nothing was taken for {_PATIENCE:g} s"
-            logger.error("output of %r is lost to the log %r: %s", self._name, self._file.name, why)
+            why = exc.strerror or f"nothing was read from it for {_PATIENCE:g} s"
+            logger.error("output of %r is missing from the log %r: %s", self._name, self._file.name, why)
         self._lost += len(data)
 
     def _tell_lost(self) -> None:
         lost, self._lost = self._lost, 0
         if lost:
-            logger.error("%d bytes of output of %r were lost to the log %r", lost, self._name, self._file.name)
+            logger.error("%d bytes of output of %r are missing from the log %r", lost, self._name, self._file.name)
 
 
 class MarkedLog(Log):
     """A log with the time before each line of output, or with marks on lines of their own, or both.
 
-    :param times: whether a line begins with its time. A line that comes in parts has that of its first one
-    :param marks: whether marks are written; they end a line that has no end yet
+    :param times: whether each line begins with the time at which its first part came
+    :param marks: whether marks are written. A mark ends a line of output that is not complete
     """
 
     def __init__(self, file: io.FileIO, name: str, *, times: bool, marks: bool) -> None:
         super().__init__(file, name)
         self._times = times
         self._marks = marks
-        self._begun = False  # a line has begun, and may go on
-        self._cut = ends_within_a_line(file)  # a line has begun, and will not go on
-        self._queue = b""  # what is to be written
+        self._begun = False  # the last line is not complete, and may go on
+        self._cut = ends_within_a_line(file)  # the last line is not complete, and will not go on
+        self._queue = b""  # bytes to write
         self._waits = not is_regular(file)
         self._writing = False
 
     async def write(self, data: bytes) -> None:
         self._queue += self._lines(data)
-        self._writing = True  # marks wait
+        self._writing = True  # marks wait in the queue
         try:
             while self._queue:
                 queue, self._queue = self._queue, b""
@@ -129,7 +135,7 @@ class MarkedLog(Log):
         super().close()
 
     def _flush(self) -> None:
-        """Write what can be written without waiting; a pipe may leave some."""
+        """Write what can be written without waiting. Of a pipe, some may be left."""
         try:
             while (queue := self._queue) and (rest := Log.write_now(self, queue)) != queue:
                 self._queue = rest
@@ -144,7 +150,7 @@ class MarkedLog(Log):
         self._cut = True  # perhaps in the middle of a line
 
     def _lines(self, data: bytes) -> bytes:
-        """Output as it is to be written."""
+        """Return output as the log has it: with the times, if there are any."""
         if not data:
             return data
         begun, cut = self._begun, self._cut

@@ -1,4 +1,4 @@
-"""The file of a log: appended to, opened anew for those who rotate it, or rotated by size."""
+"""The file of a log. It is appended to, opened again after another program has rotated it, or rotated by size."""
 
 import contextlib
 import io
@@ -8,29 +8,29 @@ import stat
 
 logger = logging.getLogger("asyncrevoke")
 
-_LINE = 4096  # bytes more, for the line in which a file gets full to come to its end
+_LINE = 4096  # bytes that a full file may still take, to complete its last line
 
 
 def open_file(path: str, size: int = 0, keep: int = 0) -> io.FileIO:
-    """Open what is appended to. A pipe, and what a symbolic link leads to, such as /dev/stdout, are never rotated.
+    """Open a file to append to. Pipes, and files behind a symbolic link such as /dev/stdout, are never rotated.
 
-    :param size, keep: as for `RotatedFile`; 0: it is not rotated
-    :raises OSError: if it cannot be opened; a pipe that nobody reads is an error, and no reason to wait
+    :param size, keep: as for `RotatedFile`. 0: it is not rotated
+    :raises OSError: if it cannot be opened. A pipe that nobody reads is such an error: it is not waited for
     """
     if size and (not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode)):
         return RotatedFile(path, size, keep)
-    return open(path, "ab", buffering=0, opener=_open)  # its user closes it
+    return open(path, "ab", buffering=0, opener=_open)  # the caller closes it
 
 
 def is_regular(file: io.FileIO) -> bool:
-    """Whether it never has to be waited for."""
+    """Whether a file is a regular one, which never has to be waited for."""
     return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
 def reopen(file: io.FileIO) -> None:
-    """Go on with the file that is at its path now; a pipe stays.
+    """Go on with the file that is at the path now. A pipe stays.
 
-    :raises OSError: if that cannot be opened; then all goes on in the old one
+    :raises OSError: if that file cannot be opened. Then the old one stays
     """
     if is_regular(file):
         fd = _open(os.fsdecode(file.name), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -39,23 +39,23 @@ def reopen(file: io.FileIO) -> None:
 
 
 def ends_within_a_line(file: io.FileIO) -> bool:
-    """Whether it has a last line that has no end."""
+    """Whether the last line of a file is not complete. True if that cannot be read."""
     if not is_regular(file) or not os.fstat(file.fileno()).st_size:
         return False
     with contextlib.suppress(OSError), open(file.name, "rb") as reading:  # noqa: PTH123
         reading.seek(-1, os.SEEK_END)
         return reading.read() != b"\n"
-    return True  # it is not for us to read: perhaps
+    return True  # we may not read it: perhaps
 
 
 class RotatedFile(io.FileIO):
-    """A file that is begun anew when it is full: PATH becomes PATH.1, which becomes PATH.2, and so on.
+    """A file that is rotated when it is full: PATH becomes PATH.1, PATH.1 becomes PATH.2, and so on.
 
-    Each ends with the line in which it gets full, or 4096 bytes later. If one cannot be renamed or made, all goes on in the
-    old one, which has grown by another `size` when it is tried again; the files stay in order.
+    Each file ends with the line in which it gets full, or 4096 bytes later. If a file cannot be renamed or made, output still
+    goes to the old one. It is tried again when that has grown by another `size`. The files stay in order.
 
-    :param size: bytes; a file that has so many is full
-    :param keep: how many old ones there are, 1 or more; the oldest makes room
+    :param size: bytes at which a file is full
+    :param keep: number of old files, 1 or more. The oldest one is replaced
     :raises OSError: as `open_file`
     """
 
@@ -63,10 +63,10 @@ class RotatedFile(io.FileIO):
         super().__init__(path, "ab", opener=_open)
         self._names = [path, *(f"{path}.{number}" for number in range(1, keep + 1))]
         self._size = self._full = size
-        self._whole = True  # what it has ends with a line
+        self._whole = True  # the last line is complete
 
     def write(self, data: bytes) -> int:  # type: ignore[override]  # bytes are all that we write
-        """Append what goes into the one file, and return how much that is."""
+        """Append as much as belongs into the same file. Return the number of bytes."""
         room = self._room()
         if room <= 0 and (self._whole or room <= -_LINE):
             self._rotate()
@@ -88,12 +88,14 @@ class RotatedFile(io.FileIO):
                 os.rename(self._names[number - 1], self._names[number])  # noqa: PTH104
             reopen(self)
         except OSError as exc:
-            logger.error("the log %r is not rotated: %s", self.name, exc.strerror)  # noqa: TRY400
+            logger.error(  # noqa: TRY400
+                "the log %r cannot be rotated: %s. Output still goes to the old file", self.name, exc.strerror
+            )
             self._full = self.seek(0, os.SEEK_END) + self._size
         else:
             self._full = self._size
 
 
 def _open(path: str, flags: int) -> int:
-    """What is shown is not for everybody."""
+    """Open a file. If it is made, not everybody may read it: output may be private."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)

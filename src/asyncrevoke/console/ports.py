@@ -41,7 +41,7 @@ class SerialPort:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print them, and return the exit status.
+    """Print the ports, and return the exit status.
 
     :raises OSError: if no server is at the given socket
     """
@@ -73,7 +73,7 @@ def serial_ports() -> Iterator[SerialPort]:
         names[link.resolve()] = link.name
     for tty in (identity.SYS / "class/tty").glob("*"):
         device = tty / "device"  # virtual terminals have none
-        if not device.exists() or _read(tty / "type") == "0":  # a port of the 8250 driver without a chip
+        if not device.exists() or _read(tty / "type") == "0":  # or it is a port of the 8250 driver without a chip
             continue
         path, above = identity.DEV / tty.name, [device.resolve(), *device.resolve().parents]
         usb = next((each for each in above if (each / "idVendor").exists()), None)

@@ -1,7 +1,8 @@
-"""The port of a share, set over telnet and told of there: the access server of RFC 2217.
+"""Sets the port of a share over telnet, and tells its state: the access server of RFC 2217.
 
-pyserial has one, `serial.rfc2217.PortManager`, which is not for a loop: it asks the driver and answers in one blocking step.
-It also raises at what makes no sense, keeps a command without end, and does not answer who asks for notices, as serialx does.
+pyserial has one, `serial.rfc2217.PortManager`. It does not suit an event loop, because it asks the driver and answers in one
+blocking step. It also raises on nonsense, and stores a command without end. It does not answer when a client asks for
+notices, as serialx does.
 """
 
 from __future__ import annotations
@@ -27,26 +28,26 @@ _SIGNATURE, _BAUDRATE, _DATABITS, _PARITY, _STOPBITS, _CONTROL = range(6)
 _ASK_LINE, _ASK_MODEM, _LINE_MASK, _MODEM_MASK, _PURGE = 6, 7, 10, 11, 12
 _ANSWER = 100
 _ALWAYS = {_SIGNATURE: b"asyncrevoke", _ASK_LINE: b"\0", _LINE_MASK: b"\0"}  # errors of the line are not told
-#: What the numbers stand for; 0 asks.
+#: The setting of each command, and the values that its numbers stand for. The number 0 asks for the present value.
 _VALUES: dict[int, tuple[str, Sequence[object]]] = {
     _DATABITS: ("databits", range(9)),
     _PARITY: ("parity", ("", "none", "odd", "even", "mark", "space")),
     _STOPBITS: ("stopbits", (0, 1, 2, 1.5)),
     _CONTROL: ("flow", ("", "none", "xonxoff", "rtscts")),
 }
-_INBOUND = 13  # flow control of what comes: asked for, and six ways of it
-_SWITCH, _SWITCHES = 4, ("break", "dtr", "rts")  # each is asked for, switched on, off
+_INBOUND = 13  # from this number on: flow control of input, which is asked for, or set in six ways
+_SWITCH, _SWITCHES = 4, ("break", "dtr", "rts")  # from this number on, three for each: ask, switch on, switch off
 _ON, _OFF = 1, 2
-_RECEIVED, _SENT = 1, 2  # what is purged, or both
+_RECEIVED, _SENT = 1, 2  # bits that say what is purged
 _STATE = {"cts": 0x10, "dsr": 0x20, "ri": 0x40, "cd": 0x80}
 _POLL = 0.25  # seconds
 _FOREVER = 86400.0
 
 
 class PortControl:
-    """What one client sets, with the keyboard, and is told.
+    """Sets the port for one client, and tells that client its state. Only with the keyboard does a client change something.
 
-    :param send: sends a command of the protocol, its number and what comes with it
+    :param send: sends a command of the protocol: its number, and its value
     """
 
     def __init__(
@@ -56,15 +57,15 @@ class PortControl:
         self._port = port
         self._client = client
         self._send = send
-        self._lines = {"dtr": True, "rts": True}  # as they were set, where the driver has none
-        self._without: SerialDevice | None = None  # the one that has none
+        self._lines = {"dtr": True, "rts": True}  # as they were set last, for a driver that has none
+        self._without: SerialDevice | None = None  # a device whose driver has none
         self._breaking: anyio.CancelScope | None = None
-        self._over = anyio.Event()  # the break is
+        self._over = anyio.Event()  # set when the break is over
         self._mask = 0xFF
         self._told = 0
 
     async def obey(self, command: int, value: bytes, tasks: anyio.abc.TaskGroup) -> None:
-        """Do what is asked for, after all that was typed before, and answer how it is then."""
+        """Do what a command asks for, after all that was typed before it. Answer with the state after that."""
         first = value[0] if value else 0
         if command in _ALWAYS:
             value = _ALWAYS[command]
@@ -95,7 +96,7 @@ class PortControl:
 
     async def _act(self, number: int, tasks: anyio.abc.TaskGroup) -> int:
         if number >= _INBOUND:
-            return _INBOUND + await self._choose(_CONTROL, 0)  # it is that of what goes, too
+            return _INBOUND + await self._choose(_CONTROL, 0)  # it is the same as that of output
         switch, wish = divmod(number - _SWITCH, 3)
         if switch < 0:
             return await self._choose(_CONTROL, number)
@@ -103,7 +104,7 @@ class PortControl:
         return _SWITCH + 3 * switch + (_ON if is_on else _OFF)
 
     async def watch(self) -> None:
-        """Tell how the far end's lines are, now and whenever they have changed."""
+        """Tell the modem lines that the device drives, such as CTS: now, and whenever they have changed."""
         await self._send(_ASK_MODEM + _ANSWER, bytes([await self._state()]))
         while True:
             await anyio.sleep(_POLL)
@@ -117,21 +118,21 @@ class PortControl:
                 await self._port.ask(lambda stream: stream.send_break(), [keyboard])
 
     async def _keyboard(self) -> Revokable | None:
-        """The client's, once it has typed all before."""
+        """Return the keyboard of the client, if it has it, after all that it typed before is on its way to the device."""
         if self._client.keyboard is not None:
             await self._client.typed_out()
         return self._client.keyboard
 
     async def _set(self, name: str, wish: object) -> None:
         if wish and (keyboard := await self._keyboard()):
-            with contextlib.suppress(ControlError, ValueError):  # the answer says so
+            with contextlib.suppress(ControlError, ValueError):  # the answer is the value that stays
                 before, settings = self._port.settings, self._port.settings.changed({name: wish})
                 await self._port.configure(settings, [keyboard])
                 if settings != before:
                     self._console.note(f"{self._client.name} has set it to {settings}")
 
     async def _switch(self, name: str, wish: int, tasks: anyio.abc.TaskGroup) -> bool:
-        """Switch it on (1) or off (2) as far as that is possible, and tell whether it is on."""
+        """Switch a line or the break on (1) or off (2), as far as possible. Return whether it is on."""
         keyboard = await self._keyboard() if wish else None
         if name == "break":
             if self._breaking is not None and wish == _OFF:
@@ -143,7 +144,7 @@ class PortControl:
             return self._breaking is not None
         if keyboard:
             line = {name: wish == _ON}
-            self._lines |= line  # where there are none, as on a pty, the answer is that it is so: as pyserial has it
+            self._lines |= line  # for a port without lines, such as a pty, the answer is the wish, as in pyserial
             with contextlib.suppress(ControlError):
                 await self._port.ask(lambda stream: stream.set_modem_lines(**line), [keyboard])
                 self._console.note(f"{self._client.name} has set {name} {'on' if line[name] else 'off'}")
@@ -165,7 +166,7 @@ class PortControl:
         return self._told
 
     async def _modem_lines(self) -> ModemLines | None:
-        """Those of the driver, if it has some."""
+        """Return the modem lines. None: the driver has none, or there is no device now."""
         device = self._port.device
         if device is not None and device is not self._without:
             try:

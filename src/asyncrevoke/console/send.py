@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _steps(args: argparse.Namespace) -> list[tuple[bytes, Until]]:
-    """Yield each text to type, with the pattern that ends its answer."""
+    """Return each text to type, with the pattern that ends its answer."""
     try:
         untils: list[Until] = [re.compile(os.fsencode(each), re.MULTILINE) for each in args.until] or [None]
     except re.error as error:
@@ -75,11 +75,11 @@ class Answer:
     def __init__(self, echo: bytes, until: re.Pattern[bytes], *, prompt: bool = True) -> None:
         self.until = until
         self.found = self.likely = False
-        self._echo = echo  # that may still come
+        self._echo = echo  # which may still come. Empty: it has come, or is no longer expected
         self._prompt = prompt
         self._text = b""
         self._searched = 0
-        self._return = b""  # which may belong to a line's end
+        self._return = b""  # a return at the end of the data, which may belong to the end of a line
 
     def feed(self, data: bytes, *, last: bool = False) -> bytes:
         """Take output, and return what is certainly part of the answer. Its lines end in a newline only.
@@ -111,7 +111,7 @@ class _Talk:
         self._args = args
         self._answer: Answer | None = None
         self._patient = False  # whether to wait for the keyboard and the device
-        self._yours: bool | None = None  # not known yet
+        self._yours: bool | None = None  # whether the keyboard is ours. None: it is not known yet
         self._holder = self._why = ""
         self._away = ""
         self._leaving = self._left = False
@@ -121,6 +121,7 @@ class _Talk:
         await self._control.send(
             {"v": VERSION, "do": "attach", "name": self._args.name, "mode": mode, "wait": True, "history": False}
         )
+        until: Until = None
         for text, until in steps:
             self._patient = self._args.wait
             await self._hear_until(lambda: bool(self._yours) and not self._away, "the server does not answer")
@@ -128,8 +129,12 @@ class _Talk:
             await self._type(text, until)
         if not self._left:  # otherwise the server may have gone with the share
             self._leaving = True
-            await self._control.send({"detach": True})
-            await self._hear_until(lambda: self._left, "not all text was taken")
+            try:
+                await self._control.send({"detach": True})
+                await self._hear_until(lambda: self._left, "not all text was taken")
+            except ControlError as error:
+                if until is None or error.code not in ("gone", "revoked"):
+                    raise  # otherwise the server has gone after it sent the answer
 
     async def _type(self, text: bytes, until: Until) -> None:
         end = _ENDS[self._args.end]
@@ -150,8 +155,9 @@ class _Talk:
             self._answer = None
 
     async def _hear_until(self, ready: Callable[[], bool], else_: str) -> None:
-        """Take what the server sends, until `so` is true.
+        """Take what the server sends, until `ready()` is true.
 
+        :param else_: what is wrong if it never is, for the message
         :raises ControlError: "timeout", or another error
         """
         try:

@@ -1,4 +1,4 @@
-"""The configuration of ser2net 4, which is YAML with words of its own."""
+"""Reads a configuration of ser2net 4: YAML with additions of its own."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ import yaml
 
 from .importer import Draft, Imported, source
 
-_ASKED = "by the network nobody is asked who he is: use tls_clients"
-_DARK = "no light is switched"
-#: Why something has no equal, where there is more to say.
+_NONE = "there is no equivalent"
+_ASKED = "clients on the network are not asked for a user: use tls_clients"
+_DARK = "LEDs are not switched"
+_TYPED = "no text is sent automatically: use asyncrevoke send"
+#: Says more about some lines without an equivalent.
 _WHY = {
     "rotator": "there are no pools of ports: connect to the shares themselves",
     "admin": "asyncrevoke ls, revoke and reload do this, over the control socket",
     "led": _DARK,
     "led-rx": _DARK,
     "led-tx": _DARK,
-    "timeout": "nobody is taken off for silence",
-    "banner": "nothing is shown to those who connect",
-    "openstr": "nothing is typed by itself: use asyncrevoke send",
-    "closestr": "nothing is typed by itself: use asyncrevoke send",
-    "connector-retry-time": "a device is looked for all the time",
+    "timeout": "silent clients are not disconnected",
+    "banner": "no greeting is shown to clients",
+    "openstr": _TYPED,
+    "closestr": _TYPED,
+    "connector-retry-time": "the server waits for a device all the time",
     "allowed-users": _ASKED,
     "authdir": _ASKED,
     "pamauth": _ASKED,
-    "trace-write": "what is typed is not logged, but its echo is",
-    "hangup-when-done": "the lines stay as they are when the device is closed",
+    "trace-write": "typed text is not logged, but its echo is",
+    "hangup-when-done": "stty hupcl decides whether the lines drop when the device is closed",
     "nobreak": "a break that is on is left on",
 }
 _TRUE, _FALSE = ("true", "on", "yes", "1"), ("false", "off", "no", "0")
-#: What need not be said, where it has these values.
+#: Options that ask for what is done anyway if they have these values. They need no note.
 _NOTHING = {
     **dict.fromkeys(("mdns", "telnet-brk-on-sync", "no-con-to-acc", "wronly", "nobreak", "hangup-when-done"), _FALSE),
     **dict.fromkeys(("kickolduser", "no-acc-to-con"), _FALSE + _TRUE),
@@ -55,17 +57,20 @@ _PARTS = re.compile(rf"(?:{_QUOTED}|\((?:{_QUOTED}|[^()\\])*\)|[^,\\])+", re.DOT
 
 
 def read(path: str) -> Imported:
-    """Read a file, and those that it includes.
+    """Read a file, and the files that it includes.
 
-    :raises OSError: if one cannot be read
-    :raises ValueError: naming the file and the line that makes no sense
+    :raises OSError: if a file cannot be read
+    :raises ValueError: if a file has a fault. The message names the file and the line
     """
     return _Reader().read(path)
 
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """A thing of YAML: text, a list or the pairs of a mapping, as a name may come twice; and where it stands."""
+    """A part of a YAML file: a text, a list, or the pairs of a mapping. In these a name may come twice.
+
+    :ivar where: the file and the line
+    """
 
     where: str
     anchor: str
@@ -85,7 +90,7 @@ class _Node:
 
 
 class _File:
-    """The top of a file, pair by pair, so that what is included comes in its place."""
+    """The top level of a file, pair by pair. So an included file can be read in its place."""
 
     def __init__(self, path: str, anchors: dict[str, _Node]) -> None:
         self._path = path
@@ -136,7 +141,7 @@ class _File:
 
     def _known(self, name: str, where: str) -> _Node:
         if name not in self._anchors:
-            raise ValueError(f"{where}: nothing is defined as {name!r} before")
+            raise ValueError(f"{where}: nothing above defines {name!r}")
         return self._anchors[name]
 
 
@@ -144,7 +149,7 @@ class _Reader:
     def __init__(self) -> None:
         self._imported = Imported()
         self._anchors: dict[str, _Node] = {}
-        self._defaults: dict[tuple[str, str], str] = {}  # of a class, or of all, which is ""
+        self._defaults: dict[tuple[str, str], str] = {}  # by class and name. The class "" stands for all
         self._devices: dict[str, str] = {}
         self._open: list[str] = []
 
@@ -162,23 +167,21 @@ class _Reader:
             elif name in ("default", "delete_default"):
                 self._set(node, gone=name != "default")
             elif name != "define":
-                self._imported.note(
-                    node.where, f"{name} {node.anchor}".strip() + f": {_WHY.get(name, 'it has no equal')}"
-                )
+                self._imported.note(node.where, f"{name} {node.anchor}".strip() + f": {_WHY.get(name, _NONE)}")
         self._open.remove(path)
         return self._imported
 
     def _set(self, node: _Node, *, gone: bool) -> None:
         fields = {name: each.text for name, each in node.pairs}
         if "name" not in fields:
-            raise ValueError(f"{node.where}: a default has no name")
+            raise ValueError(f"{node.where}: this default has no name")
         key = fields.get("class", ""), fields["name"]
         if gone:
             self._defaults.pop(key, None)
         else:
             self._defaults[key] = fields.get("value", "")
         if key[1] not in _SERIAL + _USED:
-            self._imported.note(node.where, f"default {key[1]}: {_WHY.get(key[1], 'it has no equal')}")
+            self._imported.note(node.where, f"default {key[1]}: {_WHY.get(key[1], _NONE)}")
 
     def _default(self, kind: str, name: str) -> str | None:
         return self._defaults.get((kind, name), self._defaults.get(("", name)))
@@ -190,11 +193,12 @@ class _Reader:
         connection.make()
         device = share.fields.get("device", "")
         if device and not share.off and (first := self._devices.setdefault(device, share.name)) != share.name:
-            self._imported.leave_out(node.where, f"{first} has {device} already; its settings can be changed", share)
+            why = f"{first} shares {device} already, and clients can change its settings"
+            self._imported.leave_out(node.where, why, share)
 
 
 class _Connection:
-    """A connection that is made a share."""
+    """Makes a share of a connection."""
 
     def __init__(
         self, imported: Imported, share: Draft, default: Callable[[str, str], str | None], node: _Node
@@ -205,7 +209,8 @@ class _Connection:
         self._where = node.where
         self._fields = dict(node.pairs)
         if not node.anchor or not {"accepter", "connector"} <= set(self._fields):
-            raise ValueError(f"{node.where}: a connection has &NAME, accepter and connector: {node.anchor or 'none'}")
+            name = f"connection {node.anchor}".strip()
+            raise ValueError(f"{node.where}: {name} needs &NAME, an accepter and a connector")
         options = self._fields.get("options")
         self._options = [] if options is None or not options.value else options.pairs
         self._port = ""
@@ -224,7 +229,7 @@ class _Connection:
         if (enable := self._fields.get("enable")) is not None and enable.text in _FALSE:
             self._imported.leave_out(enable.where, "it is disabled", self._share)
 
-    def _note(self, where: str, name: str, why: str = "it has no equal") -> None:
+    def _note(self, where: str, name: str, why: str = _NONE) -> None:
         self._imported.note(where, f"{name}: {_WHY.get(name, why)}", self._share)
 
     def _option(self, name: str) -> str:
@@ -241,7 +246,7 @@ class _Connection:
         while parts and (layer := _LAYER.fullmatch(parts[0])) and layer[1] in ("telnet", "ssl", "tcp"):
             layers[layer[1]] = layer[2] or ""
             parts.pop(0)
-        hosts = {"": ["0.0.0.0", "[::]"], "localhost": ["localhost"]}  # noqa: S104  # as it was
+        hosts = {"": ["0.0.0.0", "[::]"], "localhost": ["localhost"]}  # noqa: S104  # as in ser2net
         *host, self._port = [part.strip() for part in parts] or [""]
         try:
             name = "".join(host)
@@ -249,14 +254,15 @@ class _Connection:
         except ValueError:
             found = []
         if "tcp" not in layers or not re.fullmatch(r"[1-9]\d{0,4}", self._port) or not found:
-            self._note(node.where, node.text, "it has no equal: attach to the share")
+            self._note(node.where, node.text, f"{_NONE}: attach to the share")
             return
         if self._option("remaddr"):
-            self._note(self._said("remaddr", node.where), "remaddr", "all or none may connect: it does not listen")
+            why = "clients cannot be chosen by address, so this share does not listen"
+            self._note(self._said("remaddr", node.where), "remaddr", why)
             return
         kind = ("telnet" if "telnet" in layers else "tcp") + "+tls" * ("ssl" in layers)
         if "telnet" in layers and "rfc2217" not in layers["telnet"] and self._default("telnet", "rfc2217") not in _TRUE:
-            self._note(node.where, "telnet", "clients can change the settings of the port, too, by RFC 2217")
+            self._note(node.where, "telnet", "clients can now change the settings of the port, by RFC 2217")
         if "ssl" in layers:
             self._tls(node.where, layers["ssl"])
         self._share.fields["listen"] = [f"{kind}://{each}:{self._port}{self._mode(node.where)}" for each in found]
@@ -267,17 +273,17 @@ class _Connection:
     def _mode(self, where: str) -> str:
         most = self._option("max-connections") or "1"
         if not re.fullmatch(r"[1-9]\d{0,3}", most):
-            raise ValueError(f"{self._said('max-connections', where)}: {most!r} is no number from 1 to 9999")
+            raise ValueError(f"{self._said('max-connections', where)}: {most!r} is not a number from 1 to 9999")
         if self._option("no-acc-to-con") in _TRUE:
             return f"?read-only&limit={most}"
         if takes := self._option("kickolduser") in _TRUE:
             self._note(
                 self._said("kickolduser", where),
                 "kickolduser",
-                "who comes takes the keyboard; the others go on watching",
+                "a new client takes the keyboard, and the others go on watching",
             )
         if most != "1":
-            why = "with kickolduser it is no limit" if takes else "one of them at a time has the keyboard"
+            why = "with kickolduser it does not apply" if takes else "one of them at a time has the keyboard"
             self._note(self._said("max-connections", where), "max-connections", why)
         return "?take" if takes else f"?limit={most}"
 
@@ -291,7 +297,8 @@ class _Connection:
             if given["CA"]:
                 self._share.fields["tls_clients"] = given["CA"]
             else:
-                self._imported.leave_out(where, "clientauth by a folder of certificates: make it one file", self._share)
+                why = "clientauth cannot use a folder of certificates: put them into one file, and give it as CA"
+                self._imported.leave_out(where, why, self._share)
         for name in set(told) - set(given):
             self._note(where, f"ssl {name}")
 
@@ -310,12 +317,12 @@ class _Connection:
         elif name in ("rfc2217", "tcp") and len(rest) > 1:
             self._share.fields["device"] = f"{'socket' if name == 'tcp' else name}://{rest[0]}:{rest[1]}"
             if name == "rfc2217":
-                self._note(node.where, "settings", "9600n81 is set at the other end, unless you give others")
+                self._note(node.where, "settings", "9600n81 is set at the other end, unless you give other settings")
         elif name in ("pty", "exec") and rest:
             self._share.fields |= {"command": self._words(node.where, ",".join(rest)), "restart": "always"}
-            self._note(node.where, name, "the program runs all the time, and not only while somebody is connected")
-        elif name != "echo":  # which is a loopback, as ours is
-            self._imported.leave_out(node.where, f"{name} is no device and no program of ours", self._share)
+            self._note(node.where, name, "the program runs all the time, not only while a client is connected")
+        elif name != "echo":  # a share without a device or program is a loopback, too
+            self._imported.leave_out(node.where, f"{name} is neither a device nor a program", self._share)
 
     def _words(self, where: str, command: str) -> list[str]:
         try:
@@ -330,19 +337,19 @@ class _Connection:
         for name in "xonxoff", "rtscts":
             if told.pop(name, "false") in _TRUE:
                 if "flow" in fields:
-                    self._note(where, "xonxoff", "of two ways of flow control, rtscts is taken")
+                    self._note(where, "xonxoff", "there is one way of flow control at a time, and rtscts is used")
                 fields["flow"] = name
         for name in "dtr", "rts":
             if name in told:
                 fields[name] = told.pop(name) in _TRUE
         if told.pop("local", "false") in _FALSE:
-            self._note(where, "modem lines", "they are not heeded, as with local")
+            self._note(where, "modem lines", "they are ignored, as with local")
         for name, value in told.items():
             if value not in _NOTHING.get(name, ()):
                 self._note(where, name)
 
     def _told(self, given: list[str]) -> dict[str, str]:
-        """The options of a serial line, the defaults first."""
+        """Return the options of a serial line. Those that are given count more than the defaults."""
         defaults = {name: self._default("serialdev", name) for name in _SERIAL}
         words = [f"{name}={value}" for name, value in defaults.items() if value is not None]
         told = {}
@@ -363,20 +370,20 @@ class _Connection:
         for name in "trace-read", "trace-both":
             if node := given.get(name):
                 if name == "trace-both":
-                    self._note(node.where, name, "what is typed is not logged, but its echo is")
+                    self._note(node.where, name, _WHY["trace-write"])
                 if (path := self._path(node)) is not None and self._share.fields.setdefault("log", path) != path:
-                    self._note(node.where, name, "there is one log of a share")
+                    self._note(node.where, name, "a share has one log")
         if "log" in self._share.fields:
             dumps = sorted(name for name in on if name.endswith("hexdump"))
             if on & {"trace-timestamp", "trace-read-timestamp", "trace-both-timestamp"}:
                 self._share.fields |= {"log_marks": True, **({"log_times": True} if dumps else {})}
             if dumps:
-                self._note(given[dumps[0]].where, dumps[0], "logs have the bytes as they come")
+                self._note(given[dumps[0]].where, dumps[0], "a log has the bytes as they come")
 
     def _path(self, node: _Node) -> str | None:
         device = self._share.fields.get("device", "").rpartition("/")[2]
         known = {"d": device, "o": self._share.name, "N": self._share.name, "p": self._port, "\\": "\\"}
         if set(re.findall(r"\\(.)", node.text)) <= set(known):
             return re.sub(r"\\(.)", lambda found: known[found[1]], node.text)
-        self._note(node.where, node.text, "the name of a log does not change: give log_size")
+        self._note(node.where, node.text, "a log keeps its name: give log_size to start new ones")
         return None

@@ -112,7 +112,7 @@ class _Hosting(Access):
                     try:
                         await self.reload()
                     except ControlError as error:
-                        logger.error("%s", error)  # noqa: TRY400  # it tells all
+                        logger.error("%s", error)  # noqa: TRY400  # the message says everything
 
     # -- who may do what --
 

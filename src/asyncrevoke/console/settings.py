@@ -27,7 +27,7 @@ class Settings:
     """The settings of a serial line.
 
     :ivar parity: none, even, odd, mark or space
-    :ivar flow: control: none, rtscts or xonxoff
+    :ivar flow: flow control: none, rtscts or xonxoff
     """
 
     baudrate: int = 9600
@@ -85,7 +85,7 @@ def _value(name: str, given: object) -> Any:
             return int(text)
         raise ValueError(f"baudrate = {given!r}: give bits per second, such as 115200")
     if name not in _WORDS:
-        raise ValueError(f"{name!r} is not a setting: give some of {', '.join(NAMES)}")
+        raise ValueError(f"{name!r} is not a setting: give one of {', '.join(NAMES)}")
     if (word := text.removesuffix(".0")) in _WORDS[name]:
         return _WORDS[name][word]
     raise ValueError(f"{name} = {given!r}: give one of {', '.join(map(str, dict.fromkeys(_WORDS[name].values())))}")

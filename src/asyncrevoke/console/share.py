@@ -149,7 +149,7 @@ class Config:
 
     @property
     def names_people(self) -> bool:
-        """Whether a share names people. They may come even if no group of a socket has them."""
+        """Whether a share names people. They may connect, even if they are not in the group of a socket."""
         return any(share.look or share.type or share.revoke for share in self.shares)
 
     def complete_sockets(self) -> list[Socket]:

@@ -1,4 +1,4 @@
-"""The serial port of a share: opened whenever it is there and not lent to another program, and changed while it is shared."""
+"""The serial port of a share. It is open whenever it is there and not lent to another program. It can be changed meanwhile."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .console import Console
 
 T = TypeVar("T")
-CHANGES = frozenset(("settings", "lines", "break", "down", "up"))  # what may be asked, besides how it is
-_SOON = 2.0  # seconds in which it is open again, if it is there
+CHANGES = frozenset(("settings", "lines", "break", "down", "up"))  # fields of a request that change something
+_SOON = 2.0  # seconds to wait until it is open again, if it is there
 _DIFFERS = "the driver has other settings than these"
 _LENT = "lent to another program"
 
@@ -32,10 +32,11 @@ _LENT = "lent to another program"
 class SharedPort:
     """A serial port, generation after generation: ``async for device in port: ...``
 
-    :ivar node: the name of which they are generations
-    :ivar device: the latest
-    :ivar settings: with which it is open, and will be opened
-    :ivar lent: why it is away, from when it was lent to another program until it is open again
+    :param changed: called when the port is lent
+    :ivar node: the name, which has the generations
+    :ivar device: the latest generation
+    :ivar settings: settings that it has now, and gets at each opening
+    :ivar lent: why it is away, from the time it is lent to another program until it is open again. Empty at other times
     """
 
     def __init__(self, share: Share, registry: Registry, changed: Callable[[], None]) -> None:
@@ -59,15 +60,15 @@ class SharedPort:
         return self
 
     async def __anext__(self) -> SerialDevice:
-        """Wait until it is open again."""
+        """Wait until it is open, and return the device."""
         self.device = await anext(self._devices)
         self.lent = ""
         return self.device
 
     async def lend(self, reason: str) -> None:
-        """Close it, so that another program may open it, and leave it closed. When this returns, it is closed.
+        """Close the port, and keep it closed, so that another program may open it. When this returns, it is closed.
 
-        :raises ControlError: "refused", if it does not close, as its line is stalled; it is not opened again either
+        :raises ControlError: "refused", if it does not close because its line is stalled. It is not opened again either
         """
         self.lent = reason
         closing = self._devices.down(reason)
@@ -78,15 +79,16 @@ class SharedPort:
             raise ControlError("refused", str(group.exceptions[0])) from None
 
     def bring_back(self) -> None:
-        """Open it again as soon as it is there."""
+        """End the loan: open the port again as soon as it is there."""
         if self.is_down:
             self.lent = "it is not back yet"
             self._devices.up()
 
     async def configure(self, settings: Settings, also: Iterable[Revokable] = ()) -> None:
-        """Change the settings, now and for later.
+        """Change the settings, now and for later openings.
 
-        :raises ControlError: "refused", if the driver refuses them: none is changed then
+        :param also: if one of these is revoked meanwhile, so is the change
+        :raises ControlError: "refused", if the driver refuses them. Then none is changed
         """
         if self.is_open:
             await self.ask(lambda stream: stream.configure(**settings.options()), also)
@@ -100,7 +102,7 @@ class SharedPort:
 
     @property
     def problem(self) -> str:
-        """Why it is not open although it is there, or nothing."""
+        """Why it is not open although it is there. Empty: it is open, or not there."""
         return self._devices.problem
 
     @property
@@ -109,43 +111,45 @@ class SharedPort:
 
     @property
     def differs(self) -> bool:
-        """Whether the driver has other settings: it has not taken all, or another program has changed them."""
+        """Whether the driver has other settings. It has not taken all of them, or another program has changed them."""
         try:
             if self.device is not None:
                 check_taken(self.device.fileno(), self.settings.options())
-        except termios.error:  # it is a connection
+        except termios.error:  # it is a connection, which has no driver
             return False
         except OSError:
             return True
         return False
 
     async def ask(self, act: Callable[[SerialStream], Awaitable[T]], also: Iterable[Revokable] = ()) -> T:
-        """Have its driver do something, as an operation that ends when one of `also` is taken away.
+        """Have the driver do something, as one operation.
 
-        :raises ControlError: "refused", if it cannot, or it is away
+        :param also: if one of these is revoked, so is the operation
+        :raises ControlError: "refused", if the driver cannot do it, or the port is away
         """
         if self.device is None:
             raise ControlError("refused", f"{self.node.name!r} has not come yet")
         try:
             async with self.device.open("port", also=also) as stream:
-                self.device.shared.leave(stream)  # it gets no copy of what comes, which it would not receive
+                self.device.shared.leave(stream)  # it gets no copy of the output, since it receives nothing
                 return await act(stream)
         except (RevokedError, anyio.ClosedResourceError) as exc:
-            raise ControlError("refused", str(exc)) from None  # the server's log is for its own faults
+            raise ControlError("refused", str(exc)) from None  # the server logs an error with a cause as its own fault
         except OSError as exc:
             raise ControlError("refused", f"{self.node.name!r}: {exc.strerror}") from None
 
 
 async def obey(console: Console, request: Request, who: str, also: Iterable[Revokable] = ()) -> Mapping[str, Any]:
-    """Do what a request wants of a share's port, and tell how it is then.
+    """Do what a request wants of the port of a share. Return the state of the port after that.
 
-    :param also: if one is taken away, so is what is being done
-    :raises ControlError: "refused", if it cannot be done; "bad-request"
+    :param who: the user or client that asks, for the log
+    :param also: if one of these is revoked, so is what is being done
+    :raises ControlError: "refused", if it cannot be done. "bad-request", if the request has a fault
     """
     port = console.port
     if port is None:
         raise ControlError(
-            "refused", f"{console.share.name!r} is no serial device: it has no settings, lines or breaks"
+            "refused", f"{console.share.name!r} is not a serial device: it has no settings, lines or breaks"
         )
     wishes = request.fields
     if "settings" in wishes:
@@ -179,7 +183,7 @@ async def _state(console: Console, port: SharedPort) -> Mapping[str, Any]:
             found = await port.ask(lambda stream: stream.modem_lines())
             theirs = {"cts": found.cts, "dsr": found.dsr, "dcd": found.cd, "ri": found.ri}
             lines = {**theirs, "dtr": found.dtr, "rts": found.rts}
-        except ControlError:  # it has none, as over a socket
+        except ControlError:  # the port has no lines, as over a socket
             pass
     away = console.away
     return {

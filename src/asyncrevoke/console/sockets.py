@@ -237,7 +237,7 @@ async def shares(control: Control) -> list[Record]:
             return []
         raise
     for share in found:
-        as_record({"open": list}, {"open": [], **share})  # which older servers do not tell
+        as_record({"open": list}, {"open": [], **share})  # older servers do not send "open"
         for person in share["who"]:
             as_record(_PERSON, person)
     return found

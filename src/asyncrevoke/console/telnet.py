@@ -1,4 +1,4 @@
-"""A share by telnet (RFC 854): a person at a terminal, or a program that sets the port, too (RFC 2217)."""
+"""A share by telnet (RFC 854), for a person at a terminal, or for a program that also sets the port (RFC 2217)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _IAC, _SB, _SE = b"\xff", b"\xfa", b"\xf0"
 _WILL, _WONT, _DO, _DONT = b"\xfb", b"\xfc", b"\xfd", b"\xfe"
 _BREAK, _INTERRUPT, _ARE_YOU_THERE = b"\xf3", b"\xf4", b"\xf6"
 _BINARY, _ECHO, _NO_GO_AHEAD, _WINDOW, _PORT = b"\x00", b"\x01", b"\x03", b"\x1f", b"\x2c"
-#: Data, or a command: a verb with its option; what is between SB and SE; anything else, a doubled IAC too.
+#: One of these: data; a verb with its option; what is between SB and SE; any other command, or a doubled IAC.
 _ITEM = re.compile(
     rb"([^\xff]+)|\xff(?:([\xfb-\xfe])(.)|\xfa((?:[^\xff]|\xff[^\xf0])*)\xff\xf0|([^\xfa-\xfe]))", re.DOTALL
 )
@@ -33,22 +33,22 @@ _LONGEST = 1024  # bytes of a command
 
 
 class TelnetFront(RawFront):
-    """A connection that speaks telnet, eight bits wide, in which the far end shows what it gets, and nothing else."""
+    """A connection that speaks telnet, with bytes of eight bits. The far end shows what it gets, and does not echo keys."""
 
     def __init__(self, stream: FdStream, wire: anyio.abc.ByteStream, console: Console) -> None:
         super().__init__(stream, wire)
         self._console = console
         self._control: PortControl | None = None
-        # What each side does: None until the far end has answered.
+        # The options of each side, and whether they are on. None: the far end has not answered yet.
         self._ours: dict[bytes, bool | None] = dict.fromkeys((_BINARY, _ECHO, _NO_GO_AHEAD))
         self._theirs: dict[bytes, bool | None] = dict.fromkeys((_BINARY, _NO_GO_AHEAD, _WINDOW))
         if console.port is not None:
             self._theirs[_PORT] = None
-        self._cut_off = b""  # the beginning of a command
+        self._cut_off = b""  # a command of which the rest has not come yet
         self._after_return = False
         self._untold = ""
-        self._types_in_vain = False  # and was told so
-        self._watches = False  # the far end's lines
+        self._types_in_vain = False  # it types without the keyboard, and was told so
+        self._watches = False  # it is told the modem lines
 
     # -- to the person --
 
@@ -78,7 +78,10 @@ class TelnetFront(RawFront):
         await super().end(why)
 
     async def _say(self, text: str) -> None:
-        """Tell a person; in what a program gets, nothing is mixed. Which of them it is, is told when it has answered."""
+        """Tell a person something. A program is told nothing, since the text would be in its data.
+
+        Until the far end has answered which of the two it is, the text is kept.
+        """
         is_program = self._theirs.get(_PORT, False)
         if is_program is None:
             self._untold = text
@@ -94,7 +97,7 @@ class TelnetFront(RawFront):
         async with anyio.create_task_group() as self._tasks:
             try:
                 outcome = await super().hear(client)
-            except Exception as exc:  # noqa: BLE001  # raised alone, and in no group
+            except Exception as exc:  # noqa: BLE001  # it is raised below, outside of a group
                 outcome = exc
             self._tasks.cancel_scope.cancel()
         if isinstance(outcome, Exception):
@@ -122,7 +125,8 @@ class TelnetFront(RawFront):
                 await self._say("yes")
         self._cut_off = data[at:]
         if len(self._cut_off) > _LONGEST:
-            raise ControlError("garbage", f"a telnet command has no end: {self._cut_off[:20]!r}...")
+            why = f"a telnet command has no end within {_LONGEST} bytes: {self._cut_off[:20]!r}..."
+            raise ControlError("garbage", why)
 
     async def _type(self, client: Client, data: bytes) -> None:
         if client.keyboard is None and not self._types_in_vain:
@@ -133,7 +137,7 @@ class TelnetFront(RawFront):
         await client.type(data)
 
     def _returned(self, data: bytes) -> bytes:
-        """What was typed, where the return key sends two bytes."""
+        """Return what was typed. The return key may have sent two bytes, of which one is kept."""
         if self._theirs[_BINARY]:
             return data
         if self._after_return and data[:1] in (b"\n", b"\0"):
@@ -142,7 +146,7 @@ class TelnetFront(RawFront):
         return re.sub(rb"\r[\n\0]", b"\r", data)
 
     async def _negotiate(self, verb: bytes, option: bytes) -> None:
-        """Answer what is new: of what is known, an answer would be answered."""
+        """Answer a request that changes something. Were others answered, both ends would answer each other for ever."""
         agrees = verb in (_WILL, _DO)
         side, yes, no = (self._theirs, _DO, _DONT) if verb in (_WILL, _WONT) else (self._ours, _WILL, _WONT)
         before = side.get(option, False)
@@ -169,9 +173,9 @@ class TelnetFront(RawFront):
 
     async def _obey(self, client: Client, words: bytes) -> None:
         if words[:1] == _WINDOW and len(words) == 5:
-            with contextlib.suppress(ControlError):  # it has no size
+            with contextlib.suppress(ControlError):  # it is not the size of a window
                 client.resize(size([words[3] << 8 | words[4], words[1] << 8 | words[2]]))
         elif words[:1] == _PORT and len(words) > 1 and self._control is not None:
-            if not self._theirs[_PORT]:  # pyserial may take what we ask for as an answer, and never say that it agrees
+            if not self._theirs[_PORT]:  # pyserial may take our request for an answer, and never agree to it
                 await self._negotiate(_WILL, _PORT)
             await self._control.obey(words[1], words[2:], self._tasks)

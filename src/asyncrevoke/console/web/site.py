@@ -37,6 +37,7 @@ from .shares import MODES, Shares
 
 _HERE = pathlib.Path(__file__).parent
 ENDED = 4401  # the close code of RevokableApp
+REASON = 123  # bytes of the reason in the close frame of a websocket (RFC 6455, 5.5)
 PIECE, WINDOW = 4096, 16  # bytes in a message to the browser, and messages that it has not drawn yet
 AHEAD, TERMINALS = 64, 10  # messages that the program has not read yet; terminals of a user
 NAME, ANY = r"\w[\w .+-]{0,39}", r"(?s:.*)"  # patterns of what pages send
@@ -189,7 +190,7 @@ class Site:
                     told = None
 
     async def revoke(self, request: Request) -> Response:
-        """Take a terminal, a login, a user or, by an empty path, everything away, and answer when it is gone."""
+        """Take away a terminal, a login or a user, or everything if the path is empty. Answer when it is gone."""
         path, reason = await _fields(request, path=ANY, reason=ANY)
         user, owner = self._login(request).path[0], path.partition("/")[0]
         reason = printable(reason.strip()) or "no reason was given"
@@ -203,7 +204,10 @@ class Site:
         nodes = [self.live[key] for key in self.live if "/".join(key) == path or (not path and len(key) == 1)]
         if not nodes:
             raise HTTPException(404, "it has ended already")
-        return JSONResponse(str(await revoke_all(nodes, reason if user == owner else f"{reason} ({user})")))
+        if user != owner:  # the browser is told by whom, however long the reason is
+            by = f" ({user})"
+            reason = reason.encode()[: max(0, REASON - len(by.encode()))].decode(errors="ignore") + by
+        return JSONResponse(str(await revoke_all(nodes, reason)))
 
     async def start(self, request: Request) -> Response:
         """Start a terminal, which is reaped if no browser comes to attach."""
