@@ -308,6 +308,11 @@ class Console:
         return f"hung up{why(node)}" if node.revoked_by else node.reason or "closed"
 
     @property
+    def _ends(self) -> bool:
+        """Whether everybody goes, so that nobody cares who has the keyboard."""
+        return bool(self.ended) or self.node.revoked
+
+    @property
     def returns(self) -> bool:
         """Whether it is away for a while that somebody has meant, so that everybody stays."""
         return self._restarts or (self.port is not None and bool(self.port.lent))
@@ -345,9 +350,16 @@ class Console:
 
     def leave(self, client: Client) -> None:
         """Somebody has gone."""
+        self._say_goodbye(client)
         del self.clients[client]
-        self.note(client.end or f"{client.name} has gone")
         self._left.set()
+
+    def _say_goodbye(self, client: Client) -> None:
+        """Note that somebody goes, and why: once, and before who has the keyboard then."""
+        if not client.parted:
+            client.parted = True
+            goes = "has gone" if client.handle.closed else f"was taken off{why(client.handle)}"
+            self.note(client.end or f"{client.name} {goes}")
 
     def hand_on(self) -> None:
         """Hand it to the next of the others."""
@@ -367,7 +379,8 @@ class Console:
             if before in self.clients:
                 self.clients = {before: None, **self.clients}  # to this one it goes back
             taken = f", taken from {before.name} by {by}" if by and before is not None else ""
-            self.note(f"{'nobody' if client is None else client.name} has the keyboard{taken}")
+            if not self._ends:
+                self.note(f"{'nobody' if client is None else client.name} has the keyboard{taken}")
         if before is not None and before.keyboard is not None:
             keyboard, before.keyboard = before.keyboard, None
             before.why, before.by = "", by
@@ -388,6 +401,8 @@ class Console:
             client.why, client.by = keyboard.reason, keyboard.revoked_by
             if not client.handle.revoked:
                 self.note(f"the keyboard was taken from {client.name}{why(keyboard)}")
+            elif not self._ends:
+                self._say_goodbye(client)
             self.hand_on()
 
 
