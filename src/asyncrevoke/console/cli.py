@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         help="socket that clients connect to. May be repeated. Default: NAME.sock in your own folder",
     )
     add("--config", metavar="FILE", help="share what this TOML file lists. SIGHUP reloads it")
+    add("--check", action="store_true", help="print all faults of that file, and share nothing")
 
     add = command("ls", "list what is shared").add_argument
     add("--who", action="store_true", help="list the attached clients, what each does, and where it comes from")
@@ -265,7 +266,12 @@ _SHARE = """Give a command after --:
 `asyncrevoke share -- bash`. Without a device or command, input is echoed back.
 
 A URL is telnet://ADDRESS:PORT, which includes RFC 2217, or tcp://ADDRESS:PORT. Over TLS: telnet+tls, tcp+tls.
-Options may follow: ?read-only, ?take (the keyboard from its holder), ?limit=NUMBER."""
+Options may follow: ?read-only, ?take (the keyboard from its holder), ?limit=NUMBER.
+
+exit status:
+  0  all shares have ended. With --check: the file has no fault
+  1  something cannot be shared. With --check: each fault is printed, with its share and key
+  2  wrong usage"""
 _ATTACH = (
     """
 

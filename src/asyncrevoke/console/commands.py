@@ -25,7 +25,7 @@ from asyncrevoke.lowlevel import printable
 
 from . import journal
 from .attach import attach
-from .fault import told
+from .fault import Faults, told
 from .kernel import held
 from .settings import NAMES, SWITCH, Settings
 from .share import Config, Share, Socket, read_config
@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except ValueError as error:  # alone: in a group it is a bug
-        complain(error)
+        for each in error.args if isinstance(error, Faults) else [error]:
+            complain(each)
         return FAILED
     except (*_EXPECTED, BaseExceptionGroup) as error:
         return _failed(error)
@@ -103,8 +104,12 @@ def _share(args: argparse.Namespace) -> int:
         if any(alone) or {*line.values(), dtr, rts} != {None}:
             args.usage("share: with --config, give only --group and --socket")
         path = str(pathlib.Path(args.config).absolute())
+        if args.check:
+            return _check(path, args.group)
         config = read_config(path)
     else:
+        if args.check:
+            args.usage("share: --check needs --config")
         default = pathlib.PurePath(device or (args.program or ["loopback"])[0]).name
         if "/" not in device and shutil.which(device):
             args.usage(f"share: {device!r} is a program. Run: asyncrevoke share -- {device}")
@@ -126,6 +131,14 @@ def _share(args: argparse.Namespace) -> int:
     reread = (lambda: here(read_config(path))) if args.config else None
     with journal.logging_to_stderr():
         anyio.run(_host, here(config), reread, f"--socket {args.socket[0]} " if args.socket else "")
+    return 0
+
+
+def _check(path: str, group: str | None) -> int:
+    from .check import check  # noqa: PLC0415  # as for the server
+
+    names = ", ".join(share.name for share in check(path, group).shares)
+    print(printable(f"{path}: no fault. It shares {names}"))
     return 0
 
 

@@ -97,10 +97,7 @@ class Console:
         self._recorder: SharedStream | None = None
         self._writing: Log | None = None
         self._registry = registry
-        if share.device:
-            open_serial(share.device, dtr=share.dtr, rts=share.rts, **share.settings.options())  # opens nothing yet
-        elif share.command and shutil.which(share.command[0]) is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), share.command[0])
+        check_source(share)
         self.listeners = [Listener(share, each) for each in share.addresses]
         self._log = log_of(share)
 
@@ -404,6 +401,17 @@ class Console:
             elif not self._ends:
                 self._say_goodbye(client)
             self.hand_on()
+
+
+def check_source(share: Share) -> None:
+    """Find out what is wrong with the device or the command of a share. Nothing is opened or started.
+
+    :raises OSError, ValueError: if something is
+    """
+    if share.device:
+        open_serial(share.device, dtr=share.dtr, rts=share.rts, **share.settings.options())  # opens nothing yet
+    elif share.command and shutil.which(share.command[0]) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), share.command[0])
 
 
 def why(node: Revokable) -> str:
