@@ -573,6 +573,36 @@ async def test_program_is_started_again_when_the_share_says_so(
         assert client.told[-1] == {"back": 4}
 
 
+async def test_program_that_ends_soon_each_time_is_started_later_each_time(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Up to the longest pause. All are told how it ended, and when it is back; once it has lasted, it is back soon."""
+    monkeypatch.setattr(console, "_PAUSE", 0.001)
+    monkeypatch.setattr(console, "_LONGEST_PAUSE", 0.004)
+    monkeypatch.setattr(console, "_SOON", math.inf)
+    caplog.set_level("INFO", "asyncrevoke")
+    async with lab(folder, RESTARTING.format("always")) as server:
+        client = await server.attach("lab")
+        await client.hears(b"here")
+        for status in range(1, 6):
+            if status == 5:
+                monkeypatch.setattr(console, "_SOON", -1.0)
+            await client.types(b"%d\n" % status)
+            await client.is_told(back=status + 1)
+        ended = "the program has ended with status"
+        assert [told["away"] for told in client.told if "away" in told] == [
+            f"{ended} 1",
+            f"{ended} 2, and is started again in 0.001 s",
+            f"{ended} 3, and is started again in 0.003 s",
+            f"{ended} 4, and is started again in 0.003 s",
+            f"{ended} 5",
+        ]
+    assert [said for said in caplog.messages if ended in said] == [
+        f"lab: {ended} {status}, and is started again in {pause} s"
+        for status, pause in enumerate(("0.001", "0.002", "0.004", "0.004", "0.001"), 1)
+    ]
+
+
 async def test_program_that_is_taken_away_for_good_is_not_started_again(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

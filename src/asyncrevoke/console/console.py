@@ -37,6 +37,8 @@ logger = logging.getLogger("asyncrevoke")
 
 _LOOPBACK = ("sh", "-c", "stty raw -echo; exec cat")
 _PAUSE = 1.0  # seconds until a program is started again, in which its clients take its last output
+_LONGEST_PAUSE = 30.0  # seconds, for a program that ends soon each time
+_SOON = 10.0  # seconds
 _LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told
 _LISTED, _SHORT = 200, 5_000  # people, and bytes of a text, so that all of it goes into a line
 
@@ -150,19 +152,29 @@ class Console:
         self.over.set()
 
     async def _run_program(self, session: PtySession) -> str:
-        """Serve it, and start it again as often as the share says. It returns how it has ended."""
+        """Serve it, and start it again as often as the share says. It returns how it has ended.
+
+        If it ends soon, the pause is twice as long as the one before: nobody reads what fails each second.
+        """
+        more = 0.0  # seconds of the pause, in which its clients know that it is away
         while True:
+            began = anyio.current_time()
             await self._serve(session)
             ended = await self._status(session)
             again = self.share.restart == "always" or (self.share.restart == "on-failure" and session.returncode != 0)
             if self.node.revoked or not again:
                 return ended
-            self.note(f"{ended}, and is started again")
+            if anyio.current_time() - began > _SOON:
+                more = 0.0
+            self.note(f"{ended}, and is started again in {_PAUSE + more:g} s")
             with self.node.using(idle=True):
                 await anyio.sleep(_PAUSE)
             self._restarts = True
-            await self.node.hangup(ended)
+            await self.node.hangup(ended + (f", and is started again in {more:g} s" if more else ""))
             self._change()
+            with self.node.using(idle=True):
+                await anyio.sleep(more)
+            more = min(2 * more + _PAUSE, _LONGEST_PAUSE - _PAUSE)
             try:
                 session = await start_pty(self.share.command or _LOOPBACK, **self._options())
             except RevokedError:
