@@ -15,7 +15,7 @@ from asyncrevoke.lowlevel import FdStream, printable
 
 from .front import size
 from .raw import RawFront
-from .rfc2217 import PortControl
+from .rfc2217 import WORDS, PortControl
 
 if TYPE_CHECKING:
     from .client import Client
@@ -74,15 +74,21 @@ class TelnetFront(RawFront):
                 await self._say("you have the keyboard")
 
     async def end(self, why: str) -> None:
+        if self._theirs.get(_PORT) is None:
+            self._theirs[_PORT] = False  # it has not said that it is a program, and has no time left to
         await self._say(why)
         await super().end(why)
 
     async def _say(self, text: str) -> None:
-        """Tell a person; in what a program gets, nothing is mixed. Which of them it is, is told when it has answered."""
+        """Tell a person, or a program by its protocol: in the data that it gets, nothing is mixed. Which of them it is, is
+        told when it has answered.
+        """
         is_program = self._theirs.get(_PORT, False)
         if is_program is None:
             self._untold = text
-        elif not is_program:
+        elif is_program:
+            await self._answer(WORDS, printable(text).encode())
+        else:
             await self.send(f"\r\n[asyncrevoke: {printable(text)}]\r\n".encode())
 
     # -- from the person --
@@ -125,12 +131,16 @@ class TelnetFront(RawFront):
             raise ControlError("garbage", f"a telnet command has no end: {self._cut_off[:20]!r}...")
 
     async def _type(self, client: Client, data: bytes) -> None:
+        await self._excuse(client)
+        await client.type(data)
+
+    async def _excuse(self, client: Client) -> None:
+        """Tell once why the client types in vain, and sets nothing."""
         if client.keyboard is None and not self._types_in_vain:
             self._types_in_vain = True
             holder = self._console.keyboard
             who = "nobody" if holder is None else holder.name
             await self._say(f"{who} has the keyboard: what you type is thrown away")
-        await client.type(data)
 
     def _returned(self, data: bytes) -> bytes:
         """What was typed, where the return key sends two bytes."""
@@ -174,4 +184,5 @@ class TelnetFront(RawFront):
         elif words[:1] == _PORT and len(words) > 1 and self._control is not None:
             if not self._theirs[_PORT]:  # pyserial may take what we ask for as an answer, and never say that it agrees
                 await self._negotiate(_WILL, _PORT)
+            await self._excuse(client)
             await self._control.obey(words[1], words[2:], self._tasks)
