@@ -53,6 +53,18 @@ async def test_who_is_taken_off_is_told_by_whom_and_why(tmp_path: pathlib.Path) 
         assert await bob.ends() == "root-2 was taken off by root"
 
 
+async def test_several_are_taken_off_at_once(tmp_path: pathlib.Path, said: Callable[[], list[str]]) -> None:
+    """The keyboard passes over those of them who wait for it."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        alice, again, bob, admin = *[await server.attach() for _ in range(3)], await server.connect()
+        await admin.revoke(["lab/root", "lab/root-2"], "her slot is over")
+        for each, name in (alice, "root"), (again, "root-2"):
+            assert await each.ends() == f"{name} was taken off by root: her slot is over"
+        await bob.is_told(keyboard="root-3", yours=True)
+    assert "lab: root-3 has the keyboard" in said()
+    assert "lab: root-2 has the keyboard" not in said()
+
+
 async def test_reason_cannot_tell_another_name(tmp_path: pathlib.Path) -> None:
     """The name that the kernel tells comes first, whatever the reason says."""
     async with lab(tmp_path, Share("lab", ECHO)) as server:

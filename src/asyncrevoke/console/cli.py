@@ -99,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME[/CLIENT]|PATH|KEY",
         help="name as `ls --who` shows it, or NAME/* for everything open below it. A path that starts with / or ./ is that of a device,"
-        " or of a folder of devices. With --cluster: a key such as alice/token7. Everything below it is revoked too",
+        " or of a folder of devices. With --cluster: a key such as alice/token7. Everything below it is revoked too."
+        " Several names are revoked at once, or none of them if one is not there",
     )
     add("--reason", default="", help="reason shown to everyone affected")
     add("--grace", type=_seconds, default=0.0, metavar="S", help="seconds that operations get to finish. Default: 0")
@@ -325,6 +326,9 @@ _WEB = """It prints an address with a login token.
 Give the program of new terminals after --. Default: $SHELL. With --user-header: no terminals.
 Needs: pip install 'asyncrevoke[web]'"""
 _REVOKE = """
+
+The report counts waits that were ended (kicked), and things that were open and are closed (released). It
+does not count people: a client with the keyboard has three open things.
 
 exit status:
   0  revoked
