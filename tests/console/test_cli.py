@@ -665,6 +665,8 @@ def test_ls_watch_shows_what_happens(folder: pathlib.Path) -> None:
         ("revoke /dev/ttyS0 --yes", 2, "--yes needs --kernel"),
         ("revoke x --timeout 86401", 2, "'86401' is not a number of seconds from 0 to 86400"),
         ("revoke x --yes", 2, "--yes needs --kernel"),
+        ("give lab", 2, "give: name a client, as `ls --who` shows it, such as lab/bob"),
+        ("give lab/bob", 1, "no share is named 'lab'"),
         ("revoke x y/*", 2, "several must be names, such as router/alice router/alice-2"),
         ("revoke x /dev/ttyS0", 2, "several must be names"),
         ("revoke --kernel /dev/ttyS0 /dev/ttyS1", 2, "several must be names"),
@@ -771,6 +773,18 @@ def test_service_is_asked_by_its_socket(what: str, tmp_path: pathlib.Path) -> No
             tasks.cancel_scope.cancel()
 
     anyio.run(scenario)
+
+
+def test_keyboard_is_given_to_a_client_by_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both are told, and whoever had it by whom."""
+    with sharing("--name", "lab"), attach("lab") as alice, attach("lab") as bob:
+        alice.sees("you have the keyboard")
+        assert main(["give", "lab/root-2"]) == 0
+        assert capsys.readouterr().out == "lab/root-2 has the keyboard\n"
+        bob.sees("you have the keyboard")
+        alice.sees("root-2 has the keyboard (taken from you by root)")
+        assert main(["give", "lab/root-3"]) == 1
+        assert "'root-3' is not attached to 'lab'. Attached: root" in capsys.readouterr().err
 
 
 def test_several_names_are_revoked_in_one_command(capsys: pytest.CaptureFixture[str]) -> None:

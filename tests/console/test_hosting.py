@@ -181,6 +181,9 @@ async def test_each_may_do_what_the_share_allows(
             else:
                 with pytest.raises(ControlError, match=f"user {who[0]!r} lacks the right 'revoke' on '{name}/root'"):
                     await control.revoke(f"{name}/root")
+                if name in looks.split() and name not in types.split():
+                    with pytest.raises(ControlError, match=f"user {who[0]!r} lacks the right 'type' on {name!r}"):
+                        await server.asks("give", *who, name=name, to="root")
 
 
 @as_root

@@ -224,6 +224,10 @@ def _hosting(command: Any) -> None:
     add("name", metavar="NAME", help="share that was taken away or has ended")
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
+    add = command("give", "hand the keyboard of a share to one of its clients", _GIVE).add_argument
+    add("client", metavar="NAME/CLIENT", help="client that gets it, as `ls --who` shows it")
+    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
+
     add = command("top", "watch shares and their clients", _TOP).add_argument
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
@@ -312,6 +316,9 @@ taken away and started again. If the file has a fault, nothing changes.
 exit status:
   0  done. Each share that changed is printed
   1  nothing changed: a fault in the file, permission denied, or no server that has a file"""
+_GIVE = (
+    "\n\nThe client that had it goes on watching, and gets it back when this one leaves. You need the right to type."
+)
 _TOP = "\n\nKeys: up and down choose, k asks for a reason and takes the choice away, q quits."
 _IMPORT = """
 

@@ -418,6 +418,7 @@ _COMMANDS = {
     "share": _share,
     "reload": _in("reload"),
     "start": _in("start"),
+    "give": _in("give"),
     "attach": _attach,
     "send": _in("send"),
     "ls": _ls,
