@@ -314,7 +314,7 @@ async def test_watch_lives_through_a_loss(url: str) -> None:
         ("revoke alice --cluster x --kernel", 2, "--kernel: not allowed with argument --cluster"),
         ("revoke alice --cluster x --socket y", 2, "--socket: not allowed with argument --cluster"),
         ("revoke alice --yes", 2, "--yes needs --kernel"),
-        ("revoke alice bob --socket y", 2, "--parts, --expires and several words need --cluster"),
+        ("revoke alice --parts --socket y", 2, "--parts and --expires need --cluster"),
         ("revoke alice --socket /nowhere", 1, "/nowhere: no control server can be reached"),
         ("cluster", 2, "required: ACTION"),
         ("cluster readmit", 2, "required: KEY"),

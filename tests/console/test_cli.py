@@ -665,6 +665,11 @@ def test_ls_watch_shows_what_happens(folder: pathlib.Path) -> None:
         ("revoke /dev/ttyS0 --yes", 2, "--yes needs --kernel"),
         ("revoke x --timeout 86401", 2, "'86401' is not a number of seconds from 0 to 86400"),
         ("revoke x --yes", 2, "--yes needs --kernel"),
+        ("give lab", 2, "give: name a client, as `ls --who` shows it, such as lab/bob"),
+        ("give lab/bob", 1, "no share is named 'lab'"),
+        ("revoke x y/*", 2, "several must be names, such as router/alice router/alice-2"),
+        ("revoke x /dev/ttyS0", 2, "several must be names"),
+        ("revoke --kernel /dev/ttyS0 /dev/ttyS1", 2, "several must be names"),
         ("revoke --kernel /nowhere", 1, "/nowhere: No such file"),
         ("revoke --kernel /dev/null", 1, "/dev/null: the kernel cannot take a device of 'mem' away"),
         ("revoke --kernel pyproject.toml", 1, "pyproject.toml: the kernel takes away terminals, "),
@@ -768,6 +773,36 @@ def test_service_is_asked_by_its_socket(what: str, tmp_path: pathlib.Path) -> No
             tasks.cancel_scope.cancel()
 
     anyio.run(scenario)
+
+
+def test_keyboard_is_given_to_a_client_by_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both are told, and whoever had it by whom."""
+    with sharing("--name", "lab"), attach("lab") as alice, attach("lab") as bob:
+        alice.sees("you have the keyboard")
+        assert main(["give", "lab/root-2"]) == 0
+        assert capsys.readouterr().out == "lab/root-2 has the keyboard\n"
+        bob.sees("you have the keyboard")
+        alice.sees("root-2 has the keyboard (taken from you by root)")
+        assert main(["give", "lab/root-3"]) == 1
+        assert "'root-3' is not attached to 'lab'. Attached: root" in capsys.readouterr().err
+
+
+def test_several_names_are_revoked_in_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of several servers, too, each of which says how it went. Of one with a name that is not there, nothing is."""
+    with (
+        sharing("--name", "one"),
+        sharing("--name", "two"),
+        attach("one") as alice,
+        attach("one") as again,
+        attach("two") as bob,
+    ):
+        assert main(["revoke", "one/root", "one/root-3"]) == 1
+        assert capsys.readouterr().err.startswith("asyncrevoke: nothing is open at 'one/root-3'")
+        assert main(["revoke", "one/root", "two/root", "one/root-2", "--reason", "off"]) == 0
+        for client in alice, again, bob:
+            assert client.ends("off") == 1
+    out = capsys.readouterr().out
+    assert [line.partition(" revoked")[0] for line in out.splitlines()] == ["'one/root, one/root-2'", "'two/root'"]
 
 
 @pytest.mark.parametrize("what", ["node", "./node", "../place/node", "folder", "folder/*"])

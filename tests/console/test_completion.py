@@ -35,7 +35,7 @@ def offered(line: str, out: pathlib.Path, command: Sequence[str] = COMPLETION) -
 
 
 def test_names_are_offered_where_they_mean_something(tmp_path: pathlib.Path) -> None:
-    """Shares of all servers; of a share to revoke, clients and their keyboards; else files, and options when begun."""
+    """Shares of all servers; of a share to revoke, clients and their keyboards, also of a second one; else files, and options when begun."""
     (tmp_path / "some.toml").touch()
     out = tmp_path / "out"
     with sharing("--name", "router"), sharing("--name", "lab"), attach("lab"):
@@ -45,6 +45,8 @@ def test_names_are_offered_where_they_mean_something(tmp_path: pathlib.Path) -> 
         assert offered("asyncrevoke revoke l", out) == ["lab"]
         assert offered("asyncrevoke revoke lab/", out) == ["lab/root"]
         assert offered("asyncrevoke revoke lab/root/", out) == ["lab/root/keyboard"]
+        assert offered("asyncrevoke revoke router lab/", out) == ["lab/root"]
+        assert offered("asyncrevoke give lab/", out) == ["lab/root"]
         assert offered(f"asyncrevoke share --config {tmp_path}/so", out) == [f"{tmp_path}/some.toml"]
         assert offered("asyncrevoke attach --fo", out) == ["--force"]
         assert offered("asyncrevoke att", out) == ["attach"]

@@ -921,14 +921,14 @@ def test_shares_are_read_from_a_file(tmp_path: pathlib.Path) -> None:
         "lab",
     )
     for text, match in [
-        ("", "give .share.NAME."),
-        ("[shares.a]", "give .share.NAME."),
-        ("group = 1\n[share.a]", "give .share.NAME."),
-        ('groups = "lab"\n[share.a]', "give .share.NAME."),
+        ("", "nothing is shared: give .share.NAME."),
+        ("[shares.a]", "there is no key 'shares': did you mean share?"),
+        ("group = 1\n[share.a]", "group must be text, and not 1"),
+        ('groups = "lab"\n[share.a]', "there is no key 'groups': did you mean group?"),
         ("[share.a]\nbaud = 1", "there is no key 'baud': did you mean baudrate"),
         ('[share.a]\ncommand = "sh"', "command must be a list, and not 'sh'"),
         ("[share.a]\nbaudrate = true", "baudrate = True"),
-        ("share.a = 1", "a"),
+        ("share.a = 1", ".share.a.: give a table, and not 1"),
         ('[share."a/b"]', "'a/b' is not a name"),
         ("[share", "lab.toml"),
     ]:

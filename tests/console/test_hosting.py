@@ -190,6 +190,9 @@ async def test_each_may_do_what_the_share_allows(
             else:
                 with pytest.raises(ControlError, match=f"user {who[0]!r} lacks the right 'revoke' on '{name}/root'"):
                     await control.revoke(f"{name}/root")
+                if name in looks.split() and name not in types.split():
+                    with pytest.raises(ControlError, match=f"user {who[0]!r} lacks the right 'type' on {name!r}"):
+                        await server.asks("give", *who, name=name, to="root")
 
 
 @as_root
@@ -435,9 +438,9 @@ SOUND = '[share.lab]\ncommand = ["cat"]\n[share.more]\n'
             "no control socket can be made",
         ),
         ('sockets = [{{path = "{folder}/new"}}, {{path = "{folder}/new"}}]\n' + SOUND, "/new' is there twice"),
-        ('sockets = [{{group = "daemon"}}]\n' + SOUND, "path"),
-        ('sockets = ["{folder}/new"]\n' + SOUND, "sockets: give a list of tables"),
-        ('sockets = "path"\n' + SOUND, "sockets: give a list of tables"),
+        ('sockets = [{{group = "daemon"}}]\n' + SOUND, "sockets: give each a path"),
+        ('sockets = ["{folder}/new"]\n' + SOUND, "sockets: give a table, and not '"),
+        ('sockets = "path"\n' + SOUND, "sockets must be a list, and not 'path'"),
         ('sockets = [{{path = "{folder}/new", mode = 4294967296}}]\n' + SOUND, "a socket has no mode 0o40000000000"),
         ("x = " + "[" * 1000 + "]" * 1000, "lab.toml: "),
     ],
@@ -648,6 +651,36 @@ async def test_program_is_started_again_when_the_share_says_so(
         await ends_with(b"0")
         assert await client.ends() == "the program has ended with status 0"
         assert client.told[-1] == {"back": 4}
+
+
+async def test_program_that_ends_soon_each_time_is_started_later_each_time(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Up to the longest pause. All are told how it ended, and when it is back; once it has lasted, it is back soon."""
+    monkeypatch.setattr(console, "_PAUSE", 0.001)
+    monkeypatch.setattr(console, "_LONGEST_PAUSE", 0.004)
+    monkeypatch.setattr(console, "_SOON", math.inf)
+    caplog.set_level("INFO", "asyncrevoke")
+    async with lab(folder, RESTARTING.format("always")) as server:
+        client = await server.attach("lab")
+        await client.hears(b"here")
+        for status in range(1, 6):
+            if status == 5:
+                monkeypatch.setattr(console, "_SOON", -1.0)
+            await client.types(b"%d\n" % status)
+            await client.is_told(back=status + 1)
+        ended = "the program has ended with status"
+        assert [told["away"] for told in client.told if "away" in told] == [
+            f"{ended} 1",
+            f"{ended} 2, and is started again in 0.001 s",
+            f"{ended} 3, and is started again in 0.003 s",
+            f"{ended} 4, and is started again in 0.003 s",
+            f"{ended} 5",
+        ]
+    assert [said for said in caplog.messages if ended in said] == [
+        f"lab: {ended} {status}, and is started again in {pause} s"
+        for status, pause in enumerate(("0.001", "0.002", "0.004", "0.004", "0.001"), 1)
+    ]
 
 
 async def test_program_that_is_taken_away_for_good_is_not_started_again(

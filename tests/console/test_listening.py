@@ -40,6 +40,10 @@ OFFERS = b"".join(
 )
 
 
+#: What a program is told by RFC 2217: the number of a command, and what comes with it.
+TOLD = re.compile(rb"\xff\xfa\x2c([^\xff]*)\xff\xf0")
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
         return int(free.getsockname()[1])
@@ -962,23 +966,51 @@ async def test_serialx_sets_the_port(tmp_path: pathlib.Path) -> None:
 
 
 async def test_port_is_changed_only_with_the_keyboard(tmp_path: pathlib.Path) -> None:
-    """Without it, the answer is how the port is, which the client takes for a refusal; a program is told no words."""
+    """Without it, the answer is how the port is, which the client takes for a refusal. It is told once who has it."""
     async with remote(tmp_path) as (opened, port, far):
         user = await opened.attach()
         await user.is_told(yours=True)
         async with program() as client:
-            says = await client.does(f"serial.serial_for_url('rfc2217://127.0.0.1:{port}', 19200)")
+            await client.does("import io, logging", "log = io.StringIO()", "logging.basicConfig(stream=log)")
+            says = await client.does(f"serial.serial_for_url('rfc2217://127.0.0.1:{port}?logging=warning', 19200)")
             assert "remote rejected value for option 'baudrate'" in says
+            assert "root has the keyboard: what you type is thrown away" in await client.does("log.getvalue()")
         async with connected(port) as client:
             await client.stream.send(IAC + WILL + COM_PORT)
             for command, value in ((5, b"\x08"), (5, b"\x05"), (2, b"\x07"), (12, b"\x03")):
                 await client.stream.send(IAC + SB + COM_PORT + bytes([command]) + value + IAC + SE + b"in vain")
             await client.hears(IAC + SB + COM_PORT + b"\x70\x03" + IAC + SE)
-            told = re.findall(rb"\xff\xfa\x2c([^\xff]*)\xff\xf0", client.output)
-            assert [each for each in told if each[0] != 107] == [b"\x69\x08", b"\x69\x06", b"\x66\x08", b"\x70\x03"]
-            assert b"keyboard" not in client.output
+            told = [each for each in TOLD.findall(client.output) if each[0] != 107]
+            words = b"\x64root has the keyboard: what you type is thrown away"
+            assert told == [words, b"\x69\x08", b"\x69\x06", b"\x66\x08", b"\x70\x03"]
+            assert b"keyboard" not in TOLD.sub(b"", client.output)
         assert settings_of(far) == (9600, 8, "N", 1, False, False)
         assert (far.port.dtr, far.port.break_condition, bytes(far.came)) == (True, False, b"")
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_program_is_told_why_it_is_taken_off(tmp_path: pathlib.Path, answers: bool) -> None:
+    """By a text of its protocol, and not in its data. Who has not said that it is a program is told as a person."""
+    async with remote(tmp_path) as (opened, port, _), connected(port) as client:
+        admin = await opened.connect()
+        await is_listed(admin, client.name)
+        if answers:
+            await client.stream.send(IAC + WILL + COM_PORT)
+            await client.hears(IAC + SB + COM_PORT + b"\x6b")
+        await admin.revoke(f"lab/{client.name}", "her slot is over")
+        why = f"{client.name} was taken off by root: her slot is over".encode()
+        output = await client.ends()
+        assert (b"\x64" + why in TOLD.findall(output)) is answers
+        assert (b"\r\n[asyncrevoke: %b]\r\n" % why in output) is not answers
+        assert (why in TOLD.sub(b"", output)) is not answers
+
+
+async def test_who_is_one_too_many_for_a_port_is_told(tmp_path: pathlib.Path) -> None:
+    """Before it could say whether it is a program."""
+    async with remote(tmp_path, "?limit=1") as (opened, port, _), connected(port) as one:
+        await is_listed(await opened.connect(), one.name)
+        async with connected(port) as two:
+            assert await two.ends() == b"\r\n[asyncrevoke: 1 are connected already]\r\n"
 
 
 async def test_who_speaks_of_the_port_has_agreed_to(tmp_path: pathlib.Path) -> None:

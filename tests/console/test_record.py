@@ -53,6 +53,18 @@ async def test_who_is_taken_off_is_told_by_whom_and_why(tmp_path: pathlib.Path) 
         assert await bob.ends() == "root-2 was taken off by root"
 
 
+async def test_several_are_taken_off_at_once(tmp_path: pathlib.Path, said: Callable[[], list[str]]) -> None:
+    """The keyboard passes over those of them who wait for it."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        alice, again, bob, admin = *[await server.attach() for _ in range(3)], await server.connect()
+        await admin.revoke(["lab/root", "lab/root-2"], "her slot is over")
+        for each, name in (alice, "root"), (again, "root-2"):
+            assert await each.ends() == f"{name} was taken off by root: her slot is over"
+        await bob.is_told(keyboard="root-3", yours=True)
+    assert "lab: root-3 has the keyboard" in said()
+    assert "lab: root-2 has the keyboard" not in said()
+
+
 async def test_reason_cannot_tell_another_name(tmp_path: pathlib.Path) -> None:
     """The name that the kernel tells comes first, whatever the reason says."""
     async with lab(tmp_path, Share("lab", ECHO)) as server:
@@ -115,11 +127,35 @@ async def test_server_says_what_happens_once_and_in_one_form(
         "lab: root-2 has the keyboard, taken from root by root-2",
         "lab: the keyboard was taken from root-2 by root: hands off",
         "lab: root has the keyboard",
-        "lab: nobody has the keyboard",
         "lab: root was taken off by root: her slot is over",
+        "lab: nobody has the keyboard",
         "lab: root-2 has gone",
         "lab: it was taken away by root: maintenance",
     ]
+
+
+async def test_server_says_who_goes_before_who_has_the_keyboard_then(
+    tmp_path: pathlib.Path, said: Callable[[], list[str]]
+) -> None:
+    """Whether one goes alone or is taken off. When the share itself goes, nobody is said to have the keyboard."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        alice, bob, carol, admin = *[await server.attach() for _ in range(3)], await server.connect()
+        await alice.control.send({"detach": True})
+        await alice.ends()
+        await admin.revoke("lab/root-2", "her slot is over")
+        await bob.ends()
+        await admin.revoke("lab", "maintenance")
+        await carol.ends()
+    assert said()[5:9] == [
+        "lab: root has gone",
+        "lab: root-2 has the keyboard",
+        "lab: root-2 was taken off by root: her slot is over",
+        "lab: root-3 has the keyboard",
+    ]
+    assert set(said()[9:]) == {
+        "lab: it was taken away by root: maintenance",
+        "lab: root-3 was taken off by root: maintenance",
+    }
 
 
 async def test_server_says_that_a_program_has_ended(tmp_path: pathlib.Path, said: Callable[[], list[str]]) -> None:
@@ -348,10 +384,10 @@ async def test_record_of_a_share_says_all_that_happens(tmp_path: pathlib.Path) -
         "[TIME -- root-2 has come]",
         "[TIME -- root-2 has the keyboard, taken from root by root-2]",
         "TIME ls\r",
-        "[TIME -- root has the keyboard]",
         "[TIME -- root-2 was taken off by root: enough]\\n[]",
-        "[TIME -- nobody has the keyboard]",
+        "[TIME -- root has the keyboard]",
         "[TIME -- root has gone]",
+        "[TIME -- nobody has the keyboard]",
         "[TIME -- it was taken away by root: maintenance]",
         "",
     ]
@@ -616,8 +652,8 @@ async def test_server_tells_the_journal_a_priority(tmp_path: pathlib.Path, journ
             "it is here",
             "root has come",
             "root has the keyboard",
-            "nobody has the keyboard",
             "root was taken off by root: her slot is over",
+            "nobody has the keyboard",
             "it was taken away: the console server was stopped",
         )
     ]

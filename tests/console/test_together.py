@@ -49,6 +49,43 @@ async def test_keyboard_is_taken_and_given_back(tmp_path: pathlib.Path) -> None:
         assert oldest.output == b"three"
 
 
+async def test_keyboard_is_given_by_whoever_may_type_to_a_client_with_a_name(tmp_path: pathlib.Path) -> None:
+    """All are told, and by whom; it goes back when that client leaves. Giving it to who has it does nothing."""
+    async with lab(tmp_path, Share("lab", ECHO)) as server:
+        one, two, three = [await server.attach() for _ in range(3)]
+        admin = await server.connect()
+        for _ in range(2):
+            await one.is_told(keyboard="root", yours=True)
+            told = len(one.told)
+            assert [each async for each in admin.request("give", name="lab", to="root-3")] == [{"ok": True}]
+            await one.until(lambda told=told: len(one.told) > told)  # type: ignore[misc]
+            assert one.told[told:] == [{"keyboard": "root-3", "yours": False, "reason": "", "by": "root"}]
+            await three.is_told(keyboard="root-3", yours=True)
+            await two.is_told(keyboard="root-3", yours=False, by="")
+            assert [each async for each in admin.request("give", name="lab", to="root-3")] == [{"ok": True}]
+            await three.control.send({"give": True})
+        await one.is_told(keyboard="root", yours=True)
+
+
+async def test_keyboard_is_not_given_to_who_may_not_have_it(tmp_path: pathlib.Path) -> None:
+    """Who only watches, or is not there. It stays where it is."""
+    async with lab(tmp_path, Share("lab", ECHO), Share("empty", ECHO)) as server:
+        one, _, admin = await server.attach(), await server.attach("watch"), await server.connect()
+        for fields, code, says in (
+            ({"to": "root-2"}, "refused", "'root-2' may only watch 'lab'"),
+            ({"to": "bob"}, "unknown-path", "'bob' is not attached to 'lab'. Attached: root, root-2"),
+            ({"to": "bob", "name": "empty"}, "unknown-path", "'bob' is not attached to 'empty'. Nobody is"),
+            ({"to": "bob", "name": "nothing"}, "unknown-path", "no share is named 'nothing'"),
+            ({}, "bad-request", "'to' must be text"),
+        ):
+            with pytest.raises(ControlError) as refused:
+                async for _record in admin.request("give", **{"name": "lab"} | fields):
+                    pass
+            assert refused.value.code == code
+            assert str(refused.value).startswith(says)
+        assert one.told[-1]["yours"]
+
+
 async def test_keyboard_goes_back_when_the_taker_leaves(tmp_path: pathlib.Path) -> None:
     """Also then it is for whom it was taken from."""
     async with lab(tmp_path, Share("lab", ECHO)) as server:

@@ -229,6 +229,22 @@ async def test_revoke_by_path(path: str, what: str, below: bool, left: str) -> N
         assert {node.reason for node in opened if node.revoked} == {"maintenance"}
 
 
+async def test_several_paths_are_revoked_at_once_or_none_of_them(path: str) -> None:
+    """All refuse before one is released, and one report tells of all. If one is not there, nothing is done."""
+    async with served(path) as (registry, _):
+        lab = registry.name("lab")
+        found: dict[str, bool] = {}
+        alice = lab.open("alice", release=lambda: found.update(alice=bob.revoked))
+        bob = lab.open("bob", release=lambda: found.update(bob=alice.revoked))
+        async with await connect(path) as control:
+            with pytest.raises(ControlError, match="nothing is open at 'lab/carol'") as refused:
+                await control.revoke(["lab/alice", "lab/carol", "lab/bob"])
+            assert (refused.value.code, alice.revoked, bob.revoked) == ("unknown-path", False, False)
+            report = (await control.revoke(["lab/alice", "lab/bob", "lab/alice"], "off"))["report"]
+            assert (report["name"], report["released"]) == ("lab/alice, lab/bob", 2)
+        assert found == {"alice": True, "bob": True}
+
+
 async def test_revoke_by_path_of_a_device(path: str) -> None:
     """A path in the file system hangs the device up that it leads to: the name stays."""
     with terminal() as (_, slave):
@@ -392,6 +408,7 @@ async def test_a_watch_sleeps_while_nothing_happens(path: str, monkeypatch: pyte
         (line(do="revoke", path="") + line(do="revoke", path="/nothing\0"), ["unknown-path"] * 2),
         (line(do="revoke", path="", places=[["c", 1], ["b", 10**30], ["i", -1, 2]]), ["unknown-path"]),
         (line(do="revoke") + line(do="watch", path=None), ["bad-request"] * 2),
+        (line(do="revoke", path=["alice", 1]) + line(do="list", path=["alice"]), ["bad-request"] * 2),
         *(
             (
                 line(**{"do": "list" if name in ("path", "who") else "revoke", "path": "alice", name: value}),

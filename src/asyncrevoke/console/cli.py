@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         help="socket that clients connect to. May be repeated. Default: NAME.sock in your own folder",
     )
     add("--config", metavar="FILE", help="share what this TOML file lists. SIGHUP reloads it")
+    add("--check", action="store_true", help="print all faults of that file, and share nothing")
 
     add = command("ls", "list what is shared").add_argument
     add("--who", action="store_true", help="list the attached clients, what each does, and where it comes from")
@@ -98,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME[/CLIENT]|PATH|KEY",
         help="name as `ls --who` shows it, or NAME/* for everything open below it. A path that starts with / or ./ is that of a device,"
-        " or of a folder of devices. With --cluster: a key such as alice/token7. Everything below it is revoked too",
+        " or of a folder of devices. With --cluster: a key such as alice/token7. Everything below it is revoked too."
+        " Several names are revoked at once, or none of them if one is not there",
     )
     add("--reason", default="", help="reason shown to everyone affected")
     add("--grace", type=_seconds, default=0.0, metavar="S", help="seconds that operations get to finish. Default: 0")
@@ -222,6 +224,10 @@ def _hosting(command: Any) -> None:
     add("name", metavar="NAME", help="share that was taken away or has ended")
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
+    add = command("give", "hand the keyboard of a share to one of its clients", _GIVE).add_argument
+    add("client", metavar="NAME/CLIENT", help="client that gets it, as `ls --who` shows it")
+    add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
+
     add = command("top", "watch shares and their clients", _TOP).add_argument
     add("--socket", metavar="PATH", default=os.environ.get("ASYNCREVOKE_SOCKET", ""), help=_SOCKET)
 
@@ -265,7 +271,12 @@ _SHARE = """Give a command after --:
 `asyncrevoke share -- bash`. Without a device or command, input is echoed back.
 
 A URL is telnet://ADDRESS:PORT, which includes RFC 2217, or tcp://ADDRESS:PORT. Over TLS: telnet+tls, tcp+tls.
-Options may follow: ?read-only, ?take (the keyboard from its holder), ?limit=NUMBER."""
+Options may follow: ?read-only, ?take (the keyboard from its holder), ?limit=NUMBER.
+
+exit status:
+  0  all shares have ended. With --check: the file has no fault
+  1  something cannot be shared. With --check: each fault is printed, with its share and key
+  2  wrong usage"""
 _ATTACH = (
     """
 
@@ -305,6 +316,9 @@ taken away and started again. If the file has a fault, nothing changes.
 exit status:
   0  done. Each share that changed is printed
   1  nothing changed: a fault in the file, permission denied, or no server that has a file"""
+_GIVE = (
+    "\n\nThe client that had it goes on watching, and gets it back when this one leaves. You need the right to type."
+)
 _TOP = "\n\nKeys: up and down choose, k asks for a reason and takes the choice away, q quits."
 _IMPORT = """
 
@@ -319,6 +333,9 @@ _WEB = """It prints an address with a login token.
 Give the program of new terminals after --. Default: $SHELL. With --user-header: no terminals.
 Needs: pip install 'asyncrevoke[web]'"""
 _REVOKE = """
+
+The report counts waits that were ended (kicked), and things that were open and are closed (released). It
+does not count people: a client with the keyboard has three open things.
 
 exit status:
   0  revoked

@@ -36,6 +36,7 @@ class Client:
     :ivar keyboard: handle on the keyboard, while the client has it
     :ivar leaves: whether it goes by itself. Then its typed bytes are kept
     :ivar end: says that it was taken off, by whom and why
+    :ivar parted: whether it was noted that it goes
     :ivar why: why only the keyboard was taken from it
     :ivar by: user that took the keyboard
     :ivar news: set when the keyboard may have changed hands, or another client has said something
@@ -63,6 +64,7 @@ class Client:
         self.keyboard: Revokable | None = None
         self.leaves = False
         self.end = ""
+        self.parted = False
         self.why = self.by = ""
         self.since = anyio.current_time()
         self.news = anyio.Event()

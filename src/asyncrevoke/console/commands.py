@@ -25,7 +25,7 @@ from asyncrevoke.lowlevel import printable
 
 from . import journal
 from .attach import attach
-from .fault import told
+from .fault import Faults, told
 from .kernel import held
 from .settings import NAMES, SWITCH, Settings
 from .share import Config, Share, Socket, read_config
@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except ValueError as error:  # alone: in a group it is a bug
-        complain(error)
+        for each in error.args if isinstance(error, Faults) else [error]:
+            complain(each)
         return FAILED
     except (*_EXPECTED, BaseExceptionGroup) as error:
         return _failed(error)
@@ -103,8 +104,12 @@ def _share(args: argparse.Namespace) -> int:
         if any(alone) or {*line.values(), dtr, rts} != {None}:
             args.usage("share: with --config, give only --group and --socket")
         path = str(pathlib.Path(args.config).absolute())
+        if args.check:
+            return _check(path, args.group)
         config = read_config(path)
     else:
+        if args.check:
+            args.usage("share: --check needs --config")
         default = pathlib.PurePath(device or (args.program or ["loopback"])[0]).name
         if "/" not in device and shutil.which(device):
             args.usage(f"share: {device!r} is a program. Run: asyncrevoke share -- {device}")
@@ -126,6 +131,14 @@ def _share(args: argparse.Namespace) -> int:
     reread = (lambda: here(read_config(path))) if args.config else None
     with journal.logging_to_stderr():
         anyio.run(_host, here(config), reread, f"--socket {args.socket[0]} " if args.socket else "")
+    return 0
+
+
+def _check(path: str, group: str | None) -> int:
+    from .check import check  # noqa: PLC0415  # as for the server
+
+    names = ", ".join(share.name for share in check(path, group).shares)
+    print(printable(f"{path}: no fault. It shares {names}"))
     return 0
 
 
@@ -252,25 +265,32 @@ def _revoke(args: argparse.Namespace) -> int:
         args.cluster = args.cluster or os.environ.get("ASYNCREVOKE_CLUSTER")
     if args.cluster:
         return _cluster(args)
-    if args.parts or args.expires or len(args.what) > 1:
-        args.usage("revoke: --parts, --expires and several words need --cluster")
-    args.what = args.what[0]
+    if args.parts or args.expires:
+        args.usage("revoke: --parts and --expires need --cluster")
+    if len(args.what) > 1 and (args.kernel or any(_is_path(each) or "*" in each for each in args.what)):
+        args.usage("revoke: several must be names, such as router/alice router/alice-2")
     if args.kernel:
-        return _revoke_by_kernel(args.what, asks=not args.yes)
+        return _revoke_by_kernel(args.what[0], asks=not args.yes)
     return _revoke_here(args)
+
+
+def _is_path(what: str) -> bool:
+    return what.startswith(("/", "./", "../"))
 
 
 def _revoke_here(args: argparse.Namespace) -> int:
     args.timeout = 30.0 if args.timeout is None else args.timeout
-    by_path = args.what.startswith(("/", "./", "../"))
-    what = str(pathlib.Path(args.what).absolute()) if by_path else args.what
+    by_path = str(pathlib.Path(args.what[0]).absolute()) if _is_path(args.what[0]) else ""
 
     async def run() -> list[Record]:
         async with await look(args.socket) as servers:
             if by_path:
-                return await _revoke_by_path(servers, what, args)
-            sharing = servers.controls.get(args.socket) or await servers.sharing(args.what.partition("/")[0])
-            return [await _revoke_at(sharing, what, args)]
+                return await _revoke_by_path(servers, by_path, args)
+            names: dict[Control, list[str]] = {}  # each server takes all of its names away at once
+            for each in args.what:
+                sharing = servers.controls.get(args.socket) or await servers.sharing(each.partition("/")[0])
+                names.setdefault(sharing, []).append(each)
+            return [await _revoke_at(server, each, args) for server, each in names.items()]
 
     answers = anyio.run(run)
     for answer in answers:
@@ -283,14 +303,16 @@ def _revoke_here(args: argparse.Namespace) -> int:
     return RELEASE_FAILED if any(answer["report"]["errors"] for answer in answers) else GONE
 
 
-async def _revoke_at(server: Control, what: str, args: argparse.Namespace) -> Record:
+async def _revoke_at(server: Control, names: list[str], args: argparse.Namespace) -> Record:
+    what = " ".join(names)
     below = what == "*" or what.endswith("/*")
     path = what[:-2] if below else what
     if what.startswith("/"):
         path = path or "/"  # and not "", which is everything
+    at = names if len(names) > 1 else path
     try:
         with anyio.fail_after(args.timeout + 10):
-            return await server.revoke(path, args.reason, below=below, grace=args.grace, timeout=args.timeout)
+            return await server.revoke(at, args.reason, below=below, grace=args.grace, timeout=args.timeout)
     except TimeoutError:
         who = "the server, or the file system," if what.startswith("/") else "the server"
         raise TimeoutError(f"{what}: {who} does not answer, and may still take it away later") from None
@@ -305,7 +327,7 @@ async def _revoke_by_path(servers: Servers, path: str, args: argparse.Namespace)
 
     async def ask(socket: str, server: Control) -> None:
         try:
-            answers.append(await _revoke_at(server, path, args))
+            answers.append(await _revoke_at(server, [path], args))
         except TimeoutError as error:
             complain(error)
         except ControlError as error:
@@ -396,6 +418,7 @@ _COMMANDS = {
     "share": _share,
     "reload": _in("reload"),
     "start": _in("start"),
+    "give": _in("give"),
     "attach": _attach,
     "send": _in("send"),
     "ls": _ls,

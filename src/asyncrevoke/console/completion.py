@@ -33,7 +33,7 @@ class _Offer(BaseCompleter):
         match action.metavar:
             case "NAME":
                 return _shared(parsed_args, depth=0)
-            case "NAME[/CLIENT]|PATH|KEY" if not by_path:
+            case "NAME[/CLIENT]|PATH|KEY" | "NAME/CLIENT" if not by_path:
                 return _shared(parsed_args, depth=prefix.count("/"))
             case "DEVICE" if not by_path:
                 return [link.name for link in _BY_ID.glob("*")]

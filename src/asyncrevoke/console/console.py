@@ -38,6 +38,8 @@ logger = logging.getLogger("asyncrevoke")
 
 _LOOPBACK = ("sh", "-c", "stty raw -echo; exec cat")
 _PAUSE = 1.0  # seconds until a program is started again. Meanwhile its clients take the last output
+_LONGEST_PAUSE = 30.0  # seconds, for a program that ends soon each time
+_SOON = 10.0  # seconds
 _LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told why it ended
 _LISTED, _SHORT = 200, 5_000  # clients, and bytes of a text: the record of a share must fit into a line
 
@@ -98,10 +100,7 @@ class Console:
         self._recorder: SharedStream | None = None
         self._writing: Log | None = None
         self._registry = registry
-        if share.device:
-            open_serial(share.device, dtr=share.dtr, rts=share.rts, **share.settings.options())  # opens nothing yet
-        elif share.command and shutil.which(share.command[0]) is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), share.command[0])
+        check_source(share)
         self.listeners = [Listener(share, each) for each in share.addresses]
         self._log = log_of(share)
 
@@ -154,19 +153,29 @@ class Console:
         self.over.set()
 
     async def _run_program(self, session: PtySession) -> str:
-        """Serve the program, and start it again when the share says so. Return how it has ended."""
+        """Serve the program, and start it again when the share says so. Return how it has ended.
+
+        If it ends soon, the pause is twice as long as the one before: nobody reads what fails each second.
+        """
+        more = 0.0  # seconds of the pause, in which its clients know that it is away
         while True:
+            began = anyio.current_time()
             await self._serve(session)
             ended = await self._status(session)
             again = self.share.restart == "always" or (self.share.restart == "on-failure" and session.returncode != 0)
             if self.node.revoked or not again:
                 return ended
-            self.note(f"{ended}, and is started again")
+            if anyio.current_time() - began > _SOON:
+                more = 0.0
+            self.note(f"{ended}, and is started again in {_PAUSE + more:g} s")
             with self.node.using(idle=True):
                 await anyio.sleep(_PAUSE)
             self._restarts = True
-            await self.node.hangup(ended)
+            await self.node.hangup(ended + (f", and is started again in {more:g} s" if more else ""))
             self._change()
+            with self.node.using(idle=True):
+                await anyio.sleep(more)
+            more = min(2 * more + _PAUSE, _LONGEST_PAUSE - _PAUSE)
             try:
                 session = await start_pty(self.share.command or _LOOPBACK, **self._options())
             except RevokedError:
@@ -309,6 +318,11 @@ class Console:
         return f"hung up{why(node)}" if node.revoked_by else node.reason or "closed"
 
     @property
+    def _ends(self) -> bool:
+        """Whether everybody goes, so that nobody cares who has the keyboard."""
+        return bool(self.ended) or self.node.revoked
+
+    @property
     def returns(self) -> bool:
         """Whether it is away on purpose: a program is started again, or the port is lent. All clients stay then."""
         return self._restarts or (self.port is not None and bool(self.port.lent))
@@ -346,9 +360,16 @@ class Console:
 
     def leave(self, client: Client) -> None:
         """Remove a client."""
+        self._say_goodbye(client)
         del self.clients[client]
-        self.note(client.end or f"{client.name} has gone")
         self._left.set()
+
+    def _say_goodbye(self, client: Client) -> None:
+        """Note that somebody goes, and why: once, and before who has the keyboard then."""
+        if not client.parted:
+            client.parted = True
+            goes = "has gone" if client.handle.closed else f"was taken off{why(client.handle)}"
+            self.note(client.end or f"{client.name} {goes}")
 
     def hand_on(self) -> None:
         """Hand the keyboard to the next of the other clients, or to nobody."""
@@ -368,7 +389,8 @@ class Console:
             if before in self.clients:
                 self.clients = {before: None, **self.clients}  # this one gets it back next
             taken = f", taken from {before.name} by {by}" if by and before is not None else ""
-            self.note(f"{'nobody' if client is None else client.name} has the keyboard{taken}")
+            if not self._ends:
+                self.note(f"{'nobody' if client is None else client.name} has the keyboard{taken}")
         if before is not None and before.keyboard is not None:
             keyboard, before.keyboard = before.keyboard, None
             before.why, before.by = "", by
@@ -389,7 +411,20 @@ class Console:
             client.why, client.by = keyboard.reason, keyboard.revoked_by
             if not client.handle.revoked:
                 self.note(f"the keyboard was taken from {client.name}{why(keyboard)}")
+            elif not self._ends:
+                self._say_goodbye(client)
             self.hand_on()
+
+
+def check_source(share: Share) -> None:
+    """Find out what is wrong with the device or the command of a share. Nothing is opened or started.
+
+    :raises OSError, ValueError: if something is
+    """
+    if share.device:
+        open_serial(share.device, dtr=share.dtr, rts=share.rts, **share.settings.options())  # opens nothing yet
+    elif share.command and shutil.which(share.command[0]) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), share.command[0])
 
 
 def why(node: Revokable) -> str:

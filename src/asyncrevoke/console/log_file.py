@@ -1,6 +1,7 @@
 """The file of a log. It is appended to, opened again after another program has rotated it, or rotated by size."""
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -20,6 +21,20 @@ def open_file(path: str, size: int = 0, keep: int = 0) -> io.FileIO:
     if size and (not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode)):
         return RotatedFile(path, size, keep)
     return open(path, "ab", buffering=0, opener=_open)  # the caller closes it
+
+
+def check_file(path: str) -> None:
+    """Find out why a log cannot be opened, as far as that is seen while nothing is opened or made.
+
+    :raises OSError: if it cannot
+    """
+    folder = os.path.dirname(path) or "."  # noqa: PTH120
+    if os.path.isdir(path):  # noqa: PTH112
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not os.access(folder, os.F_OK):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK, effective_ids=True):  # noqa: PTH110
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
 def is_regular(file: io.FileIO) -> bool:

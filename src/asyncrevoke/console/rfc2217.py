@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _SIGNATURE, _BAUDRATE, _DATABITS, _PARITY, _STOPBITS, _CONTROL = range(6)
 _ASK_LINE, _ASK_MODEM, _LINE_MASK, _MODEM_MASK, _PURGE = 6, 7, 10, 11, 12
 _ANSWER = 100
+WORDS = _SIGNATURE + _ANSWER  # a text of any kind, which either side may send at any time
 _ALWAYS = {_SIGNATURE: b"asyncrevoke", _ASK_LINE: b"\0", _LINE_MASK: b"\0"}  # errors of the line are not told
 #: The setting of each command, and the values that its numbers stand for. The number 0 asks for the present value.
 _VALUES: dict[int, tuple[str, Sequence[object]]] = {

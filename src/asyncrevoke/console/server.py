@@ -265,6 +265,7 @@ class _Hosting(Access):
                 access=self,
                 commands={
                     "attach": self._attach,
+                    "give": self._give,
                     "port": self._port,
                     "reload": self._reload,
                     "shares": self._shares,
@@ -316,6 +317,18 @@ class _Hosting(Access):
         client.review()
         client.resize(window)
         return {"ended": await client.run(force=mode == "force")}
+
+    async def _give(self, request: Request) -> Mapping[str, Any]:
+        console, name = self._find(request, "type"), request.text("to")
+        client = next((each for each in console.clients if each.name == name), None)
+        if client is None:
+            there = f"Attached: {', '.join(each.name for each in console.clients)}" if console.clients else "Nobody is"
+            raise ControlError("unknown-path", f"{name!r} is not attached to {console.share.name!r}. {there}")
+        if not client.writes:
+            raise ControlError("refused", f"{name!r} may only watch {console.share.name!r}")
+        if console.keyboard is not client:
+            console.hand_to(client, by=request.peer.name)
+        return {}
 
     async def _port(self, request: Request) -> Mapping[str, Any]:
         console = self._find(request, "type" if request.fields.keys() & CHANGES else "look")

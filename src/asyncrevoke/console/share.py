@@ -3,14 +3,17 @@
 import difflib
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .address import Address
+from .fault import Faults, noted
 from .settings import NAMES, Settings
 
-_WORDS = {str: "text", int: "a number", bool: "true or false", tuple: "a list"}
+T = TypeVar("T")
+_WORDS = {str: "text", int: "a number", bool: "true or false", tuple: "a list", list: "a list", dict: "a table"}
 RESTARTS = ("never", "on-failure", "always")
 
 
@@ -63,32 +66,40 @@ class Share:
     tls_clients: str = ""
 
     def __post_init__(self) -> None:
-        if not is_name(self.name):
-            raise ValueError(f"{self.name!r} is not a name: give 1 to 64 printable characters, without / and *")
-        if self.command and self.device:
-            raise ValueError(f"{self.name!r} has a command and a device: give one of them")
-        if not self.device and (self.settings, self.dtr, self.rts) != (Settings(), None, None):
-            raise ValueError(f"{self.name!r} is not a serial device: remove its settings and lines")
-        if not self.log and (self.log_times or self.log_marks or self.log_size):
-            raise ValueError(f"{self.name!r} has no log: give its file, or remove the other log options")
-        if self.log_size and not self.log_bytes:
-            raise ValueError(f"{self.log_size!r} is not a log size: give bytes, or a size such as 500k, 10M or 1G")
-        if self.log_keep < 1:
-            raise ValueError(f"{self.name!r} keeps {self.log_keep} old logs: keep 1 or more")
-        self._check_network()
-        if self.restart not in RESTARTS:
-            raise ValueError(f"{self.name!r}: restart = {self.restart!r}: give one of {', '.join(RESTARTS)}")
-        if self.device and self.restart != "never":
-            raise ValueError(f"{self.name!r} is a device, which comes back by itself: remove restart")
+        if faults := [*self._faults(), *self._network_faults()]:
+            raise Faults(*faults)
 
-    def _check_network(self) -> None:
-        for each in self.addresses:
+    def _faults(self) -> Iterator[str]:
+        if not is_name(self.name):
+            yield f"{self.name!r} is not a name: give 1 to 64 printable characters, without / and *"
+        if self.command and self.device:
+            yield f"{self.name!r} has a command and a device: give one of them"
+        if not self.device and (self.settings, self.dtr, self.rts) != (Settings(), None, None):
+            yield f"{self.name!r} is not a serial device: remove its settings and lines"
+        if not self.log and (self.log_times or self.log_marks or self.log_size):
+            yield f"{self.name!r} has no log: give its file, or remove the other log options"
+        if self.log_size and not self.log_bytes:
+            yield f"{self.log_size!r} is not a log size: give bytes, or a size such as 500k, 10M or 1G"
+        if self.log_keep < 1:
+            yield f"{self.name!r} keeps {self.log_keep} old logs: keep 1 or more"
+        if self.restart not in RESTARTS:
+            yield f"{self.name!r}: restart = {self.restart!r}: give one of {', '.join(RESTARTS)}"
+        elif self.device and self.restart != "never":
+            yield f"{self.name!r} is a device, which comes back by itself: remove restart"
+
+    def _network_faults(self) -> Iterator[str]:
+        try:
+            addresses = self.addresses
+        except Faults as faults:
+            yield from faults.args
+            return
+        for each in addresses:
             if not (each.loopback or self.listen_anywhere):
-                raise ValueError(f"{self.name!r}: {each} is open to other machines. Set listen_anywhere if you mean it")
+                yield f"{self.name!r}: {each} is open to other machines. Set listen_anywhere if you mean it"
             if each.tls and not self.tls_certificate:
-                raise ValueError(f"{self.name!r}: {each} needs a tls_certificate")
-        if (self.tls_certificate or self.tls_key or self.tls_clients) and not any(each.tls for each in self.addresses):
-            raise ValueError(f"{self.name!r} has files for TLS, and no address: listen on telnet+tls:// or tcp+tls://")
+                yield f"{self.name!r}: {each} needs a tls_certificate"
+        if (self.tls_certificate or self.tls_key or self.tls_clients) and not any(each.tls for each in addresses):
+            yield f"{self.name!r} has files for TLS, and no address: listen on telnet+tls:// or tcp+tls://"
 
     @property
     def log_bytes(self) -> int:
@@ -100,9 +111,16 @@ class Share:
     def addresses(self) -> list[Address]:
         """The addresses on the network.
 
-        :raises ValueError: if one is not an address
+        :raises Faults: naming what is not an address
         """
-        return [Address.of(each) for each in self.listen]
+        faults: list[str] = []
+        addresses = []
+        for each in self.listen:
+            with noted(faults, "listen"):
+                addresses.append(Address.of(each))
+        if faults:
+            raise Faults(*faults)
+        return addresses
 
     def __str__(self) -> str:
         return " ".join(self.command) or self.device or "loopback"
@@ -121,11 +139,13 @@ class Socket:
     :ivar mode: mode of its file. Default: as the group and the shares need it
     """
 
-    path: str
+    path: str = ""
     group: str = ""
     mode: int = 0
 
     def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("give each a path")
         if not 0 <= self.mode <= 0o777:
             raise ValueError(f"{self.path!r}: a socket has no mode {self.mode:#o}: give such as 0o660")
 
@@ -166,51 +186,90 @@ def read_config(path: str) -> Config:
     """Read a TOML file: ``[share.lab]`` with the fields of `Share`, perhaps ``group`` and ``sockets``.
 
     :raises OSError: if it cannot be read
-    :raises ValueError: naming the file and its fault
+    :raises Faults: naming the file, and all that is wrong there
     """
-    with open(path, "rb") as file:  # noqa: PTH123
-        try:
-            config = tomllib.load(file)
-            group, tables, sockets = config.pop("group", None), config.pop("share", {}), config.pop("sockets", [])
-            if config or not isinstance(group, str | None) or not isinstance(tables, dict) or not tables:
-                raise ValueError('give [share.NAME] for each, and at the most group = "NAME" and sockets = [...]')  # noqa: TRY301
-            if not isinstance(sockets, list) or not all(isinstance(given, dict) for given in sockets):
-                raise ValueError('sockets: give a list of tables, as in sockets = [{path = "..."}]')  # noqa: TRY301
-            return Config(
-                tuple(_share(name, given) for name, given in tables.items()),
-                group,
-                tuple(Socket(**_table(Socket, "sockets", given)) for given in sockets),
-            )
-        except (ValueError, TypeError, RecursionError) as exc:
-            raise ValueError(f"{path}: {exc}") from exc
+    config, faults = parse_config(path)
+    if faults:
+        raise Faults(*faults)
+    return config
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The keys of a file."""
+
+    group: str | None = None
+    share: dict[str, Any] = field(default_factory=dict)
+    sockets: list[Any] = field(default_factory=list)
+
+
+def parse_config(path: str) -> tuple[Config, list[str]]:
+    """Return what of a file makes sense, and a line for each of its faults.
+
+    :raises OSError: if it cannot be read
+    """
+    faults: list[str] = []
+    config, shares, sockets = Config(()), list[Share](), list[Socket]()
+    with open(path, "rb") as opened, noted(faults):  # noqa: PTH123
+        file = _File(**_table(_File, tomllib.load(opened), faults))
+        if not file.share:
+            faults.append("nothing is shared: give [share.NAME] for each share")
+        for name, given in file.share.items():
+            with noted(faults, f"[share.{name}]"):
+                shares.append(_share(name, given))
+        for given in file.sockets:
+            with noted(faults, "sockets"):
+                sockets.append(_made(Socket, given, []))
+        config = Config(tuple(shares), file.group, tuple(sockets))
+    return config, [f"{path}: {each}" for each in faults]
 
 
 def _share(name: str, given: Any) -> Share:
-    where, table = f"[share.{name}]", dict(given)
-    try:
-        line = Settings().changed({key: table.pop(key) for key in NAMES if key in table})
-    except ValueError as exc:
-        raise ValueError(f"{where}: {exc}") from exc
+    faults: list[str] = []
+    line, table = Settings(), _dict(given)
+    for key in NAMES:
+        if key in table:
+            with noted(faults):
+                line = line.changed({key: table.pop(key)})
     if isinstance(table.get("listen"), str):
         table["listen"] = [table["listen"]]
-    return Share(name, settings=line, **_table(Share, where, table))
+    return _made(Share, table, faults, name=name, settings=line)
 
 
-def _table(kind: type[Share | Socket], where: str, given: Any) -> dict[str, Any]:
-    """Return the fields of a table, each of its type.
+def _made(kind: type[T], given: Any, faults: list[str], **more: Any) -> T:
+    """Make one of a table.
 
-    :raises ValueError, TypeError: if the table has a fault
+    :param faults: of the table, so far
+    :raises Faults: if the table has any
     """
+    fields = _table(kind, given, faults)
+    if faults:
+        raise Faults(*faults)
+    return kind(**more, **fields)
+
+
+def _table(kind: type[Any], given: Any, faults: list[str]) -> dict[str, Any]:
+    """Return the fields of a table, each of its type. The others are noted as faults."""
     kinds = {}
     for name, hint in get_type_hints(kind).items():
         each = get_args(hint)[0] if isinstance(hint, UnionType) else hint  # or None, which a file cannot say
         kinds[name] = get_origin(each) or each
-    table = {key: tuple(map(str, value)) if type(value) is list else value for key, value in dict(given).items()}
-    for key, value in table.items():
+    table = {}
+    for key, value in _dict(given).items():
         if key not in kinds:
             known = list(dict.fromkeys([*kinds, *(NAMES if kind is Share else ())]))
             meant = difflib.get_close_matches(key, known, 1) or known
-            raise ValueError(f"{where}: there is no key {key!r}: did you mean {' or '.join(meant)}?")
-        if type(value) is not kinds[key]:
-            raise ValueError(f"{where}: {key} must be {_WORDS[kinds[key]]}, and not {value!r}")
+            faults.append(f"there is no key {key!r}: did you mean {' or '.join(meant)}?")
+        elif type(value) is list and kinds[key] is tuple:
+            table[key] = tuple(map(str, value))
+        elif type(value) is kinds[key]:
+            table[key] = value
+        else:
+            faults.append(f"{key} must be {_WORDS[kinds[key]]}, and not {value!r}")
     return table
+
+
+def _dict(given: object) -> dict[str, Any]:
+    if isinstance(given, dict):
+        return dict(given)
+    raise ValueError(f"give a table, and not {given!r}")

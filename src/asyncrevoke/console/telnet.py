@@ -15,7 +15,7 @@ from asyncrevoke.lowlevel import FdStream, printable
 
 from .front import size
 from .raw import RawFront
-from .rfc2217 import PortControl
+from .rfc2217 import WORDS, PortControl
 
 if TYPE_CHECKING:
     from .client import Client
@@ -74,18 +74,22 @@ class TelnetFront(RawFront):
                 await self._say("you have the keyboard")
 
     async def end(self, why: str) -> None:
+        if self._theirs.get(_PORT) is None:
+            self._theirs[_PORT] = False  # it has not said that it is a program, and has no time left to
         await self._say(why)
         await super().end(why)
 
     async def _say(self, text: str) -> None:
-        """Tell a person something. A program is told nothing, since the text would be in its data.
+        """Tell a person in the data, or a program by its protocol: nothing is mixed into a program's data.
 
         Until the far end has answered which of the two it is, the text is kept.
         """
         is_program = self._theirs.get(_PORT, False)
         if is_program is None:
             self._untold = text
-        elif not is_program:
+        elif is_program:
+            await self._answer(WORDS, printable(text).encode())
+        else:
             await self.send(f"\r\n[asyncrevoke: {printable(text)}]\r\n".encode())
 
     # -- from the person --
@@ -129,12 +133,16 @@ class TelnetFront(RawFront):
             raise ControlError("garbage", why)
 
     async def _type(self, client: Client, data: bytes) -> None:
+        await self._excuse(client)
+        await client.type(data)
+
+    async def _excuse(self, client: Client) -> None:
+        """Tell once why the client types in vain, and sets nothing."""
         if client.keyboard is None and not self._types_in_vain:
             self._types_in_vain = True
             holder = self._console.keyboard
             who = "nobody" if holder is None else holder.name
             await self._say(f"{who} has the keyboard: what you type is thrown away")
-        await client.type(data)
 
     def _returned(self, data: bytes) -> bytes:
         """Return what was typed. The return key may have sent two bytes, of which one is kept."""
@@ -178,4 +186,5 @@ class TelnetFront(RawFront):
         elif words[:1] == _PORT and len(words) > 1 and self._control is not None:
             if not self._theirs[_PORT]:  # pyserial may take our request for an answer, and never agree to it
                 await self._negotiate(_WILL, _PORT)
+            await self._excuse(client)
             await self._control.obey(words[1], words[2:], self._tasks)

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -93,7 +93,7 @@ class Control(anyio.abc.AsyncResource):
 
     async def revoke(
         self,
-        path: str,
+        path: str | Sequence[str],
         reason: str = "",
         *,
         below: bool = False,
@@ -103,17 +103,19 @@ class Control(anyio.abc.AsyncResource):
         """Take away what is at `path`, and wait until it is gone, or until the timeout.
 
         :param path: path of a node, as listed. If there is no such node and it begins with a slash, it is the path of a
-            device, or of a directory of devices, which are hung up. A thread of this process looks it up, with its rights
+            device, or of a directory of devices, which are hung up. A thread of this process looks it up, with its rights.
+            Of several paths all are taken away at once, or, if one is not there, none
         :param below: take away all below the node, and not the node itself. With an empty path: everything
         :param timeout: seconds, or None for a day. After that `done` is false, `stragglers` names the users inside, and
             the revocation goes on
         :returns: `done`, `report` and `stragglers`
         """
+        path = path if isinstance(path, str) else list(path)
         fields = {"path": path, "below": below, "reason": reason, "grace": grace, "timeout": timeout}
         try:
             return await self._revoke(**fields)
         except ControlError as error:
-            if not path.startswith("/") or error.code not in ("unknown-path", "forbidden"):
+            if not isinstance(path, str) or not path.startswith("/") or error.code not in ("unknown-path", "forbidden"):
                 raise
             try:
                 found = await off_loop(lambda: places(path))

@@ -44,6 +44,16 @@ class Request:
             raise ControlError("bad-request", "'path' must be text, as 'list' tells it")
         return value
 
+    def paths(self) -> list[str]:
+        """Return the field `path`, which may also be a list of paths.
+
+        :raises ControlError: "bad-request"
+        """
+        value = self.fields.get("path")
+        if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+            return value
+        return [self.path()]
+
     def places(self) -> list[Place]:
         """Return the field `places`: where a path in the file system leads, as from `asyncrevoke.places`. Default: no places.
 

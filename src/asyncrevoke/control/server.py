@@ -362,24 +362,33 @@ class _Server:
         }
 
     def _begin(self, request: Request, reason: str, grace: float) -> Revocation:
-        path, below, places, peer = request.path(), request.flag("below"), request.places(), request.peer
-        found = [node for node in self._find(path, below) if self.access.revokes(peer, node.path)]
-        # What is already revoked can be hurried and waited for.
-        found = [node for node in found if not node.revoked] or [node for node in found if not node.released]
+        paths, below, places, peer = request.paths(), request.flag("below"), request.places(), request.peer
+        found: dict[Revokable, None] = {}
+        for path in paths:
+            there = [node for node in self._find(path, below) if self.access.revokes(peer, node.path)]
+            # What is already revoked can be hurried and waited for.
+            there = [node for node in there if not node.revoked] or [node for node in there if not node.released]
+            if not there and len(paths) > 1:
+                raise self._refusal(peer, path)
+            found |= dict.fromkeys(there)
         if found:
             return revoke_all(found, reason, grace=grace, by=peer.name)
         for may, uid in (self.access.revokes, None), (self.access.looks, peer.uid):
             with contextlib.suppress(LookupError, PermissionError):
                 among = functools.partial(may, peer)
                 return self.registry.hangup(places, reason, grace=grace, uid=uid, among=among, by=peer.name)
+        raise self._refusal(peer, *paths)
+
+    def _refusal(self, peer: Peer, path: str) -> ControlError:
+        """Return why a peer cannot revoke what is at a path."""
         if not self.access.revokes(peer, path):
             what = repr(short(path)) if path else "everything"
-            raise ControlError(
+            return ControlError(
                 "forbidden",
                 f"user {peer.name!r} lacks the right 'revoke' on {what}. Root and the owner of this server have it, and users"
                 " to whom the server gives it. The owner of a device's file may revoke the device by its path",
             )
-        raise ControlError(
+        return ControlError(
             "unknown-path",
             f"nothing is open at {short(path)!r}. To list what is open: `asyncrevoke ls --who`, or the request 'list'",
         )
