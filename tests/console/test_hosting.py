@@ -461,8 +461,9 @@ async def test_fault_in_the_configuration_changes_nothing(folder: pathlib.Path, 
         assert refused.value.code == "failed"
         assert await server.states() == {"lab": "live", "more": "live"}
         control = await server.connect()
-        while {node["path"] for node in await control.list() if node["kind"] == "name"} != {"lab", "more"}:
-            await anyio.sleep(0.001)  # what was begun goes
+        with anyio.fail_after(20):
+            while {node["path"] for node in await control.list() if node["kind"] == "name"} != {"lab", "more"}:
+                await anyio.sleep(0.001)  # what was begun goes
         await clients[0].types(b"still\n")
         await clients[0].hears(b"still")
         assert [each.told for each in clients] == told
@@ -473,10 +474,10 @@ async def test_fault_in_the_configuration_changes_nothing(folder: pathlib.Path, 
         assert await server.reload(SOUND + "[share.new]\n") == {"new": "started"}
 
 
-#: What it gets and does is appended to a file. It stays after the hang-up, until it is told to go.
+#: What it gets and does is appended to a file. It stays after the hang-up, until it is told to go. One with an argument goes.
 LINGERS = """
 echo begins >>{0}/did
-trap 'echo is hung up >>{0}/did; read word <{0}/go; echo ends >>{0}/did; exit' HUP
+trap 'trap "" HUP; echo is hung up >>{0}/did; test $1 || read word <{0}/go; echo ends >>{0}/did; exit' HUP
 while :; do sleep 60 & wait; done
 """
 
@@ -505,8 +506,9 @@ async def lab_that_lingers(
 
 
 async def until_did(did: pathlib.Path, what: str) -> None:
-    while not did.exists() or did.read_text() != what:
-        await anyio.sleep(0.001)
+    with anyio.fail_after(20):
+        while not did.exists() or did.read_text() != what:
+            await anyio.sleep(0.001)
 
 
 async def test_a_share_begins_anew_when_the_old_one_has_let_go(folder: pathlib.Path) -> None:
@@ -533,6 +535,8 @@ async def test_one_reload_comes_after_the_other(folder: pathlib.Path) -> None:
         assert done == [{"lab": "taken away: command changed in the configuration; started again"}]
         assert second == [{"lab": "taken away: the configuration no longer has it", "other": "started"}]
         assert await server.states() == {"other": "live"}
+        control = await server.connect()
+        assert {node["path"] for node in await control.list() if node["kind"] == "name"} == {"other"}
 
 
 async def test_share_that_cannot_begin_anew_is_over_and_says_why(folder: pathlib.Path) -> None:

@@ -473,8 +473,12 @@ async def test_a_number_may_be_left_out_or_the_most(path: str) -> None:
         return {"grace": request.number("grace", 10, 600)}
 
     async with served(path, commands={"wait": wait}):
-        answers = await ask(path, line(do="wait") + line(do="wait", grace=None) + line(do="wait", grace=7))
-        assert [answer["grace"] for answer in answers] == [10, 600, 7]
+        lines = [line(do="wait"), *(line(do="wait", grace=grace) for grace in (None, 7, 0, 600, 600.5, -0.5))]
+        answers = await ask(path, b"".join(lines))
+        assert [answer.get("grace", answer.get("error")) for answer in answers] == [
+            *(10, 600, 7, 0, 600),
+            *("bad-request", "bad-request"),
+        ]
 
 
 async def test_of_records_one_of_which_is_too_long_none_is_sent() -> None:
