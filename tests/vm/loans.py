@@ -278,7 +278,7 @@ def _kept() -> Row:
         "times": 2,
         "right": "; ".join(said),
         "ok": said[0].startswith(
-            f"asyncrevoke: PATH: process {server.pid} keeps it: you may not take files from it: be root"
+            f"asyncrevoke: PATH: process {server.pid} keeps it: you may not take files from it. Run this as root"
         )
         and said[1] == "PATH is taken away from all of them by shutdown",
     }
