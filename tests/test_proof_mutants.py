@@ -73,7 +73,7 @@ def test_the_command_fails_where_a_survivor_is_unexplained(
     outcome: str, reasons: dict[str, str], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor may a reason be about what a test notices, or what is not there."""
-    monkeypatch.setattr(mutants, "run_all", lambda given, _: ((each, outcome == "passed") for each in given))
+    monkeypatch.setattr(mutants, "run_all", lambda given, _, **__: ((each, outcome == "passed") for each in given))
     monkeypatch.setattr(mutants, "mutants", lambda: [mutants.Mutant("it", "_core/held.py", range(1), SOURCE)])
     monkeypatch.setattr(mutants, "equivalents", lambda: reasons)
     assert mutants.main([]) == status
