@@ -52,7 +52,7 @@ class Node(Named):
     releasing: bool = False
     released: bool = False
     closed: bool = False
-    events: list[str] = field(default_factory=list)  # that come before its release
+    events: list[str] = field(default_factory=list)  # that come before its release, since the last look
     was: str = ""  # its path when its release began
 
     @property
