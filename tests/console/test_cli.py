@@ -35,7 +35,6 @@ from asyncrevoke.console.share import read_config
 from asyncrevoke.console.sockets import new_socket, own_folder
 from asyncrevoke.console.terminal import Terminal
 from asyncrevoke.control import Control, Request, serve
-from asyncrevoke.lowlevel import printable
 from ports import FarEnd, as_root, privileged, reader, serial_line
 
 COMMAND = [sys.executable, "-W", "error", "-m", "asyncrevoke"]
@@ -1156,11 +1155,6 @@ def test_reader_of_the_output_may_leave() -> None:
         ls.stdout.close()
         assert ls.stderr.read() == ""
         assert ls.wait(30) == 1
-
-
-def test_control_characters_do_nothing_to_a_terminal() -> None:
-    """They are shown; letters of any language stay."""
-    assert printable("é\x1b[2J\n\x9b\u202e\udc80") == r"é\x1b[2J\n\x9b\u202e\udc80"
 
 
 # -- the folder of the sockets --

@@ -26,6 +26,7 @@ from asyncrevoke import (
 from asyncrevoke._core import loop as _loop
 from asyncrevoke._core.revocation import SLICE
 from asyncrevoke.adapters.entries import Directory
+from asyncrevoke.lowlevel import checkpoint, due
 from conftest import settle
 from operations import Log, asyncio_only, operate, says, slowly
 
@@ -304,23 +305,28 @@ def test_who_outlives_a_loop_leaves_in_the_next(run: Run, revoked: str) -> None:
 def test_what_a_thread_hands_over_is_done_though_the_loop_ends_before_it_comes_to_that(
     run: Run, next_loop: bool
 ) -> None:
-    """A loop that is closed forgets its callbacks: who left there has left all the same."""
+    """A loop that is closed forgets its callbacks: all who left there have left all the same."""
     node = Revokable("node")
     loop = asyncio.new_event_loop()
     acts: list[Revocation] = []
 
     async def use() -> None:
-        assert node.start_using()
+        for _ in range(3):
+            assert node.start_using()
 
     async def revoke() -> None:
         acts.append(node.revoke())
 
+    def leave() -> None:
+        for _ in range(3):
+            stop_using_threadsafe(node)
+
     loop.run_until_complete(use())
-    thread = threading.Thread(target=stop_using_threadsafe, args=(node,))
+    thread = threading.Thread(target=leave)
     thread.start()
     thread.join()
     loop.close()
-    assert node.in_use == 1
+    assert node.in_use == 3
     if next_loop:
         run(revoke)
     else:
@@ -740,6 +746,51 @@ def test_revoke_threadsafe_after_the_loop_revokes_at_once(run: Run) -> None:
     run(main)
     assert revoke_threadsafe(node).result(0).released == 1
     assert log == ["release"]
+
+
+# -- an operation that need not wait --
+
+
+async def test_each_33rd_operation_in_a_row_is_due(anyio_backend_name: str) -> None:
+    """So are those before the first turn of the loop, and all on trio. Each turn begins a new row."""
+    node = Revokable("node")
+    assert [due(node), due(node)] == [True, True]
+    for _ in range(2):
+        await checkpoint()
+        assert [due(node) for _ in range(34)] == [anyio_backend_name == "trio"] * 32 + [True, True]
+
+
+@asyncio_only
+async def test_an_operation_is_due_in_a_cancelled_task_and_in_a_callback() -> None:
+    """The one is to be cancelled there, the other asks whose loop it is."""
+    node = Revokable("node")
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    found: list[bool] = []
+    with node.using():
+        await checkpoint()
+    loop.call_soon(lambda: found.append(due(node)))
+    await settle()
+    found.append(due(node))
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        found.append(due(node))
+    task.cancel()
+    found.append(due(node))
+    with pytest.raises(asyncio.CancelledError):
+        await checkpoint()
+    task.uncancel()
+    found.append(due(node))
+    assert found == [True, False, True, True, False]
+
+
+async def test_whether_an_operation_is_due_is_not_for_another_thread() -> None:
+    """It is refused in the midst of a row, too."""
+    node = Revokable("node")
+    with node.using():
+        await checkpoint()
+    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+        await anyio.to_thread.run_sync(due, node)
 
 
 # -- the line a task waits at --

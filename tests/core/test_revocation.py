@@ -429,7 +429,7 @@ async def test_what_is_awaited_in_time_is_not_logged(caplog: pytest.LogCaptureFi
 
 @pytest.mark.invariant("I7")
 async def test_what_nobody_awaits_when_it_completes_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged on "asyncrevoke" once; who only waits for the operations, or comes later, does not count."""
+    """It is logged on "asyncrevoke" once, and at once; who only waits for the operations, or comes later, does not count."""
     node = Revokable("node", release=lambda: 1 / 0)
     assert node.start_using()
     act = node.revoke()
@@ -437,9 +437,28 @@ async def test_what_nobody_awaits_when_it_completes_is_logged_once(caplog: pytes
         tasks.start_soon(act.wait_drained)
         await settle()
         node.stop_using()
+        assert len(caplog.records) == 1
     await settle()
     with pytest.raises(BaseExceptionGroup):
         await act
+    assert [record.name for record in caplog.records] == ["asyncrevoke"]
+
+
+@pytest.mark.invariant("I7")
+@pytest.mark.parametrize("turns", [0, 12])
+async def test_what_the_one_who_awaited_it_was_not_told_is_logged(turns: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The await was cancelled before it completed, or in that moment: nobody else would say what failed."""
+    node = Revokable("node", release=lambda: 1 / 0)
+    assert node.start_using()
+    act = node.revoke()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(complete, act)
+        await settle()
+        tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await settle(turns)
+        node.stop_using()
+    await settle()
     assert [record.name for record in caplog.records] == ["asyncrevoke"]
 
 
@@ -493,9 +512,9 @@ def test_the_report_of_an_act_that_goes_on() -> None:
 
 @pytest.mark.invariant("contract")
 def test_the_report_of_many_names_the_first() -> None:
-    """An act on many is named by three of them."""
-    act = revoke_all([Revokable(name) for name in "abcd"])
-    assert act.report.name == "a, b, c, ..."
+    """An act on many is named by three of them, and says if there are more."""
+    for names, said in ("abc", "a, b, c"), ("abcd", "a, b, c, ..."):
+        assert revoke_all([Revokable(name) for name in names]).report.name == said
 
 
 @pytest.mark.invariant("contract")

@@ -5,6 +5,7 @@ import errno
 import functools
 import gc
 import pathlib
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,7 +14,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from asyncrevoke import Watch
+from asyncrevoke import Watch, linux
 from asyncrevoke.lowlevel import Deadline
 from conftest import settle
 
@@ -185,6 +186,46 @@ async def test_one_that_asks_for_nothing_is_called_for_a_hangup_alone() -> None:
     end.close()
 
 
+async def test_one_that_is_closed_leaves_its_file_alone() -> None:
+    """The file is still open, and readable: neither this watch is called for that, nor is another disturbed."""
+    ends, calls, came = [End(), End()], [], anyio.Event()
+    first, second = Watch(ends[0], lambda: calls.append(0), closes=False), Watch(ends[1], came.set)
+    await settle()
+    first.close()
+    ends[0].far.send(b"x")
+    await settle()
+    ends[1].far.send(b"x")
+    with anyio.fail_after(20):
+        await came.wait()
+    second.close()
+    assert calls == []
+    ends[0].close()
+
+
+async def test_only_the_loop_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else may have read what there was: the kernel is asked what is readable, and nobody waits there."""
+    timeouts: list[float] = []
+
+    class Epoll:
+        def __init__(self) -> None:
+            self._epoll = select.epoll()
+
+        def poll(self, timeout: float) -> list[tuple[int, int]]:
+            timeouts.append(timeout)
+            return self._epoll.poll(timeout)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._epoll, name)
+
+    monkeypatch.setattr(linux, "epoll", Epoll)
+    end, came = End(rung=True), anyio.Event()
+    watch = Watch(end, came.set)
+    with anyio.fail_after(20):
+        await came.wait()
+    watch.close()
+    assert set(timeouts) == {0}
+
+
 @pytest.mark.parametrize("others", [0, 1])
 async def test_what_cannot_be_watched_stays_the_callers(others: int, tmp_path: pathlib.Path) -> None:
     """A regular file is always ready: the constructor says so, and closes nothing; the watches of others go on."""
@@ -192,8 +233,10 @@ async def test_what_cannot_be_watched_stays_the_callers(others: int, tmp_path: p
     came = anyio.Event()
     watches = [Watch(end, came.set) for end in ends]
     with (tmp_path / "file").open("wb") as file:
-        with pytest.raises(PermissionError):
+        before = held()
+        with pytest.raises(PermissionError) as kept:
             Watch(file, lambda: None)
+        assert held() == before, kept
         assert not file.closed
     for watch in watches:
         with anyio.fail_after(20):
@@ -339,7 +382,7 @@ class Clock:
 
 
 async def test_a_deadline_that_is_put_off_is_waited_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its seconds are counted from the last time, and it calls once."""
+    """Its seconds are counted from the last time, to the last of them, and it calls once."""
     clock, calls = Clock(monkeypatch), []
     deadline = Deadline(10, lambda: calls.append(clock.now))
     await settle()
@@ -347,9 +390,11 @@ async def test_a_deadline_that_is_put_off_is_waited_for_anew(monkeypatch: pytest
     deadline.put_off()
     await clock.ring(10)
     assert (clock.asked, calls) == ([10, 6], [])
+    await clock.ring(15.5)
+    assert (clock.asked, calls) == ([10, 6, 0.5], [])
     await clock.ring(16)
     await clock.ring(99)
-    assert (clock.asked, calls) == ([10, 6], [16])
+    assert (clock.asked, calls) == ([10, 6, 0.5], [16])
 
 
 @pytest.mark.parametrize("turns", [0, 12])

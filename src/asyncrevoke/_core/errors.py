@@ -40,7 +40,6 @@ class RevokedError(anyio.BrokenResourceError, OSError):
         sent: int | None = None,
         told: tuple[int, str, str, int | None] | None = None,
     ) -> None:
-        super().__init__()
         self.node = node
         self.in_flight = in_flight
         self.sent = sent

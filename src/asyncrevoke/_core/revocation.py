@@ -132,7 +132,7 @@ class Revocation:
         self._releases: dict[Revokable, Releasing] = {}  # those that run in a task, or will
         self._errors: list[BaseException] = []
         self._told = False  # whether anybody was told of the errors
-        self._reporters = 0  # the number of tasks that wait, and will raise the errors
+        self._reporters = 0  # the number of tasks that wait or have waited to the end, and raise the errors
         self._began = time.monotonic()
         self._beginning = True  # until revoke() returns
         self._in_loop = True  # False: the loop wakes waiting tasks when it runs again
@@ -187,7 +187,6 @@ class Revocation:
             self._reporters -= 1
             self._log_untold()
             raise
-        self._reporters -= 1
         if self._raised():
             raise self._failures()
 
@@ -396,7 +395,7 @@ def _refuse(act: Revocation, home: loop.Home | None) -> None:
                 order.append(node)
     order.reverse()  # parents before children, and in order of opening
     act._nodes = order
-    act._unreleased = len(order)
+    act._unreleased += len(order)
     if not order:
         act._progress()
 

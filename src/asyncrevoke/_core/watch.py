@@ -57,7 +57,7 @@ class Watch:
         self._file = file
         self._call = call
         self._closes = closes
-        self._number = file.fileno()
+        self._number: int | None = file.fileno()  # None: closed
         (home.watched or Watched(home)).add(self, self._number, events)
 
     def close(self) -> None:
@@ -65,15 +65,15 @@ class Watch:
         self._home.call(self._end)
 
     def _end(self) -> None:
-        number, self._number = self._number, -1
-        if number >= 0:
+        number, self._number = self._number, None
+        if number is not None:
             assert self._home.watched is not None
             self._home.watched.remove(number)
             if self._closes:
                 self._file.close()
 
     def _ready(self) -> None:
-        if self._number >= 0:
+        if self._number is not None:
             try:
                 self._call()
             except Exception as exc:
