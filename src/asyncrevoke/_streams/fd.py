@@ -115,14 +115,14 @@ class FdStream(Face):
         view = memoryview(item).cast("B")
         sent = 0
 
-        def write() -> bool | None:
+        def write() -> int | None:
             nonlocal sent
             while sent < len(view):
                 some = self._fd.write_now(view[sent:])
                 if some is None:
                     return None
                 sent += some
-            return True
+            return sent
 
         try:
             if self.handle._acts:
