@@ -9,6 +9,7 @@ import gc
 import os
 import pty
 import socket
+import termios
 import tty
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -28,7 +29,7 @@ from conftest import BACKENDS, settle
 from operations import asyncio_only
 from ports import terminal
 from sockets import BIG, read_on, socket_stream
-from test_stream import Counted, TrioFace, answered, clog, on_trio
+from test_stream import Counted, TrioFace, answered, clog, on_trio, suspensions
 
 pytestmark = pytest.mark.anyio
 
@@ -1106,6 +1107,62 @@ async def test_nothing_is_sent_to_a_terminal_that_nobody_has_open() -> None:
         for send in stream.send, stream.send_some:
             with pytest.raises(anyio.BrokenResourceError, match="nobody has the terminal open"):
                 await send(b"nobody")
+
+
+# -- an Fd by itself --
+
+
+async def test_what_fits_is_written_and_room_is_waited_for() -> None:
+    """Others have their turn in any case."""
+    reading, writing = os.pipe()
+    fd = Fd(writing, Revokable())
+    assert await suspensions(fd.write_some(memoryview(BIG)))
+    async with anyio.create_task_group() as group:
+        waiting = start(group, fd.write_some, memoryview(BIG))
+        await settle()
+        assert not waiting.done.is_set()
+        filled = len(os.read(reading, len(BIG)))
+        await waiting.done.wait()
+        assert waiting.outcome == filled
+    fd.close()
+    os.close(reading)
+
+
+async def test_a_shared_descriptor_does_not_block_if_others_make_it() -> None:
+    """Before each read and write it is told again; and what is read is heard."""
+    near, far = socket.socketpair()
+    fd = Fd(near.detach(), Revokable(), shared=True)
+    heard: list[None] = []
+    fd.heard = lambda: heard.append(None)
+    with far:
+        far.sendall(b"x")
+        for call in functools.partial(fd.read_now, 1), functools.partial(fd.write_now, b"y"):
+            os.set_blocking(fd.number, True)
+            assert call()
+            assert not os.get_blocking(fd.number)
+            assert len(heard) == 1
+    fd.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_an_empty_read_of_a_terminal_is_its_end_only_where_one_was_typed(*, shared: bool) -> None:
+    """With a VMIN of 0 nothing has come yet. Where others type, too, an end of theirs is not ours."""
+    with terminal() as (master, slave):
+        fd = Fd(os.dup(slave), Revokable(), shared=shared)
+        settings = termios.tcgetattr(slave)
+        settings[6][termios.VMIN] = 0
+        termios.tcsetattr(slave, termios.TCSANOW, settings)
+        assert fd.read_now(1) is None
+        settings[3] |= termios.ICANON
+        settings[6][termios.VEOF] = b"\x04"
+        termios.tcsetattr(slave, termios.TCSANOW, settings)
+        os.write(master, b"\x04line\n")
+        if shared:
+            assert await fd.read(100) == b"line\n"
+        else:
+            with pytest.raises(anyio.EndOfStream):
+                await fd.read(100)
+        fd.close()
 
 
 # -- callbacks of an Fd --
