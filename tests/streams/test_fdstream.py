@@ -9,6 +9,7 @@ import gc
 import os
 import pty
 import socket
+import sys
 import termios
 import tty
 from collections.abc import AsyncIterator, Callable
@@ -181,8 +182,9 @@ async def test_dropped_unclosed_it_warns_and_closes(used: bool) -> None:
     if used:
         await use(stream)
     del stream
-    with pytest.warns(ResourceWarning, match=f"'fd {r}' live.*was never closed"):
+    with pytest.warns(ResourceWarning, match=f"'fd {r}' live.*was never closed") as caught:
         gc.collect()
+    assert caught[0].filename == sys.modules[Fd.__module__].__file__
     await settle()
     closed = not is_open(r)
     os.close(w)
@@ -912,6 +914,19 @@ async def test_hazards_2_and_3_kick_and_cancel(kick_first: bool) -> None:
         task.cancel()
         stream.revoke()
     assert task.cancelled()
+
+
+@on_asyncio
+async def test_a_coroutine_that_is_closed_in_its_wait_leaves_nothing() -> None:
+    """As one whose loop is gone: it is closed when it is dropped."""
+    async with socket_stream() as (stream, peer):
+        reading = stream.receive()
+        while reading.send(None) is None:
+            pass  # a checkpoint
+        reading.close()
+        assert not stream.handle.in_use
+        peer.sendall(b"x")
+        assert await stream.receive() == b"x"
 
 
 @on_asyncio

@@ -279,7 +279,7 @@ class Fd:
         return f"<descriptor {self.number} of {self._node!r}>"
 
     def __del__(self) -> None:
-        if self.number >= 0:
+        if self.number != -1:
             unclosed = f"{self!r} was never closed"
             revoke_threadsafe(self._node, "it was never closed")
             warnings.warn(unclosed, ResourceWarning, source=self, stacklevel=1)
@@ -340,7 +340,6 @@ class Side:
         self._loop: asyncio.AbstractEventLoop | None = None  # where the callback is registered
         self._call: Callable[[], object] | None = None
         self.told: Callable[[], bool] | None = None
-        self._idle = False  # called with nobody waiting
         self.wait = wait
 
     async def ready(self) -> None:
@@ -373,7 +372,7 @@ class Side:
             getattr(reactor, f"add_{self._kind}")(self._fd, self._ready)
             self._loop = reactor
             self._errors = None if isinstance(reactor, asyncio.SelectorEventLoop) else _unasked(self._fd)
-        self._idle = False
+        self._idle = False  # called with nobody waiting
 
     def _ready(self) -> None:
         if self._errors is not None and (polled := self._errors.poll(0)) and polled[0][1] & select.POLLERR:
