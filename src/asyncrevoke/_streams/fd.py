@@ -377,8 +377,9 @@ class Side:
     def _ready(self) -> None:
         if self._errors is not None and (polled := self._errors.poll(0)) and polled[0][1] & select.POLLERR:
             reactor = self._loop
+            assert reactor is not None  # which calls this
             self.disarm()  # libuv has ended it, and uvloop tells nobody: the next wait begins anew
-            if reactor is not None and (self._call is not None or self.told is not None):
+            if self._call is not None or self.told is not None:
                 self._register(reactor)
         waited = self.told is not None and self.told()
         if self._call is not None:
