@@ -30,6 +30,7 @@ from asyncrevoke import (
     RevokedError,
     Tty,
     answers,
+    observe,
     places,
     revoke_all,
     revoke_threadsafe,
@@ -433,6 +434,7 @@ async def test_alice_may_log_in_again_while_the_old_one_drains(draining: str) ->
     file = old.open("file", release=slow if draining == "release" else None)
     assert draining == "release" or file.start_using()
     act = live.revoke("alice", reason="logged out")
+    assert live.draining("alice", "t1") == [old]
     new = live["alice", "t1"]
     again = new.open("file")
     await settle()
@@ -448,6 +450,7 @@ async def test_alice_may_log_in_again_while_the_old_one_drains(draining: str) ->
     else:
         file.stop_using()
     await act
+    assert live.draining("alice", "t1") == []
     assert not again.revoked
     assert live["alice", "t1"] is new
     await live.revoke("alice")
@@ -477,7 +480,7 @@ async def test_a_key_revoked_again_is_done_when_the_first_is_gone(key: tuple[str
 
 
 def test_errors_tell_which_generation_of_a_key_it_was() -> None:
-    """Each revocation of a key begins another number; an error has its own in `generation` and in its text."""
+    """Each revocation of a key begins another number, from 1 on; an error has its own in `generation` and in its text."""
     live = Registry()
     numbers = []
     for _ in range(3):
@@ -488,7 +491,7 @@ def test_errors_tell_which_generation_of_a_key_it_was() -> None:
         assert caught.value.generation == file.generation
         assert f"(generation {file.generation})" in str(caught.value)
         numbers.append(caught.value.generation)
-    assert sorted({number for number in numbers if number}) == numbers
+    assert numbers == [1, 2, 3]
 
 
 def revoke_unknown(live: Registry) -> Revocation:
@@ -723,6 +726,35 @@ def test_the_registry_lists_the_keys_in_use() -> None:
     assert list(live) == []
     assert "alice" not in live
     file.stop_using()
+
+
+async def test_observers_hear_of_a_key_that_nobody_uses() -> None:
+    """It was released, may be used again, and may be revoked. Who observes it goes on, and who no longer does hears nothing."""
+    live = Registry("live")
+    alice, bob = live["alice", "t1"], live["bob", "t2"]
+    told: list[tuple[Revokable, str]] = []
+    heard: list[str] = []
+    async with anyio.create_task_group() as own:
+        await own.start(observe, alice, lambda event: heard.append(event.what))
+        async with anyio.create_task_group() as above:
+            await above.start(observe, live.root, lambda event: told.append((event.node, event.what)))
+            with alice.using():
+                pass
+            await bob.revoke()
+            above.cancel_scope.cancel()
+        assert told == [
+            (alice.parent, "opened"),
+            (alice, "opened"),
+            (alice, "released"),
+            (alice.parent, "released"),
+            (bob, "revoked"),
+        ]
+        with alice.using():
+            pass
+        await alice.revoke()
+        own.cancel_scope.cancel()
+    assert len(told) == 5
+    assert heard == ["opened", "released", "opened", "released", "revoked"]
 
 
 def test_the_registry_may_be_changed_while_it_is_listed() -> None:
@@ -2097,6 +2129,19 @@ async def test_a_block_device_is_found_by_its_number(tmp_path: pathlib.Path) -> 
     assert live.find(path) is name
 
 
+@pytest.mark.parametrize("root", ["", "lab"])
+def test_what_is_open_is_found_by_its_path(root: str) -> None:
+    """Parents first: a generation has the path of its name. No path leads there by a further parent, nor to the root."""
+    live = Registry(root)
+    port = live.name("port")
+    alice = port.open("alice", also=[live["token"]])
+    for node in alice, alice.open("window"), live.root.open("port2"), live["token"]:
+        assert live.at(node.path) == [node]
+    assert live.at(port.path) == [port, port.current]
+    assert live.at(live["token"].path + "/alice") == []
+    assert live.at(root) == []
+
+
 async def test_a_device_that_is_gone_holds_no_place() -> None:
     """Though somebody has it still: another that comes there is found."""
     live = Registry()
@@ -2335,8 +2380,9 @@ def test_whose_file_it_is_counts_by_that_which_it_was_added_by(
         node.unlink()
     else:
         monkeypatch.setattr(_registry, "nobody", lambda: 1000)
-    with pytest.raises(PermissionError):
-        live.hangup(other, uid=1000)
+    for uid in 1, 1000:
+        with pytest.raises(PermissionError):
+            live.hangup(other, uid=uid)
     assert not file.revoked
     live.hangup(other, uid=0)
     assert file.revoked

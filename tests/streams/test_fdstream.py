@@ -9,6 +9,8 @@ import gc
 import os
 import pty
 import socket
+import sys
+import termios
 import tty
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -28,7 +30,7 @@ from conftest import BACKENDS, settle
 from operations import asyncio_only
 from ports import terminal
 from sockets import BIG, read_on, socket_stream
-from test_stream import Counted, TrioFace, answered, clog, on_trio
+from test_stream import Counted, TrioFace, answered, clog, on_trio, suspensions
 
 pytestmark = pytest.mark.anyio
 
@@ -180,8 +182,9 @@ async def test_dropped_unclosed_it_warns_and_closes(used: bool) -> None:
     if used:
         await use(stream)
     del stream
-    with pytest.warns(ResourceWarning, match=f"'fd {r}' live.*was never closed"):
+    with pytest.warns(ResourceWarning, match=f"'fd {r}' live.*was never closed") as caught:
         gc.collect()
+    assert caught[0].filename == sys.modules[Fd.__module__].__file__
     await settle()
     closed = not is_open(r)
     os.close(w)
@@ -914,6 +917,19 @@ async def test_hazards_2_and_3_kick_and_cancel(kick_first: bool) -> None:
 
 
 @on_asyncio
+async def test_a_coroutine_that_is_closed_in_its_wait_leaves_nothing() -> None:
+    """As one whose loop is gone: it is closed when it is dropped."""
+    async with socket_stream() as (stream, peer):
+        reading = stream.receive()
+        while reading.send(None) is None:
+            pass  # a checkpoint
+        reading.close()
+        assert not stream.handle.in_use
+        peer.sendall(b"x")
+        assert await stream.receive() == b"x"
+
+
+@on_asyncio
 async def test_hazard_14_the_result_is_there_when_the_kick_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait was over, the kick came behind it in the same step: the data is received."""
     ready = Ready(monkeypatch)
@@ -1108,13 +1124,74 @@ async def test_nothing_is_sent_to_a_terminal_that_nobody_has_open() -> None:
                 await send(b"nobody")
 
 
+# -- an Fd by itself --
+
+
+async def test_what_fits_is_written_and_room_is_waited_for() -> None:
+    """Others have their turn in any case."""
+    reading, writing = os.pipe()
+    fd = Fd(writing, Revokable())
+    assert await suspensions(fd.write_some(memoryview(BIG)))
+    async with anyio.create_task_group() as group:
+        waiting = start(group, fd.write_some, memoryview(BIG))
+        await settle()
+        assert not waiting.done.is_set()
+        filled = len(os.read(reading, len(BIG)))
+        await waiting.done.wait()
+        assert waiting.outcome == filled
+    fd.close()
+    os.close(reading)
+
+
+async def test_a_shared_descriptor_does_not_block_if_others_make_it() -> None:
+    """Before each read and write it is told again; and what is read is heard."""
+    near, far = socket.socketpair()
+    fd = Fd(near.detach(), Revokable(), shared=True)
+    heard: list[None] = []
+    fd.heard = lambda: heard.append(None)
+    with far:
+        far.sendall(b"x")
+        for call in functools.partial(fd.read_now, 1), functools.partial(fd.write_now, b"y"):
+            os.set_blocking(fd.number, True)
+            assert call()
+            assert not os.get_blocking(fd.number)
+            assert len(heard) == 1
+    fd.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_an_empty_read_of_a_terminal_is_its_end_only_where_one_was_typed(*, shared: bool) -> None:
+    """With a VMIN of 0 nothing has come yet. Where others type, too, an end of theirs is not ours."""
+    with terminal() as (master, slave):
+        fd = Fd(os.dup(slave), Revokable(), shared=shared)
+        settings = termios.tcgetattr(slave)
+        settings[6][termios.VMIN] = 0
+        termios.tcsetattr(slave, termios.TCSANOW, settings)
+        assert fd.read_now(1) is None
+        settings[3] |= termios.ICANON
+        settings[6][termios.VEOF] = b"\x04"
+        termios.tcsetattr(slave, termios.TCSANOW, settings)
+        os.write(master, b"\x04line\n")
+        if shared:
+            assert await fd.read(100) == b"line\n"
+        else:
+            with pytest.raises(anyio.EndOfStream):
+                await fd.read(100)
+        fd.close()
+
+
 # -- callbacks of an Fd --
 
 
 @asyncio_only
 @pytest.mark.parametrize("broken", [False, True], ids=["sound", "broken"])
-async def test_a_callback_is_called_as_often_as_its_descriptor_is_ready(*, broken: bool) -> None:
-    """Beside whoever waits for it, until it is given None; uvloop ends a poll that meets an error, and tells nobody."""
+async def test_a_callback_is_called_as_often_as_its_descriptor_is_ready(
+    monkeypatch: pytest.MonkeyPatch, *, broken: bool
+) -> None:
+    """Beside whoever waits for it, until it is given None; uvloop ends a poll that meets an error, and tells nobody.
+    Where nobody waits, the loop is not kept busy.
+    """
+    ready = Ready(monkeypatch)
     loop = asyncio.get_running_loop()
     reading, writing = os.pipe()
     if broken:
@@ -1132,6 +1209,9 @@ async def test_a_callback_is_called_as_often_as_its_descriptor_is_ready(*, broke
         await fd.writable.ready()
         await settle()
         assert not calls
+        ready.count = 0
+        await settle()
+        assert not ready.count
     fd.close()
     if not broken:
         os.close(reading)

@@ -17,6 +17,7 @@ from asyncrevoke import Face, FdStream, Revokable, RevokedError, answers
 from calls import parked, start
 from conftest import BACKENDS, settle
 from sockets import Wrap, pair, socket_stream
+from test_fdstream import Ready
 from test_stream import over_anyio, over_fd
 
 pytestmark = pytest.mark.anyio
@@ -51,7 +52,7 @@ def _end(ahead: bytearray) -> int:
 
 
 async def test_a_record_may_be_of_a_kind_of_your_own(wrap: Wrap) -> None:
-    """It ends where you say, however it comes; one that the data ends in can still be received."""
+    """It ends where you say, however it comes, also with nothing in it; one that the data ends in can still be received."""
     async with pair(wrap) as (stream, peer), anyio.create_task_group() as group:
 
         async def read() -> list[bytes]:
@@ -67,6 +68,7 @@ async def test_a_record_may_be_of_a_kind_of_your_own(wrap: Wrap) -> None:
         with pytest.raises(anyio.IncompleteRead):
             await stream.receive_record(_end)
         assert await stream.receive_exactly(5) == b"\x09rest"
+        assert await stream.receive_record(len) == b""
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -108,13 +110,17 @@ async def test_a_record_may_be_larger_than_what_is_asked_for_at_a_time(wrap: Wra
 @pytest.mark.parametrize("bound", [1, 3, 4, 5])
 async def test_the_bound_is_what_may_come_before_the_delimiter(wrap: Wrap, bound: int) -> None:
     """One byte more is DelimiterNotFound, with the delimiter there or not, and all of it can still be received."""
-    async with pair(wrap) as (stream, peer):
+    async with pair(wrap) as (stream, peer), anyio.create_task_group() as group:
         for data in b"1234\n", b"12345", b"1234567\n":
             peer.sendall(data)
             if data == b"1234\n" and bound >= 4:
                 assert await stream.receive_until(b"\n", bound) == b"1234"
             elif data == b"12345" and bound == 5:
-                assert await stream.receive_exactly(5) == data  # else a delimiter might still come
+                reading = start(group, stream.receive_until, b"\n", bound)
+                await parked(stream.handle)
+                peer.sendall(b"\n")  # which might still come
+                await reading.done.wait()
+                assert reading.outcome == data
             else:
                 with pytest.raises(anyio.DelimiterNotFound):
                     await stream.receive_until(b"\n", bound)
@@ -126,10 +132,12 @@ async def test_the_bound_is_what_may_come_before_the_delimiter(wrap: Wrap, bound
 async def test_a_delimiter_that_is_there_is_not_looked_for_beyond_the_bound(wrap: Wrap) -> None:
     """Of what was received before, too."""
     async with pair(wrap) as (stream, peer):
-        peer.sendall(b"0123456789\n")
+        peer.sendall(b"0123456789\nand more")
         assert await stream.receive_exactly(1) == b"0"
         with pytest.raises(anyio.DelimiterNotFound):
             await stream.receive_line(8)
+        with pytest.raises(anyio.DelimiterNotFound):
+            await stream.receive_until(b"and", 1)
         assert await stream.receive_line(9) == b"123456789\n"
 
 
@@ -243,34 +251,36 @@ async def test_a_cancelled_record_has_consumed_nothing(wrap: Wrap) -> None:
 
 
 @on_asyncio
-async def test_what_the_loop_has_read_for_a_task_that_is_cancelled_just_then_comes_next() -> None:
+async def test_what_the_loop_has_read_for_a_task_that_is_cancelled_just_then_comes_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The result is there already, and a task's cancellation goes before it."""
+    ready = Ready(monkeypatch)
     async with socket_stream() as (stream, peer):
         for data in b"first", b"second":
             task = asyncio.create_task(stream.receive())
             await parked(stream.handle)
+            ready.then = task.cancel
             peer.sendall(data)
-            while not task.done():
-                task.cancel()
-                await asyncio.sleep(0)
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await stream.receive() == data
 
 
 @on_asyncio
-async def test_an_error_that_the_loop_has_met_for_a_task_that_is_cancelled_just_then_comes_next() -> None:
+async def test_an_error_that_the_loop_has_met_for_a_task_that_is_cancelled_just_then_comes_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The kernel tells of a reset connection once: it is no end of data afterwards."""
+    ready = Ready(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as near:
         far, _ = server.accept()
         async with FdStream(near.detach()) as stream:
             task = asyncio.create_task(stream.receive())
             await parked(stream.handle)
+            ready.then = task.cancel
             far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             far.close()
-            while not task.done():
-                task.cancel()
-                await asyncio.sleep(0)
             with pytest.raises(asyncio.CancelledError):
                 await task
             with pytest.raises(anyio.BrokenResourceError):
@@ -278,11 +288,16 @@ async def test_an_error_that_the_loop_has_met_for_a_task_that_is_cancelled_just_
 
 
 async def test_a_record_without_an_end_starves_nobody() -> None:
-    """What is there is received for ever, and a deadline ends it."""
-    async with FdStream(os.open("/dev/zero", os.O_RDONLY)) as stream:
+    """What is there is received for ever, and a deadline ends it, or a revocation."""
+    async with FdStream(os.open("/dev/zero", os.O_RDONLY)) as stream, anyio.create_task_group() as group:
         with anyio.move_on_after(0.01) as scope:
             await stream.receive_exactly(1 << 40)
         assert scope.cancelled_caught
+        reading = start(group, stream.receive_exactly, 1 << 40)
+        await settle()
+        await stream.revoke("enough")
+        await reading.done.wait()
+        assert reading.error.reason == "enough"
 
 
 @on_asyncio
@@ -329,6 +344,7 @@ async def test_a_pending_cancellation_is_delivered_by_what_need_not_wait(
             functools.partial(stream.receive, 1),
             functools.partial(stream.receive_exactly, 1),
             functools.partial(stream.receive_until, b"\n"),
+            functools.partial(stream.receive_record, lambda _: 1),
             stream.receive_line,
             functools.partial(stream.send, b"x"),
             stream.send_eof,

@@ -1,10 +1,14 @@
 """One line for several streams, over a line in memory, and over a pipe that the loop reads."""
 
+from __future__ import annotations
+
 import array
+import asyncio
 import contextlib
+import functools
 import math
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Literal, Unpack
 
 import anyio
@@ -16,6 +20,8 @@ from asyncrevoke.lowlevel import Fd, SharedOptions
 from calls import parked, start
 from conftest import settle
 from operations import asyncio_only
+from test_fdstream import Ready
+from test_stream import Counted
 
 pytestmark = pytest.mark.anyio
 
@@ -185,7 +191,7 @@ async def test_a_stream_tells_how_much_of_the_line_it_has_seen() -> None:
     await first.revoke()
     line.arrive(bytes(3))
     await other.receive()
-    assert line.shared.read - first.left_at == 3
+    assert (first.left_at, line.shared.read) == (4, 7)
 
 
 async def test_who_had_nothing_to_receive_is_waited_for_as_well() -> None:
@@ -311,6 +317,20 @@ async def test_a_backlog_that_is_none_is_refused(backlog: int) -> None:
     """A stream must be allowed to be behind by something."""
     with pytest.raises(ValueError, match="backlog is"):
         Line(backlog=backlog)
+    line = Line(backlog=1)
+    line.arrive(b"12")
+    assert await line.open("one").receive() == b"1"
+
+
+async def test_how_much_is_kept_may_be_changed() -> None:
+    """What there is of the latest bytes stays as far as it fits."""
+    line = Line(backlog=12, history=4)
+    stream = line.open("one")
+    line.arrive(b"12345")
+    await stream.receive()
+    for history, kept in (6, b"2345"), (2, b"45"), (0, b""):
+        line.shared.keep(history)
+        assert line.shared.history == kept
 
 
 async def test_what_was_replayed_holds_up_nobody() -> None:
@@ -333,17 +353,33 @@ async def test_a_history_of_nothing_is_refused(history: int, backlog: int | None
         Line(history=history, backlog=backlog)
 
 
-class Pipe:
-    """A line that the loop reads for all who wait, where it can."""
+def gone(line: Pipe, _: Exception) -> Exception:
+    """What the end of data of a device is."""
+    line.port.revoke("gone")
+    return RevokedError(line.port, in_flight=True)
 
-    def __init__(self) -> None:
+
+class Pipe:
+    """A line that the loop reads for all who wait, where it can.
+
+    :param failed: what is raised instead of the end of data
+    """
+
+    def __init__(self, backlog: int | None, patience: float, failed: Callable[[Pipe, Exception], Exception]) -> None:
         theirs, self.end = os.pipe()
         os.set_blocking(self.end, False)
         self.port = Revokable("port")
         self.fd = Fd(theirs, self.port)
         self.port.release = self.fd.close
-        self.shared = Shared(self.fd.read, self.fd.write_some, backlog=1000, patience=math.inf)
+        self._failed = functools.partial(failed, self)
+        self.shared = Shared(self._receive, self.fd.write_some, backlog=backlog, patience=patience, failed=self._failed)
         self.shared.fd = self.fd
+
+    async def _receive(self, max_bytes: int) -> bytes:
+        try:
+            return await self.fd.read(max_bytes)
+        except anyio.EndOfStream as exc:
+            raise self._failed(exc) from None
 
     def open(self, name: str, *, kicks: bool = True, **options: Unpack[SharedOptions]) -> Stream:
         return Stream(self.shared, self.port.open("owner", kick=... if kicks else None), name=name, **options)
@@ -351,16 +387,229 @@ class Pipe:
     def arrive(self, data: bytes) -> None:
         os.write(self.end, data)
 
+    def close(self) -> None:
+        """Nothing more comes."""
+        end, self.end = self.end, -1
+        if end >= 0:
+            os.close(end)
+
 
 @contextlib.asynccontextmanager
-async def pipe() -> AsyncIterator[Pipe]:
-    line = Pipe()
+async def pipe(
+    backlog: int | None = 1000,
+    *,
+    patience: float = math.inf,
+    failed: Callable[[Pipe, Exception], Exception] = lambda _, exc: exc,
+) -> AsyncIterator[Pipe]:
+    line = Pipe(backlog, patience, failed)
     try:
         with anyio.fail_after(30):
             yield line
     finally:
-        os.close(line.end)
+        line.close()
         await line.port.aclose()
+
+
+@asyncio_only
+async def test_without_copies_one_reads_and_others_are_told_so() -> None:
+    """What is there comes without a turn of the loop. What comes for one who waits is not another's."""
+    async with pipe(None) as line, anyio.create_task_group() as tasks:
+        one, two = line.open("one"), line.open("two")
+        line.arrive(b"there")
+        assert await one.receive(1) == b"t"
+        reading = Counted(two.receive())
+        assert (await reading, reading.suspended) == (b"here", 0)
+        call = start(tasks, one.receive)
+        await parked(one.handle)
+        line.arrive(b"for one")
+        with pytest.raises(anyio.BusyResourceError):
+            await two.receive()
+        await call.done.wait()
+        assert call.outcome == b"for one"
+
+
+@asyncio_only
+async def test_without_copies_what_the_loop_has_read_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is cancelled in that very moment leaves it to the next; whoever is revoked in it gets it."""
+    ready = Ready(monkeypatch)
+    async with pipe(None) as line:
+        one, two = line.open("one"), line.open("two")
+        task = asyncio.create_task(one.receive())
+        await parked(one.handle)
+        ready.then = task.cancel
+        line.arrive(b"data")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [await two.receive(1), await one.receive()] == [b"d", b"ata"]
+        task = asyncio.create_task(one.receive())
+        await parked(one.handle)
+        ready.then = one.revoke
+        line.arrive(b"last")
+        assert await task == b"last"
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("backlog", [None, 1000])
+async def test_a_device_that_is_gone_is_told_to_each_as_its_own_loss(backlog: int | None, *, awaited: bool) -> None:
+    """The stream that meets the end first, and others afterwards."""
+    async with pipe(backlog, failed=gone) as line, anyio.create_task_group() as tasks:
+        first, later = line.open("first"), line.open("later")
+        if not awaited:
+            line.close()
+        call = start(tasks, first.receive)
+        if awaited:
+            await parked(first.handle)
+            line.close()
+        await call.done.wait()
+        assert (call.error.node, call.error.reason, call.error.in_flight) == (first.handle, "gone", True)
+        with pytest.raises(RevokedError) as caught:
+            await later.receive()
+        assert (caught.value.node, caught.value.in_flight) == (later.handle, False)
+
+
+@pytest.mark.parametrize("backlog", [None, 1000])
+async def test_who_waits_for_a_line_is_kicked_in_spite_of_a_grace(backlog: int | None) -> None:
+    """Whether the loop reads it, or a task."""
+    async with pipe(backlog) as by_loop, anyio.create_task_group() as tasks:
+        for line in by_loop, Line(backlog=backlog):
+            stream = line.open("one")
+            call = start(tasks, stream.receive)
+            await parked(stream.handle)
+            stream.revoke("shutdown", grace=3600)
+            await call.done.wait()
+            assert call.error.in_flight
+
+
+async def test_who_comes_while_another_reads_in_turn_takes_turns_too() -> None:
+    """A line that was held up is read by a task, also when the slow one has caught up: nobody reads beside it."""
+    async with pipe(10) as line, anyio.create_task_group() as tasks:
+        fast, slow = line.open("fast"), line.open("slow")
+        line.arrive(b"123456")
+        assert await read(fast, 6) == b"123456"
+        ahead = start(tasks, fast.receive)
+        await parked(fast.handle)
+        assert await slow.receive() == b"123456"
+        behind = start(tasks, slow.receive)
+        await parked(slow.handle)
+        line.arrive(b"more")
+        for call in ahead, behind:
+            await call.done.wait()
+            assert call.outcome == b"more"
+
+
+@asyncio_only
+async def test_who_holds_up_nobody_leaves_the_reading_to_the_loop() -> None:
+    """What comes is taken, although another receives nothing."""
+    async with pipe(10, patience=0.0) as line, anyio.create_task_group() as tasks:
+        taken: list[bytes] = []
+
+        def take(data: bytes) -> bytes:
+            taken.append(data)
+            return b""
+
+        reads, _idle = line.open("reads"), line.open("idle")
+        line.arrive(b"123456")
+        assert await read(reads, 6) == b"123456"
+        passes_on = line.open("passes on", take=take)
+        call = start(tasks, passes_on.receive)
+        await parked(passes_on.handle)
+        line.arrive(b"789")
+        assert await reads.receive() == b"789"
+        assert taken == [b"789"]
+        call.scope.cancel()
+
+
+@asyncio_only
+async def test_who_has_not_taken_what_came_gets_a_turn_before_more_is_read() -> None:
+    """Else a fast one would be too fast for all others, however fast they are."""
+    async with pipe(10, patience=0.0) as line, anyio.create_task_group() as tasks:
+        calls = [start(tasks, read, line.open(name), 1000) for name in ("one", "two")]
+        line.arrive(bytes(1000))
+        for call in calls:
+            await call.done.wait()
+            assert call.outcome == bytes(1000)
+
+
+@asyncio_only
+@pytest.mark.parametrize("how", ["revoked", "held up"])
+async def test_who_is_woken_because_the_line_is_held_up(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revocation in that moment is told as one in flight. Else the stream waits for the slow one, and no loop is busy."""
+    ready = Ready(monkeypatch)
+    async with pipe(10) as line, anyio.create_task_group() as tasks:
+        taken = bytearray()
+
+        def take(data: bytes) -> bytes:
+            taken.extend(data)
+            return b""
+
+        slow, passes_on = line.open("slow"), line.open("passes on", take=take)
+        call = start(tasks, passes_on.receive)
+        await parked(passes_on.handle)
+        line.arrive(b"123456")
+        while len(taken) < 6:
+            await anyio.lowlevel.checkpoint()
+        if how == "revoked":
+            ready.then = passes_on.revoke
+        line.arrive(b"more")
+        await settle()
+        if how == "revoked":
+            assert call.error.in_flight
+        else:
+            ready.count = 0
+            await settle()
+            assert not ready.count
+            assert await slow.receive() == b"123456"
+            await call.done.wait()
+            assert call.outcome == b"more"
+
+
+async def test_an_error_of_the_line_is_told_to_all_who_wait() -> None:
+    """As of a driver that refuses something, and goes on."""
+
+    def refused(_: Pipe, exc: Exception) -> Exception:
+        return OSError(f"refused: {exc!r}")
+
+    async with pipe(failed=refused) as line, anyio.create_task_group() as tasks:
+        streams = [line.open("one"), line.open("two")]
+        calls = [start(tasks, stream.receive) for stream in streams]
+        for stream in streams:
+            await parked(stream.handle)
+        line.close()
+        for call in calls:
+            await call.done.wait()
+            assert isinstance(call.outcome, OSError)
+            assert not isinstance(call.outcome, RevokedError)
+
+
+@asyncio_only
+async def test_an_end_that_is_there_is_met_without_waiting() -> None:
+    """As data is."""
+    async with pipe() as line:
+        stream = line.open("one")
+        line.arrive(b"x")
+        assert await stream.receive() == b"x"
+        line.close()
+        reading = Counted(stream.receive())
+        with pytest.raises(anyio.EndOfStream):
+            await reading
+        assert not reading.suspended
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_the_end_of_a_line_that_the_loop_reads_is_told_to_all(when: str) -> None:
+    """As of any other line."""
+    async with pipe() as line, anyio.create_task_group() as tasks:
+        streams = [line.open("one"), line.open("two")]
+        if when == "before":
+            line.close()
+        calls = [start(tasks, stream.receive) for stream in streams]
+        if when == "meanwhile":
+            for stream in streams:
+                await parked(stream.handle)
+            line.close()
+        for call in calls:
+            await call.done.wait()
+            assert isinstance(call.outcome, anyio.EndOfStream)
 
 
 @asyncio_only

@@ -265,6 +265,8 @@ async def test_a_revocation_ends_what_is_parked(wrap: Wrap) -> None:
         await parked(stream.handle, 2)
         act = stream.revoke("unplugged")
         assert not stream.handle.released
+        with pytest.raises(RevokedError):  # who is still leaving refuses nobody
+            await stream.receive()
         report = await act
         assert (report.kicked, report.released) == (2, 1)
         assert stream.handle.released
@@ -569,10 +571,11 @@ async def test_a_loop_around_a_flooding_stream_starves_nobody(wrap: Wrap) -> Non
 
         assert await turns_beside(receive, 10 * READY) >= 9
         assert await turns_beside(send, 10 * READY) >= 9
-        peer.sendall(b"x\n" * 30 * READY)
+        peer.sendall(b"x\n" * 40 * READY)
         for record in functools.partial(stream.receive_exactly, 2), stream.receive_line:
             assert await turns_beside(record, 10 * READY) >= 9
         assert await turns_beside(functools.partial(stream.receive_until, b"\n"), 10 * READY) >= 9
+        assert await turns_beside(functools.partial(stream.receive_record, lambda _: 2), 10 * READY) >= 9
 
 
 # -- the face: facts --

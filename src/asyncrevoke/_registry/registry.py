@@ -117,17 +117,19 @@ class Registry:
         self.root._admit_child()
         with contextlib.ExitStack() as looking:
             place: Place | None = None
+            file: tuple[object, ...] | None = None
             if path is not None:
                 fd = os.open(path, linux.O_PATH)
                 looking.callback(os.close, fd)
                 status = os.fstat(fd)
                 place = place_of(status)
+                file = pathlib.Path(os.fsdecode(path)).absolute(), *file_of(status)
             for what, taken in (name, self._names.get(name)), (path, place and self._places.get(place)):
                 if taken is not None and not taken.revoked:
                     raise ValueError(f"{what!r} is taken, by {taken!r}: revoke that first, or choose another")
             node = kind(name, **options)
-            if path is not None and place is not None:
-                node._file = pathlib.Path(os.fsdecode(path)).absolute(), *file_of(status)
+            node._file = file
+            if place is not None:
                 self._places[place] = node
                 if place[0] == "i":
                     node._inode = weakref.finalize(node, looking.pop_all().close)

@@ -357,7 +357,7 @@ class _Turn:
         self.busy = 0
 
     def __enter__(self) -> None:
-        if self.busy and (not self._handle._acts or self._handle._admits_use()):
+        if self.busy and self._handle._admits_use():
             raise anyio.BusyResourceError(self._action)
         self.busy += 1
 

@@ -115,14 +115,14 @@ class FdStream(Face):
         view = memoryview(item).cast("B")
         sent = 0
 
-        def write() -> bool | None:
+        def write() -> int | None:
             nonlocal sent
             while sent < len(view):
                 some = self._fd.write_now(view[sent:])
                 if some is None:
                     return None
                 sent += some
-            return True
+            return sent
 
         try:
             if self.handle._acts:
@@ -279,7 +279,7 @@ class Fd:
         return f"<descriptor {self.number} of {self._node!r}>"
 
     def __del__(self) -> None:
-        if self.number >= 0:
+        if self.number != -1:
             unclosed = f"{self!r} was never closed"
             revoke_threadsafe(self._node, "it was never closed")
             warnings.warn(unclosed, ResourceWarning, source=self, stacklevel=1)
@@ -340,7 +340,6 @@ class Side:
         self._loop: asyncio.AbstractEventLoop | None = None  # where the callback is registered
         self._call: Callable[[], object] | None = None
         self.told: Callable[[], bool] | None = None
-        self._idle = False  # called with nobody waiting
         self.wait = wait
 
     async def ready(self) -> None:
@@ -373,13 +372,14 @@ class Side:
             getattr(reactor, f"add_{self._kind}")(self._fd, self._ready)
             self._loop = reactor
             self._errors = None if isinstance(reactor, asyncio.SelectorEventLoop) else _unasked(self._fd)
-        self._idle = False
+        self._idle = False  # called with nobody waiting
 
     def _ready(self) -> None:
         if self._errors is not None and (polled := self._errors.poll(0)) and polled[0][1] & select.POLLERR:
             reactor = self._loop
+            assert reactor is not None  # which calls this
             self.disarm()  # libuv has ended it, and uvloop tells nobody: the next wait begins anew
-            if reactor is not None and (self._call is not None or self.told is not None):
+            if self._call is not None or self.told is not None:
                 self._register(reactor)
         waited = self.told is not None and self.told()
         if self._call is not None:

@@ -63,8 +63,7 @@ class Shared:
         self.history = bytearray()
         self._receive = receive
         self._send_some = send_some
-        self._copies = backlog is not None  # each stream gets one
-        self._backlog = backlog or 0
+        self._backlog = backlog or 0  # of copies, one for each stream; 0: there are none
         self._exact = exact
         self._kept = history
         self._patience = patience
@@ -98,7 +97,8 @@ class Shared:
             return data
         fd = self.fd
         home = reader.handle._home
-        if self._copies or fd is None or home is None or home.reactor is None:
+        assert home is not None  # in which it was admitted
+        if self._backlog or fd is None or home.reactor is None:
             return None
         if fd.readable.told is not None:
             raise anyio.BusyResourceError("reading from")
@@ -110,12 +110,13 @@ class Shared:
     async def receive(self, reader: SharedStream, max_bytes: int) -> bytes:
         """Wait for data for `reader`, as an operation of its handle."""
         handle = reader.handle
+        home = handle._home
+        assert home is not None  # in which it was admitted
         fd = self.fd
-        reactor = None if fd is None or handle._home is None else handle._home.reactor
         try:
-            if self._copies:
-                return await self._copy(reader, max_bytes, fd, reactor)
-            if fd is None or reactor is None:
+            if self._backlog:
+                return await self._copy(reader, max_bytes, fd, home.reactor)
+            if fd is None:
                 with handle.using(idle=True):
                     return await self._receive(max_bytes)
             read = functools.partial(self._read_now, fd, max_bytes)
@@ -186,9 +187,7 @@ class Shared:
             fd.readable.arm(reactor, functools.partial(self._came, fd))
 
     def _came(self, fd: Fd) -> bool:
-        """The loop finds the line readable: read for all who wait. Return whether somebody does."""
-        if not self._waiting:
-            return False
+        """The loop finds the line readable: read for all who wait, as somebody does."""
         if self._in_turn or (self._behind and self._slow()):
             self._wake()
         else:
