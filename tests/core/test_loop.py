@@ -551,7 +551,7 @@ def test_a_release_that_a_run_takes_no_task_for_has_failed(run: Run) -> None:
 
 @pytest.mark.invariant("threads")
 async def test_what_is_awaited_in_another_loop_is_refused() -> None:
-    """Nobody could wake who awaits it there: it is an error at once, and no hang."""
+    """Nobody could wake who awaits it there: it is an error at once, and no hang. What is complete wakes nobody."""
     node = Revokable("node")
     assert node.start_using()
     act = node.revoke()
@@ -562,7 +562,8 @@ async def test_what_is_awaited_in_another_loop_is_refused() -> None:
 
     await anyio.to_thread.run_sync(anyio.run, elsewhere)
     node.stop_using()
-    await act
+    report = await act
+    assert await anyio.to_thread.run_sync(anyio.run, act._complete) == report
 
 
 @pytest.mark.invariant("deadlock")

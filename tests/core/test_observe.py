@@ -156,6 +156,19 @@ async def test_events_tell_by_whom_it_was_revoked(caplog: pytest.LogCaptureFixtu
     assert caplog.messages == ["'root/alice' revoked by bob (enough)"]
 
 
+async def test_what_refuses_already_is_not_told_to_be_revoked_again() -> None:
+    """The first act is told, also while somebody is still inside."""
+    root = Revokable("root")
+    async with observed(root) as (told, _):
+        port = root.open("port")
+        assert port.start_using()
+        act = root.revoke()
+        port.revoke()
+        port.stop_using()
+        await act
+    assert told == ["root/port opened", "root revoked", "root/port released", "root released"]
+
+
 async def test_a_close_is_told_as_such() -> None:
     """What its owner closes is closed, not revoked."""
     root = Revokable("root")

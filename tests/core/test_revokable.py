@@ -1025,6 +1025,42 @@ async def test_what_at_close_raises_is_raised_to_the_closer() -> None:
     assert (await act).errors == (), "the revocation was complete, and had not failed"
 
 
+@pytest.mark.invariant("I2", "I4")
+async def test_a_release_that_the_hook_of_its_node_has_begun_is_waited_for() -> None:
+    """The hook ends the grace: what has come there before it finds that the release runs, and leaves it alone."""
+    log: Log = []
+    ready = anyio.Event()
+    node = Revokable("node", kick=lambda node: node.revoke(), release=slowly(log, "release", ready))
+    act = node.revoke(grace=3600)
+    await settle()
+    assert (log, act.done()) == (["release begins"], False)
+    ready.set()
+    await act
+    assert log == ["release begins", "release ends"]
+
+
+@pytest.mark.invariant("I2")
+async def test_a_release_may_return_anything() -> None:
+    """What is no awaitable is not awaited."""
+    assert (await Revokable("node", release=lambda: 3).revoke()).errors == ()
+
+
+def test_a_release_is_a_function() -> None:
+    """Else nobody would know before it is too late."""
+    with pytest.raises(TypeError, match="give a function without arguments"):
+        Revokable("node", release=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.invariant("I7")
+async def test_what_at_close_raises_is_logged_where_nobody_awaits_the_close(caplog: pytest.LogCaptureFixture) -> None:
+    """Also where there was nothing left to release."""
+    node = Revokable("node", at_close=lambda: 1 / 0)
+    await node.revoke()
+    node.close()
+    await settle()
+    assert [record.name for record in caplog.records] == ["asyncrevoke"]
+
+
 @pytest.mark.invariant("I7")
 async def test_hooks_and_releases_may_call_anything() -> None:
     """From inside a hook or a release every method of the tree works."""
@@ -1454,7 +1490,10 @@ def test_without_a_loop_a_coroutine_release_is_refused() -> None:
 
 
 @pytest.mark.invariant("threads", "I7")
-def test_without_a_loop_an_awaitable_nobody_knew_of_is_a_failed_release(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("used", [False, True])
+def test_without_a_loop_an_awaitable_nobody_knew_of_is_a_failed_release(
+    used: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where it cannot be known before, the release has failed; the node is released, and parents go on."""
 
     async def later() -> None: ...
@@ -1462,7 +1501,10 @@ def test_without_a_loop_an_awaitable_nobody_knew_of_is_a_failed_release(caplog: 
     log: Log = []
     root = Revokable("root", release=says(log, "root"))
     child = root.open("child", release=lambda: later())  # noqa: PLW0108  # hides that it is a coroutine function
+    assert not used or child.start_using()
     act = root.revoke()
+    if used:
+        child.stop_using()
     assert log == ["root"]
     assert child.released
     assert [type(exc) for exc in act.report.errors] == [RuntimeError]

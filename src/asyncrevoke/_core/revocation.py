@@ -350,7 +350,7 @@ def begin(act: Revocation, home: loop.Home | None, grace: float) -> None:
 
 def _announce(act: Revocation, home: loop.Home | None) -> None:
     """Tell observers, if it is the first act on any of its roots."""
-    if first := [root for root in act._roots if root._acts and root._acts[0] is act]:
+    if first := [root for root in act._roots if root._acts[0] is act]:
         for root in first:
             tell("closed" if act._closer else "revoked", root, act)
         for observation in tuple(home.observations if home is not None else ()):
@@ -395,7 +395,7 @@ def _refuse(act: Revocation, home: loop.Home | None) -> None:
                 order.append(node)
     order.reverse()  # parents before children, and in order of opening
     act._nodes = order
-    act._unreleased += len(order)
+    act._unreleased = len(order)
     if not order:
         act._progress()
 
@@ -464,11 +464,11 @@ def last_out(node: Revokable) -> None:
             continue
         if not node._acts:
             node._unused()
-        elif node._state < RELEASING:
-            if node._state < KICKED:
-                _enter_kicked(node)  # whose hook may have come here itself
-            if node._state < RELEASING and _release(node):
-                due += node._parents()
+            continue
+        if node._state < KICKED:
+            _enter_kicked(node)  # whose hook may have come here itself
+        if node._state < RELEASING and _release(node):
+            due += node._parents()
 
 
 def _release(node: Revokable) -> bool:
