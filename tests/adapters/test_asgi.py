@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from asgi_servers import SERVERS, Client, applications, served
 from asyncrevoke import Registry, RevokedError
 from asyncrevoke.adapters.asgi import RevokableApp, Session, ended_by_disconnect
-from conftest import BACKENDS
+from conftest import BACKENDS, settle
 
 pytestmark = [
     pytest.mark.anyio,
@@ -749,6 +749,20 @@ async def test_a_session_is_taken_away_when_its_time_is_over(live: Registry, her
     assert len(here.log) == 4
 
 
+async def test_a_session_that_has_ended_leaves_no_timer(live: Registry) -> None:
+    """Its token may live for days, and nobody keeps the session for so long."""
+    timers: list[asyncio.TimerHandle] = []
+
+    async def endpoint(scope: Any, _receive: Any, send: Any) -> None:
+        scope["asyncrevoke"].belongs_to("alice", expires=time.time() + 3600)
+        timers.append(scope["asyncrevoke"]._timer)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    assert await answer(RevokableApp(endpoint, live)) == (200, b"ok")
+    assert [timer.cancelled() for timer in timers] == [True]
+
+
 async def test_a_clock_that_was_set_is_noticed_within_a_minute(live: Registry, here: Here) -> None:
     """A machine that has slept for an hour does not let the token live for one more."""
     delays: list[float] = []
@@ -821,6 +835,25 @@ async def test_what_is_open_on_a_session_goes_with_it(live: Registry, here: Here
         await live["alice"].revoke("logged out")
     assert here.log == ["released", "closed", "using", "released"]
     assert sent[0]["status"] == 401
+
+
+async def test_what_is_open_on_a_session_goes_with_a_later_key(live: Registry, here: Here) -> None:
+    """At once, although the endpoint has a grace."""
+    files = []
+
+    async def opens(scope: Any, receive: Any, send: Any) -> None:
+        files.append(scope["asyncrevoke"].handle.open("file"))
+        scope["asyncrevoke"].belongs_to("bob")
+        await waits(here)(scope, receive, send)
+
+    app: Any = RevokableApp(opens, live, lambda _: "alice")
+    answered = asyncio.ensure_future(answer(app))
+    await here.noted("begun")
+    live["bob"].revoke("logged out", grace=3600)
+    assert [(file.revoked, file.reason) for file in files] == [(True, "logged out")]
+    assert not answered.done()
+    await live["bob"].revoke()
+    await answered
 
 
 async def test_an_endpoint_whose_cancellation_was_swallowed_is_cancelled_again(live: Registry, here: Here) -> None:
@@ -1357,6 +1390,27 @@ async def test_the_servers_handlers_are_back_after_the_lifespan(live: Registry, 
     await RevokableApp(applications(), live, shutdown=shutdown)({"type": "lifespan"}, receive, send)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     assert (inside[0] == before) == (shutdown is None)
+
+
+async def test_a_second_signal_is_the_servers_at_once(live: Registry) -> None:
+    """Who sends it does not want to wait for those who are still there."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append(len(told)))
+
+    async def receive() -> Any:
+        with contextlib.suppress(RevokedError), live["alice"].using(), anyio.CancelScope(shield=True):
+            signal.raise_signal(signal.SIGTERM)
+            await settle()
+            assert (live.root.revoked, told) == (True, [])
+            signal.raise_signal(signal.SIGTERM)
+            assert told == [0]
+        await settle()
+
+    try:
+        await RevokableApp(applications(), live, shutdown="going")({"type": "lifespan"}, receive, ignore)
+        assert told == [0, 1], "the first is handed on, too, when all have left"
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("what", ["returns", "raises", "fails"])

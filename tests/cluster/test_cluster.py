@@ -448,6 +448,36 @@ async def test_a_later_login_is_not_taken_from_above_another_session() -> None:
                 assert taken == set()
 
 
+@pytest.mark.parametrize("order", [("early", "late"), ("late", "early")])
+async def test_of_several_logins_with_one_key_the_earliest_counts(order: tuple[str, ...]) -> None:
+    """C7 is about a key as a whole: what was issued before the entry is taken, and whoever shares the key with it."""
+    cluster = Cluster(Registry(), await begun(), host="web1", lease=4)
+    async with running(cluster):
+        issued = {"early": cluster.position}
+        assert (await cluster.revoke("bob")).complete
+        issued["late"] = cluster.position
+        async with sessions(cluster, *((("alice",), issued[each]) for each in order)) as taken:
+            cluster._take(Entry("revoke", ("alice",), before=issued["late"], id="x"))
+            await settle()
+            assert taken == {("alice",)}
+
+
+async def test_a_login_is_remembered_as_long_as_its_session_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C7, also when the noted positions of unused keys are forgotten."""
+    monkeypatch.setattr("asyncrevoke.cluster.cluster._ROOM", 2)
+    cluster = Cluster(Registry(), await begun(), host="web1", lease=4)
+    async with running(cluster):
+        assert (await cluster.revoke("bob")).complete
+        late = cluster.position
+        async with sessions(cluster, (("alice",), late)) as taken:
+            for number in range(3):
+                with cluster.admit(f"user{number}", issued=late):
+                    pass
+            cluster._take(Entry("revoke", ("alice",), before=late, id="x"))
+            await settle()
+            assert taken == set()
+
+
 async def test_a_session_without_a_position_counts_as_older() -> None:
     """Such a revocation is a lock, until `readmit`, of exactly this path."""
     cluster = Cluster(Registry(), await begun(), host="web1", lease=4)

@@ -101,6 +101,14 @@ class TestReading:
             assert await log.told("e0", 7, 0.0) == (7, [])
             await redis.flushall()
 
+    async def test_what_follows_a_refused_command_is_given_to_nobody(self, log: RedisLog, redis: Any) -> None:
+        await redis.set("asyncrevoke:log", "another program's")
+        with pytest.raises(LogError, match="WRONGTYPE"):
+            await log.append("first", "second")
+        await redis.delete("asyncrevoke:log")
+        await log.append("third")
+        assert [text for _, text in (await log.read(0, 0.0)).texts] == ["third"]
+
     async def test_a_wipe_while_a_read_waits_is_seen_in_its_answer(self, log: RedisLog, redis: Any) -> None:
         """What is written to a log that was wiped meanwhile is no news of the one that was read."""
         await log.append("a")
