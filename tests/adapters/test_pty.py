@@ -1615,6 +1615,16 @@ async def test_what_ends_while_it_starts_leaves_nothing(tmp_path: pathlib.Path, 
     assert children() == others
 
 
+def test_a_program_that_never_began_leaves_nothing() -> None:
+    """Its opening was cancelled while a thread started it: there is nobody to tell it what to run."""
+    master, slave = os.openpty()
+    started = program.Program(["cat"], None, None, os.ttyname(slave))
+    started.kill()
+    assert started._channel.fileno() == -1
+    os.close(master)
+    os.close(slave)
+
+
 @on_one
 @loops
 async def test_program_is_not_started_for_a_host_that_has_ended(
