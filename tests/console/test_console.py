@@ -666,8 +666,11 @@ async def test_program_does_not_come_back(tmp_path: pathlib.Path) -> None:
         assert client.told[2:] in ([], [{"away": "hung up by root: enough"}])
 
 
-async def test_size_may_be_told_when_there_is_no_terminal_any_more(tmp_path: pathlib.Path) -> None:
+async def test_size_may_be_told_when_there_is_no_terminal_any_more(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who waits although it was taken away may resize his window, until the program has ended."""
+    monkeypatch.setattr(console, "_ENDS_WITHIN", math.inf)
     leave = tmp_path / "leave"
     os.mkfifo(leave)
     program = (

@@ -40,6 +40,7 @@ _LOOPBACK = ("sh", "-c", "stty raw -echo; exec cat")
 _PAUSE = 1.0  # seconds until a program is started again. Meanwhile its clients take the last output
 _LONGEST_PAUSE = 30.0  # seconds, for a program that ends soon each time
 _SOON = 10.0  # seconds
+_ENDS_WITHIN = 1.0  # seconds that a program has to end, after it has closed its terminal, for its status to be told
 _LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told why it ended
 _LISTED, _SHORT = 200, 5_000  # clients, and bytes of a text: the record of a share must fit into a line
 
@@ -212,7 +213,7 @@ class Console:
             self._recorder.shared.keep(self.share.history)
 
     async def _status(self, session: PtySession) -> str:
-        with anyio.move_on_after(1):
+        with anyio.move_on_after(_ENDS_WITHIN):
             return f"the program has ended with status {await session.wait()}"
         return "the program has closed its terminal"
 
