@@ -27,7 +27,7 @@ sys.path.append(str(HERE.parent / "planted"))
 import planted  # noqa: E402  # which is beside this folder
 
 PACKAGE = planted.ROOT / "src/asyncrevoke"
-#: What takes long, and seldom notices what nothing else does.
+#: What takes longest in a room.
 SEARCHES = "tests/core/test_interleavings.py"
 #: Where the tests are of each room of both floors.
 ROOMS = {"_core": "tests/core", "_streams": "tests/streams", "_registry": "tests/registry"}

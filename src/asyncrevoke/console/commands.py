@@ -305,11 +305,12 @@ def _revoke_here(args: argparse.Namespace) -> int:
 
 async def _revoke_at(server: Control, names: list[str], args: argparse.Namespace) -> Record:
     what = " ".join(names)
-    below = what == "*" or what.endswith("/*")
-    path = what[:-2] if below else what
-    if what.startswith("/"):
-        path = path or "/"  # and not "", which is everything
-    at = names if len(names) > 1 else path
+    below = what == "*" or what.endswith("/*")  # of one name: several have none of this
+    at: str | list[str] = names
+    if len(names) == 1:
+        at = what[:-2] if below else what
+        if what.startswith("/"):
+            at = at or "/"  # and not "", which is everything
     try:
         with anyio.fail_after(args.timeout + 10):
             return await server.revoke(at, args.reason, below=below, grace=args.grace, timeout=args.timeout)

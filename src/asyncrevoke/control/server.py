@@ -363,21 +363,23 @@ class _Server:
 
     def _begin(self, request: Request, reason: str, grace: float) -> Revocation:
         paths, below, places, peer = request.paths(), request.flag("below"), request.places(), request.peer
-        found: dict[Revokable, None] = {}
-        for path in paths:
-            there = [node for node in self._find(path, below) if self.access.revokes(peer, node.path)]
-            # What is already revoked can be hurried and waited for.
-            there = [node for node in there if not node.revoked] or [node for node in there if not node.released]
-            if not there and len(paths) > 1:
-                raise self._refusal(peer, path)
-            found |= dict.fromkeys(there)
-        if found:
+        open_at = {path: self._revocable(peer, path, below) for path in paths}
+        missing = [path for path, there in open_at.items() if not there]
+        if not missing:
+            found = dict.fromkeys(node for there in open_at.values() for node in there)
             return revoke_all(found, reason, grace=grace, by=peer.name)
-        for may, uid in (self.access.revokes, None), (self.access.looks, peer.uid):
-            with contextlib.suppress(LookupError, PermissionError):
-                among = functools.partial(may, peer)
-                return self.registry.hangup(places, reason, grace=grace, uid=uid, among=among, by=peer.name)
-        raise self._refusal(peer, *paths)
+        if len(paths) == 1:
+            for may, uid in (self.access.revokes, None), (self.access.looks, peer.uid):
+                with contextlib.suppress(LookupError, PermissionError):
+                    among = functools.partial(may, peer)
+                    return self.registry.hangup(places, reason, grace=grace, uid=uid, among=among, by=peer.name)
+        raise self._refusal(peer, missing[0])
+
+    def _revocable(self, peer: Peer, path: str, below: bool) -> list[Revokable]:
+        """Return the nodes at a path, or below it, that a peer may revoke."""
+        found = [node for node in self._find(path, below) if self.access.revokes(peer, node.path)]
+        # What is already revoked can be hurried and waited for.
+        return [node for node in found if not node.revoked] or [node for node in found if not node.released]
 
     def _refusal(self, peer: Peer, path: str) -> ControlError:
         """Return why a peer cannot revoke what is at a path."""
