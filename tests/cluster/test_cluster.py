@@ -1,6 +1,7 @@
 """A member, its revocations and its reports, over a log in memory."""
 
 import contextlib
+import itertools
 import pathlib
 import time
 from collections.abc import AsyncIterator
@@ -385,6 +386,14 @@ async def test_a_lease_that_is_over_refuses_before_any_timer_runs(monkeypatch: p
         clock.now += 10.0
         with pytest.raises(NotVouchedError), cluster.admit("alice"):
             pass
+
+
+async def test_a_lease_that_ends_between_two_looks_at_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that says "a little is left", and a next one that says "none": nobody waits for less than nothing."""
+    seen, looks = Seen(), itertools.cycle((0.001, 0.001, -0.001))  # the first is that of the read that caught up
+    monkeypatch.setattr(Cluster, "lease_left", property(lambda _: next(looks)))
+    async with running(Cluster(Registry(), await begun(), host="web1", lease=10, observers=(seen,))):
+        await seen.next("cut off")
 
 
 # -- C4, C7: what an entry takes --

@@ -329,8 +329,8 @@ class Cluster(Revoker):
         while True:
             if self._cut_off:
                 await self._renewed.wait()
-            elif self.lease_left > 0:
-                await anyio.sleep(self.lease_left)
+            elif (left := self.lease_left) > 0:  # asked once: it may be over at the next look
+                await anyio.sleep(left)
             else:
                 self._cut_off_by("cut off", f"the log was not read for {self._lease:g} s: {self._why}")
 
