@@ -29,14 +29,19 @@ def measured(reader: InMemoryMetricReader) -> dict[str, Any]:
 
 
 async def test_what_is_open_and_what_it_took_to_take_it_away() -> None:
-    """Every event is counted by its name; what is open goes up and down; an act is timed once, whatever it took."""
+    """Every event is counted by its name; what is open goes up and down; an act is timed once, whatever it took.
+
+    A file with two parents is one file, and one that was there before is none that was opened.
+    """
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     root = Revokable()
+    there_before = root.open("there before")
     async with anyio.create_task_group() as tasks:
         await tasks.start(observe, root, OpenTelemetry(provider.get_meter("test")))
         device, other = root.open("device"), root.open("other")
-        acts = [device.open("alice").close()]
+        acts = [device.open("alice").close(), there_before.close()]
+        other.join(root.open("shared"))
         device.open("bob")
         acts.append(device.revoke("unplugged"))
         await acts[-1]
@@ -49,12 +54,12 @@ async def test_what_is_open_and_what_it_took_to_take_it_away() -> None:
     provider.shutdown()
     assert found.pop("seconds") == pytest.approx(sum(act.report.seconds for act in acts))
     assert found == {
-        "asyncrevoke.events opened": 4,
-        "asyncrevoke.events closed": 1,
+        "asyncrevoke.events opened": 5,
+        "asyncrevoke.events closed": 2,
         "asyncrevoke.events revoked": 2,
-        "asyncrevoke.events released": 5,
+        "asyncrevoke.events released": 7,
         "asyncrevoke.open": 0,
-        "asyncrevoke.revocation.duration": 3,
+        "asyncrevoke.revocation.duration": 4,
     }
 
 

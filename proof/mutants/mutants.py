@@ -1,9 +1,9 @@
 """Changes each small thing on floors 0 and 1, one at a time: ``python proof/mutants/mutants.py [--only '_core/use.py*']``
 
 A *mutant* is the source with one operator, number or truth value turned round, or with one statement left out. The tests of its
-room that run the changed line are run, quick ones first; all tests of the room where the line runs at the import. What survives
-needs a test, or a reason in `equivalents.toml`, which says why nobody can see the change. Exit status 0 means that no survivor
-is unexplained.
+room that run the changed line are run, quick ones first; all tests of the room where the line runs at the import. If none of
+them notices, those of the rooms that build on it are run in the same way. What survives needs a test, or a reason in
+`equivalents.toml`, which says why nobody can see the change. Exit status 0 means that no survivor is unexplained.
 """
 
 import argparse
@@ -29,8 +29,12 @@ import planted  # noqa: E402  # which is beside this folder
 PACKAGE = planted.ROOT / "src/asyncrevoke"
 #: What takes longest in a room.
 SEARCHES = "tests/core/test_interleavings.py"
-#: Where the tests are of each room of both floors.
-ROOMS = {"_core": "tests/core", "_streams": "tests/streams", "_registry": "tests/registry"}
+#: Where the tests are of each room of both floors: its own, then those of the rooms that build on it.
+ROOMS = {
+    "_core": ("tests/core", "tests/registry", "tests/streams"),
+    "_streams": ("tests/streams",),
+    "_registry": ("tests/registry",),
+}
 #: Each operator as it is written, and what it is turned into.
 _SIGN: dict[type[ast.AST], str] = {
     ast.Lt: "<",
@@ -77,6 +81,7 @@ class _Changes(ast.NodeVisitor):
             self._lines.append(self._lines[-1] + len(line))
         self._within: list[str] = []
         self._statement = 1  # its first line
+        self._remembering = 0  # the first line of a function around it whose results are cached
         self.visit(ast.parse(source))
 
     def visit(self, node: ast.AST) -> None:
@@ -96,7 +101,7 @@ class _Changes(ast.NodeVisitor):
         return self._at(node.end_lineno, node.end_col_offset)
 
     def _change(self, begin: int, end: int, new: str) -> None:
-        lines = range(self._statement, bisect.bisect(self._lines, begin) + 1)
+        lines = range(self._remembering or self._statement, bisect.bisect(self._lines, begin) + 1)
         self.found.append((begin, end, new, ".".join(self._within), lines))
 
     def _turn(self, left: ast.expr, operator: ast.AST, right: ast.expr) -> None:
@@ -111,10 +116,14 @@ class _Changes(ast.NodeVisitor):
     def _visit_named(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> None:
         if node.name in ("__repr__", "__str__"):  # the tests look at what matters in these
             return
+        # One test of many runs a function that remembers: as if it ran at the import.
+        remembers = "functools.cache" in map(ast.unparse, node.decorator_list)
+        before, self._remembering = self._remembering, node.lineno if remembers else self._remembering
         self._within.append(node.name)
         for each in node.body:
             self.visit(each)
         self._within.pop()
+        self._remembering = before
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         self._visit_named(node)
@@ -226,10 +235,10 @@ class Covering:
         }
 
     def tests(self, file: str, lines: range) -> list[str]:
-        """Their names. Those of the whole room, if the lines run at the import, or in no test."""
+        """Their names. Those of the whole room, if the lines run at the import."""
         contexts = self._data.contexts_by_lineno(str(self._package / file))
         found = {context.rpartition("|")[0] for line in lines for context in contexts.get(line, ())}
-        return self._room if "" in found or not found else sorted(found, key=self._seconds)
+        return self._room if "" in found else sorted(found, key=self._seconds)
 
     def _seconds(self, test: str) -> float:
         file, _, name = test.partition(".py::")
@@ -239,13 +248,14 @@ class Covering:
 def run_all(chosen: Sequence[Mutant], processes: int, *, quick: bool = False) -> Iterator[tuple[Mutant, bool]]:
     """Tell of each whether it has survived."""
     with planted.copies(planted.ROOT, processes) as trees:
-        rooms = {ROOMS[each.file.partition("/")[0]] for each in chosen}
+        rooms = dict.fromkeys(room for each in chosen for room in ROOMS[each.file.partition("/")[0]])
         covering = dict(trees.map(functools.partial(Covering, quick=quick), rooms))
 
         def survives(copy: planted.Copy, mutant: Mutant) -> bool:
-            tests = covering[ROOMS[mutant.file.partition("/")[0]]].tests(mutant.file, mutant.lines)
+            rooms = ROOMS[mutant.file.partition("/")[0]]
+            found = (covering[room].tests(mutant.file, mutant.lines) for room in rooms)
             with copy.changed(mutant.file, mutant.source):
-                return copy.run(tests).outcome == "passed"
+                return all(copy.run(tests).outcome == "passed" for tests in found if tests)
 
         yield from trees.map(survives, chosen)
 

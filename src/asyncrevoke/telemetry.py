@@ -10,6 +10,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
 from asyncrevoke.lowlevel import Event
 
 if TYPE_CHECKING:
+    from asyncrevoke import Revokable
     from asyncrevoke.cluster import Cluster, ClusterEvent
 
 
@@ -17,7 +18,7 @@ class OpenTelemetry:
     """An observer that measures: ``tasks.start_soon(observe, registry.root, OpenTelemetry())``
 
     - ``asyncrevoke.events``: how often each event happened, by ``event``
-    - ``asyncrevoke.open``: the number of open files
+    - ``asyncrevoke.open``: the number of open files, of those that were opened since it observes
     - ``asyncrevoke.revocation.duration``: seconds from `revoke` or `close` to the last release
 
     No attribute holds a path or a user: there may be any number of those.
@@ -29,6 +30,7 @@ class OpenTelemetry:
         meter = meter or get_meter("asyncrevoke")
         self._events = meter.create_counter("asyncrevoke.events", "{event}", "What happened to files")
         self._open = meter.create_up_down_counter("asyncrevoke.open", "{file}", "Files that are open")
+        self._files: set[Revokable] = set()  # those that are open
         self._duration = meter.create_histogram(
             "asyncrevoke.revocation.duration", "s", "From the call to the last release"
         )
@@ -36,9 +38,11 @@ class OpenTelemetry:
     def __call__(self, event: Event) -> None:
         self._events.add(1, {"event": event.what})
         if event.what == "opened":
+            self._files.add(event.node)
             self._open.add(1)
         elif event.what == "released":
-            if event.node.parent is not None:  # a root is not opened
+            if event.node in self._files:  # otherwise it is a root, or was there before
+                self._files.remove(event.node)
                 self._open.add(-1)
             if event.revocation is not None and event.revocation.done():
                 self._duration.record(event.revocation.report.seconds)

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import gc
 import signal
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -423,7 +424,7 @@ def test_what_a_loop_was_closed_in_the_midst_of_is_ended_in_the_next(run: Run, w
         finally:
             log.append("ends")
 
-    root = Revokable("root")
+    root = Revokable("root", release=says(log, "root"))
     for _ in range(2 * SLICE if what == "kicks and releases" else 3):
         root.open(release=says(log, "release") if what == "kicks and releases" else release)
     acts: list[Revocation] = []
@@ -442,10 +443,10 @@ def test_what_a_loop_was_closed_in_the_midst_of_is_ended_in_the_next(run: Run, w
         with pytest.raises(BaseExceptionGroup) as caught:
             run(second)
         assert [type(each) for each in caught.value.exceptions] == [asyncio.CancelledError] * 3
-        assert log == ["begins"] * 3 + ["ends"] * 3
+        assert log == ["begins"] * 3 + ["ends"] * 3 + ["root"]
     else:
         run(second)
-        assert log == ["release"] * 2 * SLICE
+        assert log == ["release"] * 2 * SLICE + ["root"]
 
 
 @asyncio_only
@@ -821,6 +822,32 @@ async def test_where_a_task_waits_is_the_users_line() -> None:
     assert user.where == f"test_loop.py:{line} in deeper"
 
 
+@pytest.mark.invariant("I8", "kick")
+def test_a_program_of_asyncio_alone_is_kicked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody has imported AnyIO's backend or trio yet, a task is kicked and found all the same."""
+    monkeypatch.setitem(sys.modules, "trio", None)
+    monkeypatch.delitem(sys.modules, "anyio._backends._asyncio")
+    monkeypatch.delattr(anyio._backends, "_asyncio")
+    node = Revokable("node")
+    where: list[str] = []
+
+    async def read() -> None:
+        with node.using():
+            await asyncio.sleep(1000)
+
+    async def main() -> None:
+        reader = asyncio.ensure_future(read())
+        await asyncio.sleep(0)
+        where.extend(user.where for user in node.users())
+        act = node.revoke()
+        with pytest.raises(RevokedError):
+            await reader
+        assert act.done()
+
+    asyncio.run(main())
+    assert where == [f"test_loop.py:{read.__code__.co_firstlineno + 2} in read"]
+
+
 @pytest.mark.invariant("I8")
 async def test_where_a_task_waits_in_a_library_of_a_like_name() -> None:
     """Code beside AnyIO whose folder begins with that name, as `anyio_serial`, is nobody's plumbing."""
@@ -847,13 +874,20 @@ async def test_where_a_task_waits_that_is_over() -> None:
 
 @pytest.mark.parametrize("where", ["task", "callback"])
 def test_a_release_has_its_first_step_when_the_loop_ends(where: str) -> None:
-    """Tasks that have not begun are cancelled then; what a release does before its first await is done all the same, once."""
+    """Tasks that have not begun are cancelled then. What a release does before its first await is done all the same, once,
+    and what it does when it is cancelled, to the end.
+    """
     steps: list[str] = []
 
     async def release() -> None:
         steps.append("first")
-        await asyncio.sleep(0)
-        await asyncio.sleep(1000)
+        try:
+            await asyncio.sleep(0)
+            await asyncio.sleep(1000)
+        finally:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            steps.append("last")
 
     node = Revokable("device", release=release)
 
@@ -865,7 +899,7 @@ def test_a_release_has_its_first_step_when_the_loop_ends(where: str) -> None:
             asyncio.get_running_loop().call_soon(node.revoke)
 
     asyncio.run(main())
-    assert steps == ["first"]
+    assert steps == ["first", "last"]
     assert node.released
 
 

@@ -191,6 +191,22 @@ async def test_only_what_is_below_is_told_by_whichever_parent() -> None:
     assert told == [f"root/port/alice {what}" for what in ("opened", "revoked", "released")]
 
 
+async def test_a_file_that_gets_a_further_parent_is_opened_once_for_each_who_observes() -> None:
+    """Who observes it already hears nothing new. Who observes the further parent hears of it, and of all that is below."""
+    port, token, alice = Revokable("port"), Revokable("token"), Revokable("alice")
+    alice.open("shell")
+    async with observed(port) as (by_port, _), observed(token) as (by_token, _):
+        port.open("beside")
+        alice.join(port)
+        alice.join(token)
+        alice.join(port.open("last"))
+        await alice.revoke()
+    mine = ["alice opened", "alice/shell opened", "alice revoked", "alice/shell released", "alice released"]
+    mine = [f"port/{each}" for each in mine]
+    assert by_token == mine
+    assert by_port == ["port/beside opened", *mine[:2], "port/last opened", *mine[2:]]
+
+
 @pytest.mark.parametrize("above", [False, True])
 async def test_who_stays_inside_is_a_straggler_once(above: bool) -> None:
     """Whoever is inside after the patience is told once, at his own node, whether the node itself is taken or one above."""

@@ -15,7 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import Report, Revocation, Revokable, RevokeDeadlock, RevokedError, User, revoke_all
-from asyncrevoke.lowlevel import users_of
+from asyncrevoke.lowlevel import Wait, users_of
 from conftest import settle
 from operations import Log, operate, says, slowly, stubborn
 
@@ -367,6 +367,29 @@ async def test_wait_drained_waits_for_the_last_counted_operation() -> None:
     assert log == ["drained"]
 
 
+@pytest.mark.invariant("I4")
+@pytest.mark.parametrize("kinds", [("waits", "waits"), ("waits", "is counted"), ("is counted", "waits")])
+async def test_wait_drained_waits_for_the_last_of_several_operations(kinds: tuple[str, ...]) -> None:
+    """Of whichever kind the one is that leaves first, the other is still inside."""
+    log: Log = []
+    node = Revokable("node")
+    waits = Wait(node, lambda _: None), Wait(node, lambda _: None)
+    for kind, operation in zip(kinds, waits, strict=True):
+        assert operation.enter() if kind == "waits" else node.start_using()
+    act = node.revoke()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, act.wait_drained, log, "drained")
+        for kind, operation in zip(kinds, waits, strict=True):
+            await settle()
+            assert (log, node.released) == ([], False)
+            if kind == "waits":
+                operation.leave()
+            else:
+                node.stop_using()
+    assert log == ["drained"]
+    assert (await act).remaining == 0
+
+
 @pytest.mark.invariant("I4", "I1")
 async def test_wait_drained_waits_for_nested_uses_of_the_grace() -> None:
     """A use that was granted in the grace is an operation as any other."""
@@ -440,6 +463,9 @@ async def test_what_nobody_awaits_when_it_completes_is_logged_once(caplog: pytes
         assert len(caplog.records) == 1
     await settle()
     with pytest.raises(BaseExceptionGroup):
+        await act
+    with anyio.CancelScope() as scope:
+        scope.cancel()
         await act
     assert [record.name for record in caplog.records] == ["asyncrevoke"]
 

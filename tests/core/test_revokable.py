@@ -846,6 +846,7 @@ async def test_a_wait_of_ones_own_is_ended_by_its_function(kick: Any) -> None:
     assert len(ends) == 1
     root.close()
     assert [type(error) for error in ends] == [RevokedError, anyio.ClosedResourceError]
+    assert act.report.kicked == 2
     with pytest.raises(anyio.ClosedResourceError):
         waits[0].enter()
     for wait in waits:
@@ -977,6 +978,9 @@ async def test_what_hooks_and_releases_raise_stops_nothing(error: BaseException)
         raised.append(caught.value)
     assert raised[0] is not raised[1]
     assert [group.exceptions for group in raised] == [(error,) * 7] * 2
+    assert error.__notes__[-3:] == [
+        f"raised by a hook or the release of {path!r}" for path in ("root/child", "root", "root")
+    ]
 
 
 @pytest.mark.invariant("I7")
@@ -1391,7 +1395,17 @@ def test_revoke_threadsafe_without_a_loop_revokes_at_once() -> None:
     """A tree that no loop has used is revoked where it is asked for."""
     node = Revokable("node")
     assert revoke_threadsafe(node).result(0).released == 1
-    assert not revoke_threadsafe(node).cancel()
+
+
+@pytest.mark.invariant("threads")
+async def test_the_future_of_revoke_threadsafe_cannot_be_cancelled() -> None:
+    """A revocation cannot be undone: the future says so before it is done, and after."""
+    node = Revokable("node")
+    future = revoke_threadsafe(node)
+    assert not future.cancel()
+    await settle()
+    assert future.result(0).released == 1
+    assert not future.cancel()
 
 
 @pytest.mark.invariant("threads")

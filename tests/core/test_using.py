@@ -414,6 +414,20 @@ async def test_a_group_with_anything_else_is_not_folded() -> None:
     assert caught.group_contains(ValueError, match="mine")
 
 
+@pytest.mark.invariant("contract", "I5")
+async def test_what_was_raised_beside_the_kick_comes_out_without_it() -> None:
+    """The kick is a cancellation of ours, so it is taken out of a group that it is in."""
+    node = Revokable("node")
+    error = ValueError("mine")
+    with pytest.raises(BaseExceptionGroup) as caught, node.using():
+        node.revoke()
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class() as kick:
+            raise BaseExceptionGroup("both", [error, kick]) from None
+    assert caught.value.exceptions == (error,)
+
+
 @pytest.mark.invariant("contract", "grace")
 async def test_a_group_of_idle_waits_kicked_in_the_grace_is_folded() -> None:
     """The group is made only of this node's revocation, also when the use around it has its grace still."""
@@ -462,6 +476,47 @@ async def test_close_by_another_task_is_a_closed_resource() -> None:
         await settle()
     assert log[:2] == ["root in", "child in"]
     assert sorted(log[2:]) == ["child kicked", "root closed"]
+
+
+@pytest.mark.invariant("contract")
+@pytest.mark.parametrize(
+    ("end", "error", "own"),
+    [
+        (Revokable.close, anyio.ClosedResourceError("the socket is closed"), True),
+        (Revokable.close, ValueError("mine"), False),
+        (Revokable.revoke, anyio.ClosedResourceError("the socket is closed"), False),
+    ],
+)
+async def test_what_a_close_by_its_owner_has_closed_below_is_told_as_the_close(
+    end: Callable[[Revokable], object], error: Exception, own: bool
+) -> None:
+    """A hook closes what an operation waits on: its ClosedResourceError is then the node's own. All else is foreign."""
+    node = Revokable("node", kick=None)
+    closed = anyio.Event()
+
+    async def takes() -> None:
+        end(node)
+
+    async with anyio.create_task_group() as tasks:
+        with pytest.raises(type(error)) as caught, node.using() as use:
+            use.on_kick(closed.set)
+            tasks.start_soon(takes)
+            await closed.wait()
+            raise error
+    told = caught.value
+    assert (told is not error, told.__cause__ is error) == (own, own)
+    assert ("closed by its owner" in str(told)) == own
+
+
+@pytest.mark.invariant("contract")
+async def test_an_operation_that_no_kick_has_reached_keeps_its_own_error() -> None:
+    """Under kick=None, a close by the owner says nothing about what an operation runs into."""
+    node = Revokable("node", kick=None)
+    error = anyio.ClosedResourceError("the socket is closed")
+    with pytest.raises(anyio.ClosedResourceError) as caught, node.using():
+        node.close()
+        raise error
+    assert caught.value is error
 
 
 @pytest.mark.invariant("I3", "I7")
@@ -540,6 +595,16 @@ async def test_on_kick_is_called_where_nobody_is_cancelled() -> None:
         await anyio.lowlevel.checkpoint()
     assert log == ["told", "told late"]
     assert (await act).kicked == 1
+
+
+@pytest.mark.invariant("kick")
+async def test_an_operation_knows_of_a_kick_that_does_not_end_it() -> None:
+    """With kick=None nobody is told; whoever asks learns that the kick has come."""
+    node = Revokable("node", kick=None)
+    with node.using() as use:
+        assert not use.kicked
+        node.revoke()
+        assert use.kicked
 
 
 @pytest.mark.invariant("kick")
@@ -796,6 +861,18 @@ async def test_opening_that_fails_releases_once(slow: bool) -> None:
     assert (handle.released, handle.unclosed, root.in_use, root.unclosed, root.revoked) == (True, 0, 0, 0, False)
     await root.revoke()
     assert log[-1] == "root"
+
+
+@pytest.mark.invariant("opening", "grace")
+async def test_opening_is_not_kicked_before_the_grace_is_over() -> None:
+    """It works, and does not wait for others to begin something."""
+    root = Revokable("root")
+    with pytest.raises(RevokedError):  # what it has opened has no parent any more
+        async with root.opening() as handle:
+            root.revoke(grace=3600)
+            await anyio.lowlevel.checkpoint()
+            handle.release = None
+    assert root.released
 
 
 @pytest.mark.invariant("opening")

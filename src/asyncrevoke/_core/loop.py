@@ -229,7 +229,8 @@ class _AsyncioHome(Home):
         finally:
             while self._tasks:
                 for task in self._tasks:
-                    task.cancel()
+                    if not task.cancelling():
+                        task.cancel()
                 await asyncio.wait(self._tasks)
 
     def wind_up(self) -> None:
@@ -270,10 +271,8 @@ class _TrioHome(Home):
         async def main() -> None:
             try:
                 await run()
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001  # handed to done(), also the cancellation of a run that ends
                 done(exc)
-                if isinstance(exc, anyio.get_cancelled_exc_class()):
-                    raise
             else:
                 done(None)
 

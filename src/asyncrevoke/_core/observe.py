@@ -69,6 +69,7 @@ async def observe(
     """Tell an observer what happens to `node` and all below it, until cancelled: ``await tasks.start(observe, root,
     log_events)``
 
+    A file is opened once, when it comes below `node`, be it new or joined later; what is there already is not told.
     Operations are not observed, so they cost no more than before. If a revocation is called above `node`, the act
     itself is not told.
 

@@ -51,7 +51,7 @@ from __future__ import annotations
 import concurrent.futures
 import inspect
 import threading
-from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
@@ -62,7 +62,7 @@ import anyio.lowlevel
 from . import loop
 from .errors import RevokedError
 from .profile import Answers
-from .revocation import KICKED, LIVE, RELEASED, RELEASING, Report, Revocation, User, begin, last_out, tell, users_of
+from .revocation import KICKED, LIVE, RELEASED, RELEASING, Report, Revocation, User, begin, last_out, users_of
 from .use import Iterate, Opening, Use, is_inside
 
 T = TypeVar("T")
@@ -70,6 +70,8 @@ Release = Callable[[], Awaitable[object] | object]
 Kick = Callable[["Revokable"], object] | EllipsisType | None
 #: Called with what has happened, the node, the act, and the name of the task.
 Told = Callable[[str, "Revokable", Revocation | None, str], None]
+#: Nodes, each with those who observe it from now on.
+Heard = Sequence[tuple["Revokable", tuple[Told, ...]]]
 
 
 class Options(TypedDict, total=False):
@@ -326,26 +328,26 @@ class Revokable:
         self.parent, *also = (*self._parents(), *parents)
         self._also = tuple(also)
         self._home = self.parent._home
-        for parent in parents:
-            parent._link(self)
+        unheard = [each for parent in parents for each in parent._link(self)]
         if self._unclosed:
             for node in self._above():
                 if node._unclosed is None:
                     node._unclosed = set()
                 node._unclosed |= self._unclosed
-        tell("opened", self)
+        for node, observers in unheard:
+            for observer in observers:
+                observer("opened", node, None, "")
 
-    def _link(self, child: Revokable) -> None:
+    def _link(self, child: Revokable) -> Heard:
         if not self._lasting:
             self._attach()
-        self._adopt(child)
+        return self._adopt(child)
 
-    def _adopt(self, child: Revokable) -> None:
+    def _adopt(self, child: Revokable) -> Heard:
         if self._children is None:
             self._children = {}
         self._children[child] = None
-        if self._observers:
-            have_observed(child, self._observers)
+        return have_observed(child, self._observers) if self._observers else ()
 
     def _discard(self, parents: tuple[Revokable, ...], reason: str) -> Revocation:
         """Release what was never opened: join it to its parents, some of which may be dead, and revoke it."""
@@ -476,8 +478,7 @@ class Revokable:
         root = _root(self)
         here = loop.current()
         home = before = root._home
-        if home is not None and home is not here:
-            _refuse_elsewhere(self, home, here)
+        _refuse_elsewhere(self, home, here)
         if here is not None:
             root._home = home = here
         self._home = home
@@ -701,11 +702,14 @@ def _refuse_elsewhere(node: Revokable, home: loop.Home | None, here: loop.Home |
         )
 
 
-def have_observed(node: Revokable, observers: tuple[Told, ...]) -> None:
-    """Let these, too, observe a node and all below it."""
+def have_observed(node: Revokable, observers: tuple[Told, ...]) -> Heard:
+    """Let these, too, observe a node and all below it. Return who had not heard of which node before."""
+    heard = []
     for each in below(node):
         new = tuple(observer for observer in observers if observer not in each._observers)
-        each._observers = each._observers + new if each._observers else observers
+        each._observers += new
+        heard.append((each, new))
+    return heard
 
 
 def _root(node: Revokable) -> Revokable:

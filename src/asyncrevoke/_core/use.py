@@ -206,7 +206,8 @@ class Use(Operation):
             assert self.scope is not None
             end = self.scope.cancel
         home = self.node._home
-        self.node._call(end if in_loop or home is None else lambda: home.call(end))
+        assert home is not None  # it has a task
+        self.node._call(end if in_loop else lambda: home.call(end))
 
     def __enter__(self) -> Self:
         home = self.enter()
@@ -225,8 +226,9 @@ class Use(Operation):
                 swallowed = bool(self.scope.__exit__(kind, exc, tb))
             except BaseException as rest:  # noqa: BLE001  # raised below
                 error = rest
-        if self.task is not None and self.node._home is not None:
-            self._come_out(self.node._home)
+        home = self.node._home
+        if home is not None:
+            self._come_out(home)
         self.leave()
         if error is None:  # passed
             return
