@@ -397,6 +397,19 @@ async def test_who_cannot_send_a_break_says_so(backend: str, number: int, monkey
         await stream.send(b"x")
 
 
+@pytest.mark.parametrize("seconds", [-0.1, math.nan])
+async def test_a_break_of_less_than_no_time_is_refused_before_it_begins(seconds: float, monkeypatch: Patch) -> None:
+    """The line is left alone."""
+    called: list[object] = []
+    async with port(KINDS[0]) as (device, _):
+        stream = device.open()
+        with monkeypatch.context() as patch:
+            patch.setattr(fcntl, "ioctl", lambda *args: called.append(args))
+            with pytest.raises(ValueError, match="seconds is"):
+                await stream.send_break(seconds)
+    assert called == []
+
+
 class Driver:
     """A driver in place of the kernel's, as a pty has no lines: it notes what it is asked, and has RTS and CTS set."""
 

@@ -317,8 +317,11 @@ class SerialStream(DeviceStream):
     async def send_break(self, seconds: float = 0.25) -> None:
         """Hold the line in its break condition.
 
+        :raises ValueError: if `seconds` is negative or not a number; nothing has changed then
         Cancellation: ends the break.
         """
+        if not seconds >= 0.0:
+            raise ValueError(f"seconds is {seconds!r}: give 0 or more")
 
         async def hold() -> None:
             try:
