@@ -65,13 +65,18 @@ def _uvloop_has_its_pipe() -> None:
     anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _what_stays_is_not_collected() -> Iterator[None]:
-    """The collector, which many tests run, need not go through all modules and tests each time."""
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays_is_not_collected() -> None:
+    """The collector, which many tests run, need not go through all modules, tests and reports each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plugins_find_all_at_the_end() -> Iterator[None]:
+    """They look for referrers then."""
     yield
-    gc.unfreeze()  # pytest's plugins look for referrers at the end
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)

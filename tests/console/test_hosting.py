@@ -476,8 +476,8 @@ async def test_fault_in_the_configuration_changes_nothing(folder: pathlib.Path, 
 
 #: What it gets and does is appended to a file. It stays after the hang-up, until it is told to go. One with an argument goes.
 LINGERS = """
-echo begins >>{0}/did
 trap 'trap "" HUP; echo is hung up >>{0}/did; test $1 || read word <{0}/go; echo ends >>{0}/did; exit' HUP
+echo begins >>{0}/did
 while :; do sleep 60 & wait; done
 """
 

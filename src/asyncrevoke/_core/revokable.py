@@ -478,7 +478,8 @@ class Revokable:
         root = _root(self)
         here = loop.current()
         home = before = root._home
-        _refuse_elsewhere(self, home, here)
+        if home is not None and home is not here:
+            _refuse_elsewhere(self, home, here)
         if here is not None:
             root._home = home = here
         self._home = home
