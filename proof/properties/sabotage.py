@@ -120,6 +120,9 @@ FAULTS = (
         "if False and self",
     ),
     Fault(
-        "a node joins the second parent alone", Revokable._join, "for parent in parents for", "for parent in parents[-1:] for"
+        "a node joins the second parent alone",
+        Revokable._join,
+        "for parent in parents for",
+        "for parent in parents[-1:] for",
     ),
 )
