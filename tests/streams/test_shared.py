@@ -561,6 +561,37 @@ async def test_who_is_woken_because_the_line_is_held_up(how: str, monkeypatch: p
             assert await slow.receive() == b"123456"
             await call.done.wait()
             assert call.outcome == b"more"
+            assert await slow.receive() == b"more"
+            call = start(tasks, passes_on.receive)
+            await parked(passes_on.handle)
+            line.arrive(b"last")
+            assert await slow.receive() == b"last"
+            assert taken == b"123456last", "the loop reads again"
+            call.scope.cancel()
+
+
+@asyncio_only
+async def test_who_waits_for_the_loop_meets_the_end_that_another_reads_in_turn() -> None:
+    """What came was taken for it, and its task sleeps on; the other has come since, and waits for a slow one."""
+    async with pipe(10) as line, anyio.create_task_group() as tasks:
+        taken = bytearray()
+
+        def take(data: bytes) -> bytes:
+            taken.extend(data)
+            return b""
+
+        slow, passes_on, new = line.open("slow"), line.open("passes on", take=take), line.open("new")
+        calls = [start(tasks, passes_on.receive)]
+        await parked(passes_on.handle)
+        line.arrive(b"123456")
+        assert await read(new, 6) == b"123456" == taken
+        calls.append(start(tasks, new.receive))
+        await parked(new.handle)
+        line.close()
+        assert await slow.receive() == b"123456"
+        for call in calls:
+            await call.done.wait()
+            assert isinstance(call.outcome, anyio.EndOfStream)
 
 
 async def test_an_error_of_the_line_is_told_to_all_who_wait() -> None:
