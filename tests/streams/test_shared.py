@@ -587,8 +587,9 @@ async def test_who_waits_for_the_loop_meets_the_end_that_another_reads_in_turn()
         assert await read(new, 6) == b"123456" == taken
         calls.append(start(tasks, new.receive))
         await parked(new.handle)
-        line.close()
         assert await slow.receive() == b"123456"
+        await settle()
+        line.close()
         for call in calls:
             await call.done.wait()
             assert isinstance(call.outcome, anyio.EndOfStream)
