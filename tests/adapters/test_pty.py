@@ -447,7 +447,7 @@ async def test_slow_reader_is_told_and_the_others_are_not_stalled() -> None:
         fast, slow, asleep = (session.open(name) for name in ("fast", "slow", "asleep"))
         got = await slow.receive(100)
         assert await rest(fast) == MEGABYTE[: 1 << 18]
-        assert clients(session) == ["fast"]
+        assert clients(session) == ["fast", "asleep"]  # which may be there to type
         for stream in (slow, asleep):
             with pytest.raises(RevokedError, match="behind") as caught:
                 await stream.receive()

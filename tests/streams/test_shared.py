@@ -116,6 +116,23 @@ async def test_who_is_too_far_behind_is_revoked() -> None:
     assert await fast.receive() == b"more"
 
 
+async def test_who_only_sends_is_not_too_slow() -> None:
+    """It keeps its keyboard, and keeps no copies. Once it receives, it is told what it has missed; or it begins anew."""
+    line = Line(backlog=10)
+    reads, sends, anew = line.open("reads"), line.open("sends"), line.open("anew")
+    for _ in range(5):
+        line.arrive(b"12345")
+        assert await reads.receive() == b"12345"
+        await sends.send(b".")
+    assert (line.sent, sends.unread, anew.unread) == (b".....", b"", b"")
+    anew.forget()
+    line.arrive(b"more")
+    assert await reads.receive() == await anew.receive() == b"more"
+    with pytest.raises(RevokedError, match="15 bytes behind, and may be 10"):
+        await sends.receive()
+    assert [*line.shared.streams] == [reads, anew]
+
+
 async def read(stream: Stream, size: int) -> bytes:
     """So many bytes, as they come."""
     data = b""

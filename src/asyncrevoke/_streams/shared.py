@@ -27,7 +27,8 @@ class Shared:
 
     With a backlog, a stream holds the line up if it is behind by more than half the backlog, as long as it goes on
     receiving. So the fastest is no faster than the slowest. A stream that has received nothing for `patience` seconds
-    holds up nobody.
+    holds up nobody. One that has never received may be there to send: if it falls too far behind, it goes on, without its
+    copies, and is revoked when it receives after all.
 
     :param receive: receives 1 to so many bytes, or raises EndOfStream. Cancelled, it has consumed nothing
     :param send_some: sends at least one byte of its argument, and returns how many
@@ -138,6 +139,10 @@ class Shared:
         self, reader: SharedStream, max_bytes: int, fd: Fd | None, reactor: asyncio.AbstractEventLoop | None
     ) -> bytes:
         """The data that has come for one reader, where each gets a copy."""
+        reader.receives = True
+        if reader.missed:
+            reader.revoke(reader.missed)
+            reader.handle._admit()
         unread = reader.unread
         while not unread:
             if self._ended:
@@ -257,7 +262,7 @@ class Shared:
             self.history += data
             del self.history[: -self._kept]
         for stream in list(self.streams):
-            if left := self._offer(stream, data):
+            if not stream.missed and (left := self._offer(stream, data)):
                 self._keep_for(stream, left)
 
     def _offer(self, stream: SharedStream, data: bytes) -> bytes:
@@ -279,7 +284,12 @@ class Shared:
         if behind > self._backlog // 2:
             self._behind = True
         if behind > self._backlog:
-            stream.revoke(f"it was {len(stream.unread)} bytes behind, and may be {self._backlog + self._kept}")
+            why = f"it was {len(stream.unread)} bytes behind, and may be {self._backlog + self._kept}"
+            if stream.receives:
+                stream.revoke(why)
+            else:
+                stream.missed = why
+                stream.unread.clear()
         if stream in self._waiting:
             _resolve(self._waiting[stream])
 
@@ -372,10 +382,14 @@ class SharedStream(Face):
 
     :ivar unread: bytes that have come for it, and were not received
     :ivar received: when it last received, or had nothing to receive
+    :ivar receives: whether it has ever received, where each stream gets a copy
+    :ivar missed: why it must not receive any more: it gets no copies, because it has never taken any
     :ivar left_at: where it has left the line, in bytes from the line's beginning
     """
 
     left_at = 0
+    receives = False
+    missed = ""
 
     def __init__(
         self, shared: Shared, owner: Revokable, name: str = "", *, tty: bool = False, **options: Unpack[SharedOptions]
@@ -393,6 +407,7 @@ class SharedStream(Face):
     def forget(self) -> None:
         """Throw away the bytes that have come for it and were not received."""
         self.unread.clear()
+        self.missed = ""
         self._ahead, self._at = b"", 0
 
     def _leave(self) -> None:

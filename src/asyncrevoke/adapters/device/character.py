@@ -49,8 +49,9 @@ class DeviceOptions(TypedDict, total=False):
     :ivar subsystem: the kernel's subsystem in which an identity is looked for. Default: that of the kind, or hidraw,
         input, usbmisc, tty
     :ivar fan_out: each stream gets each message, or all bytes. Default: one task may receive at a time
-    :ivar backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow. A report takes 4
-        bytes more than it has. Data that the driver has no room for is lost to all
+    :ivar backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow. One that never
+        receives may be there to send, and is not. A report takes 4 bytes more than it has. Data that the driver has no
+        room for is lost to all
     :ivar close_timeout: seconds to wait for the kernel to close it
     :ivar idle_limit: seconds without data after which it is revoked, whether anybody reads or not. None: no limit
     :ivar owner: what it is opened on; a `Name` gives it a generation

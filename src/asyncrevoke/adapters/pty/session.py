@@ -34,8 +34,9 @@ class PtyOptions(TypedDict, total=False):
     :ivar env: its whole environment. None: this process's
     :ivar cwd: its working directory. None: this process's
     :ivar size: rows and columns. Default: (24, 80)
-    :ivar backlog: bytes that a client may be behind before it is revoked as too slow. Default: 65536. The program is
-        held up first, for a client that is more than half of it behind and goes on receiving
+    :ivar backlog: bytes that a client may be behind before it is revoked as too slow. Default: 65536. One that never
+        receives may be there to type, and is not. The program is held up first, for a client that is more than half of
+        it behind and goes on receiving
     :ivar patience: seconds without receiving after which a client no longer holds the program up. Default: 10
     :ivar history: bytes of the latest output that are kept for streams opened with `replay`. Default: 0
     :ivar kill_after: seconds from the hang-up to SIGKILL for processes that stay. Default: 5. A revocation waits until

@@ -106,8 +106,9 @@ def open_serial(
         those libraries, for asyncio alone
     :param fan_out: each stream gets a copy of all data. Default: one task may read at a time. Data that a stream has
         not received when the port is revoked is thrown away
-    :param backlog: with `fan_out`, bytes that a stream may be behind before it is revoked as too slow. Nobody is waited
-        for: a device sends on, and data that the driver has no room for is lost to all
+    :param backlog: with `fan_out`, bytes that a stream may be behind before it is revoked: "... bytes behind" is the
+        reason. One that never receives may be there to send, and is not. Nobody is waited for: a device sends on, and
+        data that the driver has no room for is lost to all, as when nobody receives
     :param history: with `fan_out`, bytes of the latest data that are kept for streams opened with `replay`
     :param close_timeout: seconds to wait for the kernel to close it; a stalled line takes it 31
     :param idle_limit: seconds without data after which it is revoked, whether anybody reads or not. None: no limit
