@@ -6,8 +6,10 @@ import array
 import asyncio
 import contextlib
 import functools
+import itertools
 import math
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Literal, Unpack
 
@@ -135,6 +137,19 @@ async def test_who_only_sends_is_not_too_slow() -> None:
     assert [*line.shared.streams] == [reads, anew]
 
 
+async def test_what_is_forgotten_is_not_received() -> None:
+    """Neither what has come for it, nor what it has fetched and not used yet."""
+    line = Line(backlog=100)
+    stream, other = line.open("one"), line.open("other")
+    line.arrive(b"line, fetched")
+    assert await stream.receive_until(b",") == b"line"
+    line.arrive(b"unread")
+    await read(other, 19)
+    stream.forget()
+    line.arrive(b"new")
+    assert await stream.receive() == b"new"
+
+
 async def read(stream: Stream, size: int) -> bytes:
     """So many bytes, as they come."""
     data = b""
@@ -160,13 +175,22 @@ async def test_who_goes_on_receiving_is_waited_for() -> None:
     assert ahead.outcome == got == text
 
 
-async def test_who_receives_nothing_holds_up_nobody() -> None:
+async def test_who_receives_nothing_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the patience the others read on, without waiting again, and who is too far behind is revoked."""
+    waited: list[float] = []
+    move_on_after = anyio.move_on_after
+
+    def noted(delay: float) -> anyio.CancelScope:
+        waited.append(delay)
+        return move_on_after(delay)
+
+    monkeypatch.setattr(anyio, "move_on_after", noted)
     line = Line(backlog=10, patience=0.05)
     fast, slow = line.open("fast"), line.open("slow")
     line.arrive(bytes(1000))
     with anyio.fail_after(30):
         assert len(await read(fast, 1000)) == 1000
+    assert 0 < max(waited) <= 0.05
     with pytest.raises(RevokedError, match="bytes behind, and may be 10"):
         await slow.receive()
 
@@ -176,14 +200,15 @@ async def test_who_goes_holds_up_nobody(how: str) -> None:
     """The line is read on at once when the one it waits for is taken away, or leaves."""
     line = Line(backlog=10, patience=math.inf)
     fast, slow = line.open("fast"), line.open("slow")
-    line.arrive(bytes(1000))
+    line.arrive(bytes(100))
     async with anyio.create_task_group() as tasks:
-        ahead = start(tasks, read, fast, 1000)
+        ahead = start(tasks, read, fast, 100)
         await parked(fast.handle)
         await settle()
         assert not ahead.done.is_set()
         await getattr(slow, how)()
-    assert ahead.outcome == bytes(1000)
+        await settle(1000)
+        assert ahead.outcome == bytes(100)
 
 
 async def test_who_is_revoked_and_still_inside_holds_up_nobody() -> None:
@@ -205,6 +230,7 @@ async def test_a_stream_tells_how_much_of_the_line_it_has_seen() -> None:
     """So that one which comes after another knows what both have missed."""
     line = Line(backlog=10)
     first, other = line.open("first"), line.open("other")
+    assert first.left_at == 0
     line.arrive(bytes(4))
     await other.receive()
     await first.revoke()
@@ -213,9 +239,10 @@ async def test_a_stream_tells_how_much_of_the_line_it_has_seen() -> None:
     assert (first.left_at, line.shared.read) == (4, 7)
 
 
-async def test_who_had_nothing_to_receive_is_waited_for_as_well() -> None:
+@pytest.mark.parametrize("backlog", [10, 11])
+async def test_who_had_nothing_to_receive_is_waited_for_as_well(backlog: int) -> None:
     """The patience begins with the first byte that waits: a line that was silent for long takes nothing from it."""
-    line = Line(backlog=10, patience=60)
+    line = Line(backlog=backlog, patience=60)
     fast, slow = line.open("fast"), line.open("slow")
     for stream in fast, slow:
         stream.received -= 3600
@@ -379,16 +406,18 @@ def gone(line: Pipe, _: Exception) -> Exception:
 
 
 class Pipe:
-    """A line that the loop reads for all who wait, where it can.
+    """A line over a descriptor, which the loop reads for all who wait, where it can.
 
     :param failed: what is raised instead of the end of data
     """
 
     def __init__(self, backlog: int | None, patience: float, failed: Callable[[Pipe, Exception], Exception]) -> None:
-        theirs, self.end = os.pipe()
+        ours, far = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # for a few thousand bytes
+        self.end = far.detach()
         os.set_blocking(self.end, False)
         self.port = Revokable("port")
-        self.fd = Fd(theirs, self.port)
+        self.fd = Fd(ours.detach(), self.port)
         self.port.release = self.fd.close
         self._failed = functools.partial(failed, self)
         self.shared = Shared(self._receive, self.fd.write_some, backlog=backlog, patience=patience, failed=self._failed)
@@ -405,6 +434,14 @@ class Pipe:
 
     def arrive(self, data: bytes) -> None:
         os.write(self.end, data)
+
+    def taken(self) -> bytes:
+        """What was sent, and was not taken yet."""
+        data = bytearray()
+        with contextlib.suppress(BlockingIOError):
+            while some := os.read(self.end, 65536):
+                data += some
+        return bytes(data)
 
     def close(self) -> None:
         """Nothing more comes."""
@@ -427,6 +464,86 @@ async def pipe(
     finally:
         line.close()
         await line.port.aclose()
+
+
+async def test_what_fits_is_sent_at_once_and_nothing_by_who_is_refused() -> None:
+    """The descriptor takes it without a turn of the loop, beyond a checkpoint."""
+    async with pipe() as line:
+        one, two = line.open("one"), line.open("two")
+        await one.send(b"fits")
+        one.revoke("enough")
+        with pytest.raises(RevokedError) as caught:
+            await one.send(b"refused")
+        assert (caught.value.in_flight, caught.value.sent) == (False, 0)
+        await two.send(b".")
+        assert line.taken() == b"fits."
+
+
+async def test_a_piece_that_is_begun_is_ended_before_another_writer_has_its_turn() -> None:
+    """However little the descriptor takes at a time: up to 4096 bytes are not mixed, counted from each one's beginning."""
+    async with pipe() as line, anyio.create_task_group() as tasks:
+        streams = [line.open("a"), line.open("b")]
+        calls = []
+        for stream in streams:
+            calls.append(start(tasks, stream.send, stream.handle.name.encode() * 40_000))
+            await parked(stream.handle)
+        sent = bytearray()
+        while not all(call.done.is_set() for call in calls):
+            sent += line.taken()
+            await settle()
+        sent += line.taken()
+        counted = {"a": 0, "b": 0}
+        for name, run in itertools.groupby(sent.decode()):
+            counted[name] += len([*run])
+            assert counted[name] % 4096 == 0 or counted[name] == 40_000, counted
+        assert counted == {"a": 40_000, "b": 40_000}
+
+
+async def test_who_is_taken_away_in_the_midst_of_a_piece_passes_its_turn_on() -> None:
+    """Whether it had its turn from the beginning, or has waited for it."""
+    async with pipe() as line, anyio.create_task_group() as tasks:
+        streams = [line.open(str(number)) for number in range(3)]
+        calls = []
+        for stream in streams:
+            calls.append(start(tasks, stream.send, stream.handle.name.encode() * 40_000))
+            await parked(stream.handle)
+        for stream, call in zip(streams[:2], calls, strict=False):
+            await stream.revoke("enough")
+            assert call.error.in_flight
+        while not calls[2].done.is_set():
+            assert set(line.taken()) <= set(b"02")
+            await settle()
+        assert calls[2].outcome is None
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_line_that_breaks_is_told_in_its_own_words(begun: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whoever meets it: at once if nothing was sent, else by what is sent next."""
+
+    def words(_: Pipe, exc: Exception) -> Exception:
+        return OSError(f"in our words: {exc}")
+
+    async with pipe(failed=words) as line:
+        stream = line.open("one")
+        answers: list[int | Exception] = [4] * begun + [anyio.BrokenResourceError("it broke")]
+        write_now = line.fd.write_now
+
+        def breaks(item: bytes | bytearray | memoryview) -> int | None:
+            if not answers:
+                return write_now(item)
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(line.fd, "write_now", breaks)
+        if begun:
+            await stream.send(b"sent and rest")
+            assert line.taken() == b" and rest"
+        else:
+            with pytest.raises(OSError, match="in our words: it broke"):
+                await stream.send(b"nothing")
+            assert line.taken() == b""
 
 
 @asyncio_only
