@@ -158,7 +158,12 @@ REFUSED = (InvalidStatus, httpx.HTTPStatusError, socketio.exceptions.ConnectionE
 CLIENTS = [
     pytest.param("starlette", Websocket.connected, "4401 logged out", id="starlette websocket"),
     pytest.param("fastapi", Websocket.connected, "4401 logged out", id="fastapi websocket"),
-    pytest.param("litestar", Events.connected, 'event: revoked\ndata: {"reason": "logged out"}', id="litestar events"),
+    pytest.param(
+        "litestar",
+        Events.connected,
+        'event: revoked\ndata: {"reason": "logged out", "code": 4401}',
+        id="litestar events",
+    ),
     pytest.param("django_channels", Websocket.connected, "4401 logged out", id="django_channels websocket"),
     pytest.param("socketio", SocketIo.by_websocket, "transport error", id="socketio by_websocket"),
     pytest.param("socketio", SocketIo.by_polling, "transport error", id="socketio by_polling"),

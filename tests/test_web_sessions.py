@@ -159,7 +159,7 @@ async def test_an_admin_lists_and_revokes_with_a_grace(tmp_path: pathlib.Path) -
             assert (answer["done"], answer["stragglers"]) == (True, [])
             assert [line async for line in lines if line][-2:] == [
                 "event: revoked",
-                'data: {"reason": "an admin has revoked it"}',
+                'data: {"reason": "an admin has revoked it", "code": 4401}',
             ]
         assert (await service.http.get("/news", headers={"Cookie": "token=token7"})).status_code == 401
 

@@ -264,7 +264,7 @@ async def test_an_event_stream_gets_a_last_event_and_ends(kind: str, live: Regis
         await here.noted("begun")
         await live["alice", "t1"].revoke("logged\nout")
         got = await reader.read()
-    assert b'\n\nevent: revoked\ndata: {"reason": "logged\\nout"}\n\n' in got
+    assert b'\n\nevent: revoked\ndata: {"reason": "logged\\nout", "code": 4401}\n\n' in got
     assert got.endswith(b"\r\n0\r\n\r\n")
 
 
@@ -978,6 +978,18 @@ async def test_what_nobody_logs_is_not_put_into_words(
     assert caplog.messages == ["GET / of alice at 10.0.0.7 was taken away: logged out"]
 
 
+async def test_who_is_refused_is_not_logged_as_taken_away(live: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    """It never had anything; who tries many tokens does not fill the log."""
+    app: Any = RevokableApp(applications(), live, lambda _: "alice", valid=lambda _: False)
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": ["10.0.0.7"]}
+    for level in logging.INFO, logging.DEBUG:
+        caplog.set_level(level, "asyncrevoke")
+        await app(scope, anyio.sleep_forever, ignore)
+    assert [each for each in caplog.messages if "10.0.0.7" in each] == [
+        "GET / of alice at 10.0.0.7 was refused: the token is not valid"
+    ]
+
+
 async def test_a_clean_up_that_fails_leaves_no_cancellation_behind(live: Registry, here: Here) -> None:
     """The error goes to the server, whose task may serve the next request: nothing in that is taken for cancelled."""
 
@@ -1335,7 +1347,7 @@ async def test_over_http_2_others_keep_the_connection(live: Registry, here: Here
             await here.noted("alice/events", "alice/wait")
             assert "bob/events" not in got
             await live["bob"].revoke("good bye")
-    end = 'event: revoked\ndata: {"reason": "%s"}\n\n'
+    end = 'event: revoked\ndata: {"reason": "%s", "code": 4401}\n\n'
     assert got == {
         "alice/events": f"200 data: 1\n\n\n\n{end % 'logged out'}",
         "alice/wait": "401 logged out\n",
@@ -1409,6 +1421,31 @@ async def test_a_second_signal_is_the_servers_at_once(live: Registry) -> None:
     try:
         await RevokableApp(applications(), live, shutdown="going")({"type": "lifespan"}, receive, ignore)
         assert told == [0, 1], "the first is handed on, too, when all have left"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def test_at_a_shutdown_who_is_served_may_finish(live: Registry) -> None:
+    """For as long as the grace; others are refused at once. The server's own handler comes after that."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+
+    async def receive() -> Any:
+        if live.root.revoked:
+            return
+        with live["alice"].using():
+            signal.raise_signal(signal.SIGTERM)
+            await settle()
+            assert live.root.revoked
+            with pytest.raises(RevokedError):
+                live["bob"].open()
+            assert told == []
+        while not told:
+            await anyio.sleep(0.001)
+
+    try:
+        app = RevokableApp(applications(), live, shutdown_grace=3600)
+        await app({"type": "lifespan"}, receive, ignore)
     finally:
         signal.signal(signal.SIGTERM, before)
 

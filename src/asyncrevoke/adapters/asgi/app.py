@@ -26,7 +26,7 @@ class RevokableApp:
     receive any more. Meanwhile the client is told:
 
     - an open websocket is closed, with `close_code` and the reason; in its handshake it is refused, with status 403
-    - an event stream gets a last event ``revoked``, whose data is ``{"reason": "..."}``, and ends
+    - an event stream gets a last event ``revoked``, whose data is ``{"reason": "...", "code": 4401}``, and ends
     - a request that was not answered yet gets status 401 and the reason
     - any other response is cut off, so that the client does not take it for complete
 
@@ -42,8 +42,8 @@ class RevokableApp:
     it.
 
     A request whose key is being revoked, is not valid, or has expired is refused in the same way. After `live.root` was
-    revoked, as at a shutdown, clients get close code 1012 and status 503, because their tokens are good. While a member
-    of a cluster cannot vouch for them, they get 1013, which is "try again later", and 503.
+    revoked, as at a shutdown, clients get code 1012 and status 503, because their tokens are good. While a member of a
+    cluster cannot vouch for them, they get 1013, which is "try again later", and 503; event streams just end.
 
     Make it the outermost middleware. It finds the connection below the `send` of uvicorn and hypercorn, which run in
     asyncio. Under other servers it aborts nothing, and over HTTP/2 neither, because others use the connection. There it
@@ -57,13 +57,16 @@ class RevokableApp:
     :param valid: called with the parts of the key, once the session is registered. It returns whether the token is
         still good. A look only before that would miss a revocation in between. It may be async, and raise, as `key`
     :param close_code: of websockets. Default: 4401, which clients of GraphQL and others know as "unauthorized"
-    :param limit: seconds for telling the client and closing the connection
+    :param limit: seconds for telling the client and closing the connection. A clean-up has as long, even if it is
+        shielded: then it is cancelled again
     :param refusal: called with the reason. It returns the ASGI application that answers in place of the 401, such as a
         response of Starlette: ``lambda reason: JSONResponse({"error": reason}, 401)``. It is not called if the token is
         good
     :param shutdown: the reason that clients get on SIGTERM and SIGINT: see `revoke_at_shutdown`. None: leave signals
         alone
-    :raises ValueError: if `limit` is negative or not a number
+    :param shutdown_grace: seconds that those who are served then have to finish; websockets and event streams stay so
+        long, too
+    :raises ValueError: if `limit` or `shutdown_grace` is negative or not a number
     """
 
     def __init__(
@@ -77,9 +80,11 @@ class RevokableApp:
         limit: float = 2.0,
         refusal: Callable[[str], App] | None = None,
         shutdown: str | None = "the server shuts down",
+        shutdown_grace: float = 0.0,
     ) -> None:
-        if not 0.0 <= limit < float("inf"):
-            raise ValueError(f"limit is {limit!r}: give seconds, 0 or more")
+        for name, value in ("limit", limit), ("shutdown_grace", shutdown_grace):
+            if not 0.0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value!r}: give seconds, 0 or more")
         self._app = app
         self._member = None if isinstance(live, Registry) else live
         self._live = live if isinstance(live, Registry) else live.live
@@ -88,6 +93,7 @@ class RevokableApp:
         self._close_code = close_code
         self._terms = Terms(self._enter, self._code, limit, refusal)
         self._shutdown = shutdown
+        self._shutdown_grace = shutdown_grace
         self._served = False  # any request yet
         self._waiting: asyncio.Task[None] | None = None  # which the loop alone would not keep
         self._sessions: dict[Session, None] = {}
@@ -105,11 +111,12 @@ class RevokableApp:
         if not self._served:
             self._served = True
             if self._shutdown is not None:
-                self._waiting = revoke_when_terminated(self._live, self._shutdown, send)
+                self._waiting = revoke_when_terminated(self._live, self._shutdown, self._shutdown_grace, send)
         session = Session(self._terms, scope, receive, send)
         self._sessions[session] = None
         try:
             if self._key is None or await self._admits(session, self._key):
+                session.admitted = True
                 await self._app(dict(scope, asyncrevoke=session), session.receive, session.send)
         except BaseException as exc:
             if not (session.taken_away and _is_of_that(exc)):
@@ -158,7 +165,9 @@ class RevokableApp:
         if self._shutdown is None:
             await self._app(scope, receive, send)
             return
-        give_back = revoke_at_shutdown(self._live, self._shutdown, limit=self._terms.limit + 1)
+        give_back = revoke_at_shutdown(
+            self._live, self._shutdown, grace=self._shutdown_grace, limit=self._terms.limit + 1
+        )
 
         async def ends(message: Message) -> None:  # else it has none, and its clients are told all the same
             if message["type"] != "lifespan.startup.complete":

@@ -163,7 +163,7 @@ class Goodbye:
             return True
         if not _is_event_stream(self._first.get("headers") or ()):
             return False
-        body = f"\n\nevent: revoked\ndata: {json.dumps({'reason': reason})}\n\n".encode()
+        body = f"\n\nevent: revoked\ndata: {json.dumps({'reason': reason, 'code': code})}\n\n".encode()
         if code == CANNOT_VOUCH:
             body = b""  # it was not revoked: clients come back by themselves
         await self._send({"type": "http.response.body", "body": body})

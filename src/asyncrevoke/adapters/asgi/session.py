@@ -30,6 +30,7 @@ class Session:
 
     :ivar scope: the server's scope
     :ivar keys: the keys it belongs to
+    :ivar admitted: whether its endpoint has begun
     :ivar taken_away: whether it was revoked, alone or with one of its keys
     :ivar since: the unix time at which it began
     """
@@ -50,6 +51,7 @@ class Session:
         "_task",
         "_terms",
         "_timer",
+        "admitted",
         "keys",
         "scope",
         "since",
@@ -62,6 +64,7 @@ class Session:
         self.scope = scope
         self.keys: list[tuple[str, ...]] = []
         self.since = time.time()
+        self.admitted = False
         self.taken_away = False
         self._terms = terms
         self._receive = receive
@@ -136,8 +139,9 @@ class Session:
         )
         # Before the endpoint is cancelled, which may be sending its last message.
         self._receive = self._send = self._refuse
-        if logger.isEnabledFor(logging.INFO):
-            logger.info("%s", printable(f"{self} was taken away: {reason or 'no reason given'}"))
+        level, what = (logging.INFO, "taken away") if self.admitted else (logging.DEBUG, "refused")
+        if logger.isEnabledFor(level):
+            logger.log(level, "%s", printable(f"{self} was {what}: {reason or 'no reason given'}"))
         # The client is told while the endpoint ends, and even if it does not.
         self._saying = Revokable(f"goodbye to {self.name}", release=lambda: goodbye.say(reason)).revoke(reason)
         self._task.set_name(self.name)  # for the list of stragglers

@@ -13,7 +13,7 @@ from asyncrevoke.lowlevel import Registry
 
 
 def revoke_at_shutdown(
-    live: Registry, reason: str = "the server shuts down", *, limit: float = 3.0
+    live: Registry, reason: str = "the server shuts down", *, grace: float = 0.0, limit: float = 3.0
 ) -> Callable[[], None]:
     """On SIGTERM and SIGINT, revoke all of `live` first, and then call the server's own handler.
 
@@ -24,12 +24,13 @@ def revoke_at_shutdown(
     Call it in the running loop, after the server has set its handlers. In other threads than the main one it does
     nothing, because those get no signals. A second signal goes to the server at once.
 
-    :param limit: seconds after which the server's handler is called in any case
+    :param grace: seconds in which those who are served may finish. Others are refused meanwhile
+    :param limit: seconds after the grace until the server's handler is called in any case
     :returns: a function that puts the server's handlers back
     :raises RuntimeError: without a running asyncio loop
     """
     is_main = threading.current_thread() is threading.main_thread()
-    handlers = [_Handler(each, live, reason, limit) for each in (signal.SIGTERM, signal.SIGINT) if is_main]
+    handlers = [_Handler(each, live, reason, grace, limit) for each in (signal.SIGTERM, signal.SIGINT) if is_main]
 
     def give_back() -> None:
         for handler in handlers:
@@ -41,11 +42,12 @@ def revoke_at_shutdown(
 class _Handler:
     """Replaces the server's own handler of a signal."""
 
-    def __init__(self, number: signal.Signals, live: Registry, reason: str, limit: float) -> None:
+    def __init__(self, number: signal.Signals, live: Registry, reason: str, grace: float, limit: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._number = number
         self._live = live
         self._reason = reason
+        self._grace = grace
         self._limit = limit
         self._task: asyncio.Task[None] | None = None  # which the loop alone would not keep
         self._own: Any = signal.signal(number, self)
@@ -61,8 +63,8 @@ class _Handler:
 
     async def _revoke(self, frame: FrameType | None) -> None:
         try:
-            with anyio.move_on_after(self._limit):
-                await self._live.root.revoke(self._reason)
+            with anyio.move_on_after(self._grace + self._limit):
+                await self._live.root.revoke(self._reason, grace=self._grace)
         finally:
             self._hand_on(frame)
 
@@ -79,7 +81,7 @@ class _Handler:
             signal.signal(self._number, self._own)
 
 
-def revoke_when_terminated(live: Registry, reason: str, send: Any) -> asyncio.Task[None] | None:
+def revoke_when_terminated(live: Registry, reason: str, grace: float, send: Any) -> asyncio.Task[None] | None:
     """Revoke all of `live` when hypercorn tells a worker to end. It waits some seconds for its connections, which know.
 
     :param send: that of one of its connections. With that of another server this does nothing
@@ -90,6 +92,6 @@ def revoke_when_terminated(live: Registry, reason: str, send: Any) -> asyncio.Ta
 
     async def revoke() -> None:
         await terminated.wait()
-        live.root.revoke(reason)
+        live.root.revoke(reason, grace=grace)
 
     return asyncio.get_running_loop().create_task(revoke(), name=f"waits to tell that {reason}")
