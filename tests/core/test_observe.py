@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import threading
+import types
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,8 @@ from typing import Any
 import anyio
 import pytest
 
+import asyncrevoke._core.observe as _observe
+import asyncrevoke._core.revocation as _revocation
 from asyncrevoke import Event, Registry, Revokable, RevokedError, log_events, observe, revoke_all, revoke_threadsafe
 from calls import parked
 from conftest import settle
@@ -293,6 +296,45 @@ async def test_in_its_grace_nobody_is_a_straggler() -> None:
         await act
     await root.aclose()
     assert told[2:6] == ["root/idle revoked", "root/alice revoked", "root/idle released", "root/alice kicked"]
+
+
+async def test_the_patience_begins_with_the_kick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has a grace and leaves when he is kicked is no straggler, however long the grace was."""
+    now = 0.0
+    slept: list[float] = []
+    wake = anyio.Event()
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await wake.wait()
+
+    async def comes(time: float) -> None:
+        nonlocal now, wake
+        now = time
+        wake.set()
+        wake = anyio.Event()
+        await settle()
+
+    for module in _observe, _revocation:
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(
+        _observe, "anyio", types.SimpleNamespace(sleep=sleep, Event=anyio.Event, lowlevel=anyio.lowlevel)
+    )
+    node = Revokable("node")
+    async with observed(node, patience=10) as (told, _):
+        assert node.start_using()
+        node.revoke(grace=30)
+        await settle()
+        await comes(10)
+        now = 19
+        node.revoke()
+        await comes(20)
+        assert slept == [10, 10, 9]
+        assert told == ["node revoked"]
+        await comes(29)
+        assert [line.split()[1] for line in told] == ["revoked", "straggler:"]
+        node.stop_using()
+    await node.aclose()
 
 
 async def test_what_an_observer_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -73,7 +73,7 @@ async def observe(
     Operations are not observed, so they cost no more than before. If a revocation is called above `node`, the act
     itself is not told.
 
-    :param patience: seconds after which users still inside a revoked node are stragglers
+    :param patience: seconds from the kick after which users still inside a revoked node are stragglers
     :raises RuntimeError: if the tree belongs to another loop
     Cancellation: ends it.
     """
@@ -109,8 +109,11 @@ class Observation:
     def begun(self, act: Revocation) -> None:
         """Look for the stragglers of an act, if it concerns what is observed, or a part of it."""
         if act in self._node._acts or any(self.happened in root._observers for root in act._roots):
-            self._unfinished.append((time.monotonic() + self._patience, act))
+            self._look_later(act, self._patience)
             self._more.set()
+
+    def _look_later(self, act: Revocation, seconds: float) -> None:
+        self._unfinished.append((time.monotonic() + seconds, act))
 
     def end(self) -> None:
         """Stop observing. Calling it again does no harm."""
@@ -133,8 +136,9 @@ class Observation:
             self._more = anyio.Event()
 
     async def _look(self, act: Revocation) -> None:
-        if not all(node.kicked for node in act._nodes):  # still in its grace
-            self.begun(act)
+        left = (act._deadline or 0.0) + self._patience - time.monotonic()
+        if left > 0.0 or not all(node.kicked for node in act._nodes):  # in its grace, which may be cut short, or just after
+            self._look_later(act, min(left, self._patience) if left > 0.0 else self._patience)
             return
         observed = (node for node in act._nodes if self.happened in node._observers)
         stragglers = ((node, user) for node in observed for user in users_of(node) if user.kind != "open file")
