@@ -1010,9 +1010,9 @@ async def test_the_inner_stream_is_closed_when_all_others_have_left_it(name: str
     assert inner.log[1:] == ["aclose", "let go"]
 
 
-@pytest.mark.parametrize("by", ["revocation", "cancellation", "force"])
+@pytest.mark.parametrize("by", ["revocation", "cancellation", "force", "cancellation of another"])
 async def test_a_close_that_hangs_can_be_ended(by: str) -> None:
-    """A revocation, the caller's own cancellation, or a forceful close by another: the inner stream is aborted."""
+    """A revocation, a cancellation of whoever closes, or a forceful close: the inner stream is aborted."""
     inner = Inner()
     inner.peer_answers = anyio.Event()  # a peer that never answers
     owner = Revokable("service")
@@ -1024,8 +1024,14 @@ async def test_a_close_that_hangs_can_be_ended(by: str) -> None:
             await owner.revoke("deploy")
         elif by == "cancellation":
             closing.scope.cancel()
-        else:
+        elif by == "force":
             await anyio.aclose_forcefully(stream)
+        else:
+            another = start(group, stream.aclose)
+            await settle()
+            another.scope.cancel()
+            await another.done.wait()
+            assert another.scope.cancelled_caught
         await closing.done.wait()
         assert closing.outcome is None
         await settle()

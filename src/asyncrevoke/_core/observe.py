@@ -136,8 +136,8 @@ class Observation:
             self._more = anyio.Event()
 
     async def _look(self, act: Revocation) -> None:
-        left = (act._deadline or 0.0) + self._patience - time.monotonic()
-        if left > 0.0 or not all(node.kicked for node in act._nodes):  # in its grace, which may be cut short, or just after
+        left = (act._deadline or 0.0) + self._patience - time.monotonic()  # None: of a close, whose kicks are at once
+        if left > 0.0 or not all(node.kicked for node in act._nodes):  # it is in its grace, or was until now
             self._look_later(act, min(left, self._patience) if left > 0.0 else self._patience)
             return
         observed = (node for node in act._nodes if self.happened in node._observers)
