@@ -34,8 +34,9 @@ from asyncrevoke.adapters.hotplug import (
 )
 from asyncrevoke.adapters.serial import SerialDevice, open_serial
 from asyncrevoke.testing import Subject, check_revokable
-from calls import awake
+from calls import awake, parked
 from conftest import settle
+from operations import Log, stubborn
 from ports import FarEnd, Plug, serial_line
 
 pytestmark = pytest.mark.anyio
@@ -601,6 +602,35 @@ async def test_what_cannot_be_opened_is_tried_again(
     (told,) = problems - {""} or {""}
     assert told.startswith("[Errno") is (obstacle is not vanished)
     assert len([record for record in caplog.records if "is waited for" in record.message]) == 1
+
+
+async def test_who_does_not_leave_is_the_problem(plug: Plug) -> None:
+    """The next turn waits for the end of the last; operations that are not idle have the grace."""
+    plug.plug_in()
+    leave = anyio.Event()
+    log: Log = []
+    with anyio.fail_after(20):
+        async with plug.device() as devices, anyio.create_task_group() as tasks:
+            device = await anext(devices)
+            stream = device.open("stays")
+            tasks.start_soon(stubborn, stream.handle, log, leave)
+            await parked(stream.handle)
+            act = devices.down("firmware", grace=3600)
+            await settle()
+            assert not stream.handle.kicked
+            devices.node.hangup("now")
+            assert devices.problem == ""
+            devices.up()
+            tasks.start_soon(anext, devices)
+            while not devices.problem:
+                await anyio.sleep(0.001)
+            assert devices.problem.startswith("it is waited for: operation of ")
+            leave.set()
+            await act
+            while devices.node.current.generation != 2:
+                await anyio.sleep(0.001)
+            assert devices.problem == ""
+            tasks.cancel_scope.cancel()
 
 
 async def test_without_reconnect_there_is_one_turn(plug: Plug) -> None:

@@ -412,6 +412,20 @@ async def test_log_events_has_levels_and_fields(caplog: pytest.LogCaptureFixture
     assert {"event": "revoked", "path": "root/alice", "reason": "away"}.items() <= vars(revoked).items()
 
 
+async def test_an_opening_that_fails_again_and_again_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing was taken away from anybody: it is told at level DEBUG."""
+    caplog.set_level(logging.INFO, "asyncrevoke")
+    root = Revokable("root")
+    async with observed(root, log_events) as (told, _):
+        for _ in range(3):
+            with contextlib.suppress(LookupError):
+                async with root.opening("port"):
+                    raise LookupError
+    await root.aclose()
+    assert told.count("root/port revoked") == 3
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("evil", ["x\n2026 INFO 'root' revoked (no)\x1b[2J", "\x9b\u202e\udc80"], ids=["ascii", "more"])
 async def test_text_of_others_is_told_printable(evil: str) -> None:
     """Whatever a name or a reason has in it forges no line of a log, and tells a terminal nothing; the fields are as given."""

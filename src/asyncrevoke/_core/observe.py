@@ -14,6 +14,7 @@ import anyio.lowlevel
 from .errors import printable
 from .revocation import Revocation, users_of
 from .revokable import Revokable, below, have_observed
+from .use import OPENING_FAILED
 
 logger = logging.getLogger("asyncrevoke")
 
@@ -150,8 +151,10 @@ class Observation:
 
 def log_events(event: Event) -> None:
     """Log events to "asyncrevoke", with the event's fields in `extra`. Revocations are INFO, stragglers WARNING, all
-    else DEBUG.
+    else DEBUG, also that an opening failed.
     """
     level = {"revoked": logging.INFO, "straggler": logging.WARNING}.get(event.what, logging.DEBUG)
+    if event.node.reason == OPENING_FAILED:  # which is tried again and again, perhaps
+        level = logging.DEBUG
     if logger.isEnabledFor(level):
         logger.log(level, "%s", event, extra=event.fields)

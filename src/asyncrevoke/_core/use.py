@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+#: The reason of a handle that never was opened.
+OPENING_FAILED = "its opening failed"
 
 
 class Inside:
@@ -295,7 +297,7 @@ class Opening:
             if not self._handle.released:
                 self._handle._join(self._parents)
         else:
-            failed = self._handle._discard(self._parents, "its opening failed" if dead is None else dead.reason)
+            failed = self._handle._discard(self._parents, OPENING_FAILED if dead is None else dead.reason)
         try:
             # From here on the parent waits for its new child, so it is not released while the child holds something.
             self._use.__exit__(kind, exc, tb)

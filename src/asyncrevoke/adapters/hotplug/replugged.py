@@ -179,7 +179,6 @@ class Devices(Resource, Generic[D]):
     :ivar node: the name, which stays. Revoke it to revoke the device for good, also while it is waited for. Each turn
         opens a file below it, named after the device node, such as ``meter/ttyUSB0``
     :ivar options: of each opening. Changes count from the next turn on
-    :ivar problem: why it is not open although it is there, such as that another program has it. "": there is none
     """
 
     node: Name
@@ -194,7 +193,8 @@ class Devices(Resource, Generic[D]):
         self._delay = self._turns.debounce
         self._latest: D | None = None  # of this turn
         self._lasts_at = 0.0  # when this turn has lasted so long that the device is no flapping one
-        self._told = self.problem = ""
+        self._told = self._problem = ""
+        self._ending: Revocation | None = None  # of the last turn
         self._opening: anyio.CancelScope | None = None
         self._back: anyio.Event | None = None  # while it is down
 
@@ -220,19 +220,29 @@ class Devices(Resource, Generic[D]):
         """Whether it is kept closed."""
         return self._back is not None
 
-    def down(self, reason: str = "down") -> Revocation:
+    @property
+    def problem(self) -> str:
+        """Why it is not open although it is there: another program has it, or somebody has not left it. "": there is
+        none.
+        """
+        stays = [] if self._ending is None else self._ending.stragglers(1)
+        return f"it is waited for: {stays[0]}" if stays else self._problem
+
+    def down(self, reason: str = "down", *, grace: float = 0.0) -> Revocation:
         """Close the device and keep it closed until `up`: ``await devices.down("firmware")``. It need not be there.
 
         Its streams raise `RevokedError`. The loop waits for `up` then, and opens nothing, even if the device is plugged
         in anew. A second call is another hang-up, and it stays down.
 
+        :param grace: seconds in which operations that are not idle may finish
         :return: the hang-up of the name. When you have awaited it, the device is closed. If the kernel takes longer than
             half a second to open it just then, a thread closes it as soon as it is open
         """
+        hangup = self.node.hangup(reason, grace=grace)
         self._back = self._back or anyio.Event()
         if self._opening is not None:
             self._opening.cancel()
-        return self.node.hangup(reason)
+        return hangup
 
     def up(self) -> None:
         """Let the loop open the device again, as soon as it is there. If it is not down, nothing happens."""
@@ -258,7 +268,7 @@ class Devices(Resource, Generic[D]):
                 if str(exc) != self._told:
                     self._told = str(exc)
                     missing = exc.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV)
-                    self.problem = "" if missing else self._told
+                    self._problem = "" if missing else self._told
                     logger.log(
                         logging.INFO if missing else logging.WARNING, "%s is waited for: %s", self.node.name, exc
                     )
@@ -277,7 +287,7 @@ class Devices(Resource, Generic[D]):
         except BaseException:
             await device.aclose()
             raise
-        self._told = self.problem = ""
+        self._told = self._problem = ""
         self._latest = device
         self._lasts_at = anyio.current_time() + self._turns.max_delay
         return device
@@ -285,8 +295,9 @@ class Devices(Resource, Generic[D]):
     async def _end_turn(self) -> None:
         if self._latest is None:
             return
+        self._ending = self.node.hangup(self._latest.node.reason or "its turn is over")
         try:
-            await self.node.hangup(self._latest.node.reason or "its turn is over")
+            await self._ending
         except* Exception as group:  # noqa: BLE001  # a port that does not close is no reason not to open the next
             logger.warning("closing %s failed: %s", self.node.name, group)
         if anyio.current_time() > self._lasts_at:
