@@ -604,8 +604,9 @@ async def test_what_cannot_be_opened_is_tried_again(
     assert len([record for record in caplog.records if "is waited for" in record.message]) == 1
 
 
-async def test_who_does_not_leave_is_the_problem(plug: Plug) -> None:
+async def test_who_does_not_leave_is_the_problem(plug: Plug, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next turn waits for the end of the last; operations that are not idle have the grace."""
+    monkeypatch.setattr(replugged, "_PATIENCE", 0.0)  # who leaves at once is none
     plug.plug_in()
     leave = anyio.Event()
     log: Log = []

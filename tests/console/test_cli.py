@@ -606,6 +606,18 @@ def test_several_from_a_file(tmp_path: pathlib.Path, capsys: pytest.CaptureFixtu
         assert log.read_bytes() == b"hi\r\nhi\r\n"
 
 
+def test_socket_of_the_file_is_told_where_nobody_looks(tmp_path: pathlib.Path) -> None:
+    """The command that is printed works as it is."""
+    config, socket = tmp_path / "c.toml", tmp_path / "elsewhere.sock"
+    config.write_text(f'[share.one]\n[share.two]\n[[sockets]]\npath = "{socket}"\n')
+    with sharing("--config", str(config)) as server:
+        assert server.stdout
+        printed = server.stdout.readline()
+        assert printed == f"sharing 'two' (loopback): asyncrevoke attach --socket {socket} two\n"
+        with attach(*printed.split()[5:]) as client:
+            client.sees("you have the keyboard")
+
+
 def test_ls_shows_who_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     """A table for people, a record per line for programs, the clients and the keyboard with `--who`."""
     with sharing("--name", "lab"), attach("lab") as client:

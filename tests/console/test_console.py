@@ -266,6 +266,20 @@ async def test_end_of_the_program_is_told_after_its_last_output(
             assert each.output == b"\r\nlast words\r\n"
 
 
+async def test_program_has_a_terminal_of_a_kind_and_nothing_that_is_the_servers(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service has no TERM, and a socket of systemd's, to which the program would talk in its place."""
+    monkeypatch.delenv("TERM", raising=False)
+    monkeypatch.setenv("NOTIFY_SOCKET", "/no/such/socket")
+    monkeypatch.setenv("MINE", "kept")
+    program = ("sh", "-c", 'echo "$TERM, $NOTIFY_SOCKET, $MINE."; exec cat')
+    async with lab(tmp_path, Share("lab", program)) as server:
+        client = await server.attach()
+        await client.hears(b".")
+        assert client.output == b"xterm, , kept.\r\n"
+
+
 async def test_stopped_server_tells_all_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
     """Its cancellation takes the programs away, which are reaped, and each client learns why."""
     async with lab(tmp_path, Share("lab", ("sh", "-c", "echo pid $$.; exec cat")), Share("other")) as server:

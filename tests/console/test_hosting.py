@@ -439,6 +439,10 @@ SOUND = '[share.lab]\ncommand = ["cat"]\n[share.more]\n'
         ),
         ('sockets = [{{path = "{folder}/new"}}, {{path = "{folder}/new"}}]\n' + SOUND, "/new' is there twice"),
         ('sockets = [{{group = "daemon"}}]\n' + SOUND, "sockets: give each a path"),
+        (
+            '[share.a]\ndevice = "usb-x"\n[share.b]\ndevice = "usb-x"\n' + SOUND,
+            "'usb-x' is the device of 'a' and 'b': share it once",
+        ),
         ('sockets = ["{folder}/new"]\n' + SOUND, "sockets: give a table, and not '"),
         ('sockets = "path"\n' + SOUND, "sockets must be a list, and not 'path'"),
         ('sockets = [{{path = "{folder}/new", mode = 4294967296}}]\n' + SOUND, "a socket has no mode 0o40000000000"),

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from asyncrevoke import Registry
-from asyncrevoke.console.escape import KEYS, MENU
+from asyncrevoke.console.escape import KEYS, KEYS_TO_LOOK, MENU, MENU_TO_LOOK
 from asyncrevoke.console.menu import Menu
 from asyncrevoke.control import Request, serve
 from test_cli import attach, folder, sharing  # noqa: F401  # folder: a fixture
@@ -89,6 +89,27 @@ def test_all_keys_are_explained() -> None:
     assert mean - {"."} == KEYS.keys() - {"?", "ctrl-]"}
     assert {word[0] for word in MENU.split()} == KEYS.keys() - {"ctrl-]"}
     assert len(MENU) + 2 < 80
+
+
+def test_who_only_looks_is_offered_what_he_may_do() -> None:
+    """The keys that change something say why not, at once; the port is shown, and nobody asks for its settings."""
+    shown = Shown()
+    menu = Menu(shown, watches=False)
+    menu.denied = "you may look here, and not type"
+    for key in set(KEYS) - set(KEYS_TO_LOOK) - {"l", "ctrl-]"}:
+        assert list(menu.keys(b"\x1d" + key.encode())) == []
+        assert shown.said.pop() == "not done: you may look here, and not type"
+    for shows in b"\x1dp", b"\x1dl":
+        assert list(menu.keys(shows)) == [{"port": True}]
+        menu.port(PORT)
+        assert shown.line is None
+    shown.said.clear()
+    list(menu.keys(b"\x1d?"))
+    assert [line.split()[0] for line in shown.said] == [*KEYS_TO_LOOK]
+    assert {word[0] for word in MENU_TO_LOOK.split()} == KEYS_TO_LOOK.keys()
+    shown.said.clear()
+    menu.show()
+    assert shown.said == [MENU_TO_LOOK]
 
 
 def test_who_only_watches_may_leave_by_ctrl_c() -> None:

@@ -66,7 +66,6 @@ class _Attachment:
         self._menu = Menu(self, watches=watches)
         self._name = ""
         self._excuse = ""  # shown once to a user who types now
-        self._denied = "you only watch here" if watches else ""  # why this client never types
         self._yours = False
         self._here = True
         self._may_type = anyio.Event()
@@ -164,7 +163,7 @@ class _Attachment:
         if what != "type":
             self._menu.refused(why)
         elif self._terminal.raw:
-            self._denied = why  # shown with the holder of the keyboard
+            self._menu.denied = why  # shown with the holder of the keyboard, too
         else:  # waiting for the keyboard would be in vain
             self._end(ControlError("forbidden", why))
 
@@ -176,7 +175,7 @@ class _Attachment:
             return
         has = f"{holder or 'nobody'} has the keyboard"
         if self._terminal.raw:
-            self._excuse = f"not typed: {self._denied or f'{has}; ctrl-] t takes it'}"
+            self._excuse = f"not typed: {self._menu.denied or f'{has}; ctrl-] t takes it'}"
         why = ": ".join(filter(None, (by and f"taken from you by {by}", why)))
         has += f" ({why})" if why else ""
         await self._terminal.say(has if self._terminal.raw or self._watches else f"{has}: waiting for it")

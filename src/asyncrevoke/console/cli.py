@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .escape import HELP
+from .escape import KEYS, explained
 
 _SOCKET = "server socket. Default: $ASYNCREVOKE_SOCKET, or all sockets in your own folder and in /run/asyncrevoke"
 _CLUSTER = (
@@ -286,7 +286,7 @@ is not read, and ctrl-C detaches.
 
 after ctrl-]:
 """
-    + "".join(f"  {line}\n" for line in HELP)
+    + "".join(f"  {line}\n" for line in explained(KEYS))
     + """
 exit status:
   0  you detached, or what was shared has ended

@@ -29,7 +29,7 @@ from .fault import Faults, told
 from .kernel import held
 from .settings import NAMES, SWITCH, Settings
 from .share import Config, Share, Socket, read_config
-from .sockets import Servers, look, new_socket
+from .sockets import Servers, is_looked_at, look, new_socket
 
 GONE, FAILED, STILL_IN_USE, RELEASE_FAILED = 0, 1, 3, 4
 _EXPECTED = (OSError, ImportError, ControlError)
@@ -130,7 +130,9 @@ def _share(args: argparse.Namespace) -> int:
 
     reread = (lambda: here(read_config(path))) if args.config else None
     with journal.logging_to_stderr():
-        anyio.run(_host, here(config), reread, f"--socket {args.socket[0]} " if args.socket else "")
+        config = here(config)
+        reached = config.sockets[0].path
+        anyio.run(_host, config, reread, f"--socket {reached} " if args.socket or not is_looked_at(reached) else "")
     return 0
 
 

@@ -42,6 +42,7 @@ _LONGEST_PAUSE = 30.0  # seconds, for a program that ends soon each time
 _SOON = 10.0  # seconds: a program that has run for no longer than this has ended soon
 _ENDS_WITHIN = 1.0  # seconds that a program has to end, after it has closed its terminal, for its status to be told
 _LAST_WORDS = 5.0  # seconds for the clients to take the last output, and to be told why it ended
+_OURS = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}  # variables by which systemd talks to the server alone
 _LISTED, _SHORT = 200, 5_000  # clients, and bytes of a text: the record of a share must fit into a line
 
 Session = PtySession | SerialDevice
@@ -125,7 +126,12 @@ class Console:
             raise
 
     def _options(self) -> PtyOptions:
-        return {"owner": self.node, "name": "loopback" * (not self.share.command), "history": self.share.history}
+        return {
+            "owner": self.node,
+            "name": "loopback" * (not self.share.command),
+            "history": self.share.history,
+            "env": {"TERM": "xterm"} | {name: each for name, each in os.environ.items() if name not in _OURS},
+        }
 
     async def run(self) -> None:
         """Share the device or program until it is taken away, or the program has ended."""

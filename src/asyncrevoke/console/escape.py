@@ -16,6 +16,13 @@ KEYS = {
     "?": "show this help",
     "ctrl-]": "type one ctrl-]",
 }
-HELP = [f"{key:6}  {text}" for key, text in KEYS.items()]
+#: For those who only look.
+KEYS_TO_LOOK = {key: KEYS[key] for key in ("w", "s", "q", "?")} | {"p": "show the port's settings"}
 MENU = "w)ho t)ake g)ive s)ay b)reak p)ort l)ines d)own u)p c)trl-C q)uit ?)help"
+MENU_TO_LOOK = "w)ho s)ay p)ort q)uit ?)help"
 HINT = "ctrl-] opens a menu, ctrl-] q detaches"
+
+
+def explained(keys: dict[str, str]) -> list[str]:
+    """A line for each key."""
+    return [f"{key:6}  {text}" for key, text in keys.items()]

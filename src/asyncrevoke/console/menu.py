@@ -10,7 +10,7 @@ from typing import Protocol
 
 from asyncrevoke.control.client import Record
 
-from .escape import ESCAPE, HELP, MENU
+from .escape import ESCAPE, KEYS, KEYS_TO_LOOK, MENU, MENU_TO_LOOK, explained
 from .person import does
 from .settings import Settings
 
@@ -46,10 +46,12 @@ class Menu:
     """Tells what keys mean, one after the other.
 
     :ivar waits: whether the escape key came last, and the menu is not shown yet
+    :ivar denied: why nothing may be typed or changed here. "": it may, or that is not known yet
     """
 
     def __init__(self, screen: Screen, *, watches: bool) -> None:
         self.waits = False
+        self.denied = "you only watch here" if watches else ""
         self._screen = screen
         self._watches = watches
         self._escaped = False
@@ -88,7 +90,7 @@ class Menu:
     def show(self) -> None:
         """Show the menu, because no key has come."""
         self.waits = False
-        self._screen.say_soon(MENU)
+        self._screen.say_soon(MENU_TO_LOOK if self.denied else MENU)
 
     def _choose(self, key: int) -> Iterator[bytes | Record]:
         self._then = None
@@ -96,6 +98,8 @@ class Menu:
             yield bytes([key])
         elif key in _CANCEL:
             return
+        elif self.denied and key in b"tgbduc":
+            self.refused(self.denied)
         elif key in _ACTS:
             yield _ACTS[key]
         elif key == ord("s"):
@@ -103,13 +107,14 @@ class Menu:
         elif key == ord("d"):
             self._ask("reason for taking the port down: ", lambda text: {"down": text})
         elif key in b"pl":
-            self._then = self._ask_settings if key == ord("p") else self._ask_line
+            asks = self._ask_settings if key == ord("p") else self._ask_line
+            self._then = self._show if self.denied else asks
             yield {"port": True}
         elif key == ord("b"):
             self._then = lambda _: self._screen.say_soon("a break was sent")
             yield {"break": _BREAK}
         else:
-            self._screen.say_soon(*HELP)
+            self._screen.say_soon(*explained(KEYS_TO_LOOK if self.denied else KEYS))
 
     # -- the port --
 

@@ -203,7 +203,8 @@ class _Talk:
         if self._why:
             raise ControlError("keyboard", f"you may not type there: {self._why}")
         if self._yours is False:
-            raise ControlError("keyboard", f"{self._holder} has the keyboard. --force takes it, --wait waits for it")
+            advice = "it did not come free" if self._args.wait else "--force takes it, --wait waits for it"
+            raise ControlError("keyboard", f"{self._holder} has the keyboard: {advice}")
 
     def _print(self, answer: Answer, data: bytes, left: float, *, last: bool = False) -> None:
         with _alarm(left):

@@ -166,6 +166,16 @@ class Config:
         for what in [share.name for share in self.shares], [socket.path for socket in self.sockets]:
             if twice := [each for each in what if what.count(each) > 1]:
                 raise ValueError(f"{twice[0]!r} is there twice: choose another name")
+        devices: dict[str, str] = {}
+        for share in self.shares:  # a far end, with a url, may take several connections
+            if (
+                share.device
+                and "://" not in share.device
+                and devices.setdefault(share.device, share.name) != share.name
+            ):
+                raise ValueError(
+                    f"{share.device!r} is the device of {devices[share.device]!r} and {share.name!r}: share it once"
+                )
 
     @property
     def names_people(self) -> bool:

@@ -85,6 +85,12 @@ def _let_in(folder: pathlib.Path, group: str) -> None:
     folder.chmod(0o750)
 
 
+def is_looked_at(path: str) -> bool:
+    """Whether clients find a socket there by themselves."""
+    file = pathlib.Path(path)
+    return file.suffix == ".sock" and file.parent in (own_folder(), SYSTEM)
+
+
 async def look(socket: str = "", user: str = "") -> Servers:
     """Connect to the server at `socket`, or to all servers in the user's folder and the system's. Dead ones are skipped.
 

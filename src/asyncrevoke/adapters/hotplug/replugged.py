@@ -32,6 +32,7 @@ BY_ID = pathlib.Path("/dev/serial/by-id")
 TTYS = pathlib.Path("/sys/class/tty")
 
 D = TypeVar("D", bound=Device[Any])
+_PATIENCE = 1.0  # seconds that users of a device have to leave, before they are a problem
 
 
 def serial_device(
@@ -225,7 +226,8 @@ class Devices(Resource, Generic[D]):
         """Why it is not open although it is there: another program has it, or somebody has not left it. "": there is
         none.
         """
-        stays = [] if self._ending is None else self._ending.stragglers(1)
+        ending = self._ending
+        stays = ending.stragglers(1) if ending is not None and ending.report.seconds >= _PATIENCE else []
         return f"it is waited for: {stays[0]}" if stays else self._problem
 
     def down(self, reason: str = "down", *, grace: float = 0.0) -> Revocation:
