@@ -17,10 +17,10 @@ from machine import booted
 
 #: How often each is done, in full and in short.
 SCENARIOS = {
-    "ttyUSB": (100, 5),
-    "ttyACM": (100, 5),
-    "evdev": (50, 3),
-    "hidraw": (50, 3),
+    "ttyUSB": (100, 2),
+    "ttyACM": (100, 2),
+    "evdev": (50, 1),
+    "hidraw": (50, 1),
     "replugs": (50, 1),
     "swaps": (20, 0),
     "input-replugs": (50, 0),
