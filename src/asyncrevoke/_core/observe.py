@@ -154,7 +154,7 @@ def log_events(event: Event) -> None:
     else DEBUG, also that an opening failed.
     """
     level = {"revoked": logging.INFO, "straggler": logging.WARNING}.get(event.what, logging.DEBUG)
-    if event.node.reason == OPENING_FAILED:  # which is tried again and again, perhaps
-        level = logging.DEBUG
+    if level == logging.INFO and logger.isEnabledFor(level) and event.node.reason == OPENING_FAILED:
+        level = logging.DEBUG  # it is tried again and again, perhaps
     if logger.isEnabledFor(level):
         logger.log(level, "%s", event, extra=event.fields)
