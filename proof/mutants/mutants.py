@@ -220,13 +220,15 @@ class Covering:
     """Which tests of a room run a line, quick ones first."""
 
     def __init__(self, copy: planted.Copy, room: str, *, quick: bool) -> None:
-        data, times = copy.place / ".coverage", copy.place / "times.xml"
+        times = copy.place / "times.xml"
         self._room = [room, f"--ignore={SEARCHES}"] if quick else [room]
         self._package = copy.place / "src/asyncrevoke"
         lines = [f"--cov={self._package}", "--cov-context=test", "--cov-report="]
         said = copy.run([*self._room, *lines, f"--junit-xml={times}", "-o", "junit_family=xunit1"])
         if said.outcome != "passed":
             raise RuntimeError(f"the tests of {room} must pass without any mutant: {said.where}")
+        # Each thread that asks opens the file anew, and the next room's run would replace it.
+        data = (copy.place / ".coverage").rename(copy.place / f".coverage-{pathlib.PurePath(room).name}")
         self._data = coverage.CoverageData(str(data))
         self._data.read()
         self._took = {

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
 import anyio
@@ -424,9 +424,15 @@ def test_what_a_loop_was_closed_in_the_midst_of_is_ended_in_the_next(run: Run, w
         finally:
             log.append("ends")
 
+    class Release:
+        """An awaitable that is no coroutine."""
+
+        def __await__(self) -> Generator[Any, Any, None]:
+            return release().__await__()
+
     root = Revokable("root", release=says(log, "root"))
     for _ in range(2 * SLICE if what == "kicks and releases" else 3):
-        root.open(release=says(log, "release") if what == "kicks and releases" else release)
+        root.open(release=says(log, "release") if what == "kicks and releases" else Release)
     acts: list[Revocation] = []
 
     async def first() -> None:

@@ -16,7 +16,17 @@ import pytest
 
 import asyncrevoke._core.observe as _observe
 import asyncrevoke._core.revocation as _revocation
-from asyncrevoke import Event, Registry, Revokable, RevokedError, log_events, observe, revoke_all, revoke_threadsafe
+from asyncrevoke import (
+    Event,
+    Registry,
+    Revocation,
+    Revokable,
+    RevokedError,
+    log_events,
+    observe,
+    revoke_all,
+    revoke_threadsafe,
+)
 from calls import parked
 from conftest import settle
 from operations import Log, operate, slowly, stubborn
@@ -360,6 +370,38 @@ async def test_a_revocation_from_a_thread_is_told() -> None:
         await told.until("root released")
         thread.join()
     assert told == ["root revoked", "root released"]
+
+
+async def test_what_fails_in_a_revocation_from_a_thread_is_told_to_all_who_wait(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """To the thread, and to an observer that awaits the act. So nobody logs it."""
+    fail = anyio.Event()
+
+    async def release() -> None:
+        await fail.wait()
+        raise LookupError("no")
+
+    root = Revokable("root", release=release)
+    acts: list[Revocation] = []
+
+    def note(event: Event) -> None:
+        if event.what == "revoked" and event.revocation is not None:
+            acts.append(event.revocation)
+
+    async def waits() -> None:
+        with pytest.raises(BaseExceptionGroup):
+            await acts[0]
+
+    async with observed(root, note) as (told, tasks):
+        future = revoke_threadsafe(root)
+        await told.until("root revoked")
+        tasks.start_soon(waits)
+        await settle()
+        fail.set()
+        await told.until("root released")
+    assert isinstance(future.exception(0), BaseExceptionGroup)
+    assert caplog.records == []
 
 
 def test_what_was_opened_in_the_last_loop_is_told(anyio_backend: tuple[str, dict[str, Any]]) -> None:

@@ -1401,6 +1401,8 @@ def test_revoke_threadsafe_without_a_loop_revokes_at_once() -> None:
 async def test_the_future_of_revoke_threadsafe_cannot_be_cancelled() -> None:
     """A revocation cannot be undone: the future says so before it is done, and after."""
     node = Revokable("node")
+    with node.using():
+        pass
     future = revoke_threadsafe(node)
     assert not future.cancel()
     await settle()
