@@ -217,7 +217,10 @@ def equivalents() -> dict[str, str]:
 
 
 class Covering:
-    """Which tests of a room run a line, quick ones first."""
+    """Which tests of a room run a line, quick ones first.
+
+    :ivar seconds: after which its tests hang. Some that hang swallow the timeout of a test
+    """
 
     def __init__(self, copy: planted.Copy, room: str, *, quick: bool) -> None:
         times = copy.place / "times.xml"
@@ -227,6 +230,7 @@ class Covering:
         said = copy.run([*self._room, *lines, f"--junit-xml={times}", "-o", "junit_family=xunit1"])
         if said.outcome != "passed":
             raise RuntimeError(f"the tests of {room} must pass without any mutant: {said.where}")
+        self.seconds = 30.0 + 2 * said.seconds  # with the lines noted, they take longer than without
         # Each thread that asks opens the file anew, and the next room's run would replace it.
         data = (copy.place / ".coverage").rename(copy.place / f".coverage-{pathlib.PurePath(room).name}")
         self._data = coverage.CoverageData(str(data))
@@ -255,9 +259,9 @@ def run_all(chosen: Sequence[Mutant], processes: int, *, quick: bool = False) ->
 
         def survives(copy: planted.Copy, mutant: Mutant) -> bool:
             rooms = ROOMS[mutant.file.partition("/")[0]]
-            found = (covering[room].tests(mutant.file, mutant.lines) for room in rooms)
+            found = ((covering[room].tests(mutant.file, mutant.lines), covering[room].seconds) for room in rooms)
             with copy.changed(mutant.file, mutant.source):
-                return all(copy.run(tests).outcome == "passed" for tests in found if tests)
+                return all(copy.run(tests, seconds).outcome == "passed" for tests, seconds in found if tests)
 
         yield from trees.map(survives, chosen)
 
