@@ -15,6 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncrevoke import off_loop
+from asyncrevoke.lowlevel import close_off_loop
 from calls import Stalled
 from conftest import settle
 from operations import asyncio_only
@@ -328,3 +329,18 @@ async def test_a_late_result_is_handed_over_without_a_thread(ends: str, monkeypa
     call.go.set()
     thread.join(20)
     assert call.came_late in ([("result", False)], [("result", True)])
+
+
+def test_without_a_loop_it_is_closed_before_this_returns() -> None:
+    """There is nobody who could wait for a thread."""
+    closed: list[bool] = []
+    assert close_off_loop(lambda: closed.append(True)) is None
+    assert closed == [True]
+
+
+async def test_where_no_thread_can_be_started_it_is_closed_before_this_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop waits, but nothing stays open."""
+    closed: list[bool] = []
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    assert close_off_loop(lambda: closed.append(True)) is None
+    assert closed == [True]
