@@ -319,6 +319,7 @@ async def test_a_late_result_is_handed_over_without_a_thread(ends: str, monkeypa
     before = set(threading.enumerate())
     waiting = off_loop(call, late=call.hand_over)
     (thread,) = set(threading.enumerate()) - before
+    assert thread.daemon, "the interpreter must not wait for it"
     monkeypatch.setattr(threading.Thread, "start", no_thread)
     with anyio.CancelScope() as scope:
         if ends != "later":
